@@ -1,0 +1,72 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medalign.eval.metrics.wording import llava_med_text, llava_med_words, strict_words
+
+
+def test_golden_answers_are_normalised_as_llava_med_does(golden: Any) -> None:
+    for item in golden["vqa"]:
+        found = (
+            llava_med_text(item["prediction"].lower()),
+            llava_med_text(item["reference"].lower()),
+        )
+        assert found == (item["norm_prediction"], item["norm_reference"])
+
+
+# Worked out by hand from the rules in LLaVA-Med's normalize_word.
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x-ray", "x ray"),  # no blank beside the hyphen: it becomes one
+        ("x-ray - chest", "xray chest"),  # one blank beside any hyphen: all are deleted
+        ("left/right lung-lobe 1,5", "leftright lunglobe 15"),  # digit,digit: all marks deleted
+        ("2.5 cm.", "2.5 cm"),
+        (".5", ".5"),
+        ("." * 40, "." * 8),  # only the first 32 full stops go
+        ("none of the ten", "0 of 10"),
+        ("a an the", ""),
+        ("dont you're cant", "don't you're can't"),
+        ("somebody'd", "somebodyd"),
+        ("yall'll couldn'tve 'ows'at", "y'all'll couldn't've 'ow's'at"),
+        ("shed lets", "shed lets"),
+    ],
+)
+def test_llava_med_oddities_are_kept(text: str, expected: str) -> None:
+    assert llava_med_text(text) == expected
+
+
+def test_open_answers_are_lower_cased_and_normalised_twice() -> None:
+    assert llava_med_words("T-2 Weighted") == ["t", "2", "weighted"]
+    # 32 full stops go with either pass.
+    assert llava_med_words("." * 40 + "x") == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The left-sided, 2.5 cm lesion.", ["left", "sided", "2.5", "cm", "lesion"]),
+        ("Two or NONE", ["2", "or", "0"]),
+        ("It\u2019s clear", ["it's", "clear"]),
+        ("\uff39\uff25\uff33!", ["yes"]),
+        ("A", ["a"]),
+        ("?!", []),
+        ("", []),
+    ],
+)
+def test_strict_words_follow_their_rules(text: str, expected: list[str]) -> None:
+    assert strict_words(text) == expected
+
+
+@given(st.text())
+def test_strict_words_do_not_change_when_split_again(text: str) -> None:
+    words = strict_words(text)
+    assert strict_words(" ".join(words)) == words
+
+
+@given(st.text())
+def test_llava_med_words_hold_no_blanks_or_articles(text: str) -> None:
+    words = llava_med_words(text)
+    assert all(word and not word.isspace() for word in words)
