@@ -1,0 +1,1 @@
+"""From files on disk to a filled teacher cache: manifest, pixels, geometry, expert, build."""
