@@ -1,0 +1,1 @@
+"""Train a student against a teacher cache: recipe, student, batches, losses, loop."""

@@ -1,0 +1,79 @@
+"""Does this cache fit this student and this recipe? Both sides are named where it does not."""
+
+from pathlib import Path
+
+from ..teacher_cache.reader import TeacherCache
+from .recipe import Recipe
+from .student_spec import StudentSpec
+
+
+class AgreementError(ValueError):
+    """Cache, student and recipe do not fit together."""
+
+
+def check_agreement(recipe: Recipe, cache: TeacherCache | None, student: StudentSpec) -> None:
+    """Refuse what would train on the wrong patches, before any weight is loaded.
+
+    Raises:
+        AgreementError: lists every disagreement, each with both sides and the way out.
+    """
+    wrong = [*_layer(recipe, student)]
+    if cache is not None:
+        wrong += _geometry(cache, student) + _expert(recipe, cache)
+    elif recipe.loss.alpha or recipe.loss.beta:
+        wrong.append(
+            "the recipe trains on a teacher (loss.alpha or loss.beta above 0): give --cache STORE"
+        )
+    if wrong:
+        raise AgreementError("; ".join(wrong))
+
+
+def _layer(recipe: Recipe, student: StudentSpec) -> list[str]:
+    layer = recipe.loss.layer
+    if layer < student.layers:
+        return []
+    return [
+        f"loss.layer is {layer}, the student {student.path} has layers 0 to {student.layers - 1}"
+    ]
+
+
+def _geometry(cache: TeacherCache, student: StudentSpec) -> list[str]:
+    card, wrong = cache.card, []
+    if card.grid != student.grid:
+        wrong.append(
+            f"the cache {cache.store} has {card.grid} patches, the student {student.path} sees "
+            f"{student.grid}; build the cache with --grid {student.grid}"
+        )
+    if card.mode == "aligned" and card.geometry != student.geometry:
+        wrong.append(
+            f"the cache {cache.store} was built with geometry {card.geometry!r}, the student "
+            f"{student.path} uses {student.geometry!r}; build the cache with "
+            f"--geometry {student.geometry}"
+        )
+    return wrong
+
+
+def _expert(recipe: Recipe, cache: TeacherCache) -> list[str]:
+    card = cache.card
+    sides = (
+        ("expert.name", recipe.expert.name, card.expert.name),
+        ("expert.features", recipe.expert.features, card.expert.features),
+        ("expert.mode", recipe.expert.mode, card.mode),
+    )
+    return [
+        f"the recipe wants {key} {wanted!r}, the cache {cache.store} holds {found!r}"
+        for key, wanted, found in sides
+        if wanted is not None and wanted != found
+    ]
+
+
+def cache_identity(cache: TeacherCache | None) -> dict[str, str | None]:
+    """What a run remembers of its cache; a resumed run must find the same."""
+    if cache is None:
+        return {"cache": None}
+    return {"cache": cache.fingerprint, "cache_content": cache.content_hash}
+
+
+def absolute(path: str | Path) -> str:
+    """A path that stays true when a run is resumed from another folder."""
+    return str(Path(path).expanduser().resolve())

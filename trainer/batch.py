@@ -1,0 +1,188 @@
+"""A micro-batch: conversations, pixels and teacher rows, as tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..teacher_cache.reader import TeacherRow
+from .conversation import IGNORED, Encoded
+from .probe import Look, Tap
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One conversation, ready to be batched.
+
+    Attributes:
+        id: of its record.
+        encoded: tokens; None when the sample was skipped.
+        pixels: per image, [3, S, S] float32 as the vision tower takes it.
+        teachers: per image, its cache row, or None.
+        skipped: why it carries no weight, or an empty string.
+    """
+
+    id: str
+    encoded: Encoded | None = None
+    pixels: tuple[Float32, ...] = ()
+    teachers: tuple[TeacherRow | None, ...] = ()
+    skipped: str = ""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Teacher:
+    """What the expert says about the images of a batch that it has seen. I counts those.
+
+    Attributes:
+        look: where the images and their questions stand in the batch.
+        features: [I, N, D] float16 patches on the student's grid.
+        attention: [I, N] float32 [cls] attention.
+        valid: [I, N] bool, False where a patch is padding.
+    """
+
+    look: Look
+    features: Tensor
+    attention: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Batch:
+    """One micro-batch. B conversations of T tokens, P images, I of them with a teacher.
+
+    Attributes:
+        ids: record ids, B of them.
+        input_ids: [B, T].
+        attention_mask: [B, T], 1 on tokens.
+        predicts: [A] positions in the flattened [B * T] whose next token belongs to an answer.
+        targets: [A] those next tokens.
+        pixel_values: [P, 3, S, S] float32, in the order of the placeholders; None without images.
+        teacher: None when no image has one.
+        skipped: (record id, reason) of conversations that carry no weight.
+    """
+
+    ids: tuple[str, ...]
+    input_ids: Tensor
+    attention_mask: Tensor
+    predicts: Tensor
+    targets: Tensor
+    pixel_values: Tensor | None
+    teacher: Teacher | None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that the language-model loss is summed over."""
+        return len(self.targets)
+
+    @property
+    def teacher_images(self) -> int:
+        """I, the images that the two distillation losses are summed over."""
+        return 0 if self.teacher is None else len(self.teacher.attention)
+
+    def tap(self, image_token_id: int) -> Tap:
+        """Make a fresh tap for this batch."""
+        look = None if self.teacher is None else self.teacher.look
+        return Tap(self.input_ids == image_token_id, look)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
+        """Move every tensor; pixels take `dtype`."""
+        pixels = None if self.pixel_values is None else self.pixel_values.to(device, dtype)
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            attention_mask=self.attention_mask.to(device, non_blocking=True),
+            predicts=self.predicts.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            pixel_values=pixels,
+            teacher=None if self.teacher is None else _moved(self.teacher, device),
+        )
+
+
+def _moved(teacher: Teacher, device: torch.device | str) -> Teacher:
+    def moved(value: Tensor) -> Tensor:
+        return value.to(device, non_blocking=True)
+
+    look = Look(*(moved(getattr(teacher.look, f.name)) for f in fields(Look)))
+    return Teacher(look, moved(teacher.features), moved(teacher.attention), moved(teacher.valid))
+
+
+def collate(samples: Sequence[Sample], pad_id: int, *, left: bool = False) -> Batch:
+    """Pad conversations to one length and stack what belongs to their images.
+
+    Args:
+        samples: at least one.
+        pad_id: token for the padding, which is never attended to.
+        left: pad on the left, for generation.
+    """
+    kept = [sample.encoded or _nothing(pad_id) for sample in samples]
+    tokens = max(len(encoded.input_ids) for encoded in kept)
+    input_ids = np.full((len(kept), tokens), pad_id, dtype=np.int64)
+    mask = np.zeros_like(input_ids)
+    labels = np.full_like(input_ids, IGNORED)
+    offsets = []
+    for row, encoded in enumerate(kept):
+        begin = tokens - len(encoded.input_ids) if left else 0
+        span = slice(begin, begin + len(encoded.input_ids))
+        input_ids[row, span] = encoded.input_ids
+        mask[row, span] = 1
+        labels[row, span] = encoded.labels
+        offsets.append(begin)
+    # Found here, on the CPU: picking answers by a mask on the GPU would wait for it.
+    predicts = np.flatnonzero(labels[:, 1:] != IGNORED)
+    rows, columns = np.divmod(predicts, max(1, tokens - 1))
+    pixels = [image for sample in samples for image in sample.pixels]
+    return Batch(
+        ids=tuple(sample.id for sample in samples),
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(mask),
+        predicts=torch.from_numpy(rows * tokens + columns),
+        targets=torch.from_numpy(labels[rows, columns + 1]),
+        pixel_values=torch.from_numpy(np.stack(pixels)) if pixels else None,
+        teacher=_teacher(samples, offsets, torch.from_numpy(mask.astype(bool))),
+        skipped=tuple((sample.id, sample.skipped) for sample in samples if sample.skipped),
+    )
+
+
+def _nothing(pad_id: int) -> Encoded:
+    """One token that nobody learns from: keeps a skipped conversation's place in the batch."""
+    ids = np.asarray([pad_id], dtype=np.int64)
+    return Encoded(ids, np.full_like(ids, IGNORED), (), (), cut=0)
+
+
+def _teacher(samples: Sequence[Sample], offsets: Sequence[int], keys_ok: Tensor) -> Teacher | None:
+    seen = [
+        (row, sample.encoded.cols[k] + offsets[row], sample.encoded.rows[k] + offsets[row], cached)
+        for row, sample in enumerate(samples)
+        if sample.encoded is not None
+        for k, cached in enumerate(sample.teachers)
+        if cached is not None
+    ]
+    if not seen:
+        return None
+    longest = max(len(rows) for _, _, rows, _ in seen)
+    rows = np.zeros((len(seen), longest), dtype=np.int64)
+    rows_ok = np.zeros((len(seen), longest), dtype=bool)
+    for k, (_, _, positions, _) in enumerate(seen):
+        rows[k, : len(positions)] = positions
+        rows_ok[k, : len(positions)] = True
+    look = Look(
+        owner=torch.tensor([row for row, *_ in seen]),
+        cols=torch.from_numpy(np.stack([cols for _, cols, _, _ in seen])),
+        rows=torch.from_numpy(rows),
+        rows_ok=torch.from_numpy(rows_ok),
+        keys_ok=keys_ok,
+    )
+    cached_rows = [cached for *_, cached in seen]
+    return Teacher(
+        look,
+        features=torch.from_numpy(np.stack([row.features for row in cached_rows])),
+        attention=torch.from_numpy(np.stack([row.attention for row in cached_rows])),
+        valid=torch.from_numpy(np.stack([row.valid for row in cached_rows])),
+    )

@@ -1,0 +1,56 @@
+"""`medalign train`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, or a shipped one's name.")],
+    cache: Annotated[Path | None, typer.Option(help="Sealed teacher cache.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="Manifest to train on.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
+    student: Annotated[Path | None, typer.Option(help="Folder of a Hugging Face Llava.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE].")] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override, as in optim.lr=1e-4."),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint of --out.")] = True,
+) -> None:
+    """Train a student with LoRA against a teacher cache.
+
+    The same command goes on where a stopped run ended. On several GPUs:
+    torchrun --nproc_per_node 8 -m medalign train RECIPE --cache STORE ...
+    """
+    from .quiet import quiet_libraries
+    from .recipe import Recipe, find_recipe
+
+    path = find_recipe(recipe)
+    chosen = Recipe.from_yaml(path, override or ())
+    quiet_libraries()
+    from .live import live_view
+    from .train import train as run
+    from .train import with_paths
+
+    chosen = with_paths(chosen, student=student, manifest=manifest, images=images)
+    with live_view() as view:
+        result = run(
+            chosen,
+            cache,
+            out or Path("runs") / path.stem,
+            resume=resume,
+            say=view.say,
+            report=view.report,
+        )
+    if result.steps < result.of:
+        typer.echo(
+            f"stopped at step {result.steps} of {result.of}; run the same command to go on",
+            err=True,
+        )
+        raise typer.Exit(130)
+    typer.echo(f"run      {result.out}")
+    typer.echo(f"adapter  {result.out / 'adapter'}")
+    sys.stdout.flush()

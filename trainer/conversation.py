@@ -1,0 +1,232 @@
+"""One manifest record as tokens: which belong to an answer, an image, the question about it."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..pipeline.manifest import Record, Turn
+
+PLACEHOLDER = "<image>"
+IGNORED = -100
+
+Int64 = npt.NDArray[np.int64]
+
+
+class ConversationError(ValueError):
+    """A conversation, or a student's chat template, cannot be turned into a training sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A conversation as tokens.
+
+    Attributes:
+        input_ids: [T].
+        labels: [T], the token itself on answers, -100 elsewhere.
+        cols: per image, [N] positions of its visual tokens.
+        rows: per image, [R] positions of the tokens that ask about it: after the last visual
+            token of its turn, up to the token that opens the answer.
+        cut: tokens at the end that `max_length` removed.
+    """
+
+    input_ids: Int64
+    labels: Int64
+    cols: tuple[Int64, ...]
+    rows: tuple[Int64, ...]
+    cut: int
+
+
+class ConversationEncoder:
+    """Turns records into tokens with a student's own tokenizer and chat template. Picklable.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        chat_template: Jinja source.
+        image_token: the tokenizer's image token.
+        image_token_id: its id.
+        tokens_per_image: N.
+
+    Raises:
+        ConversationError: the tokenizer cannot say where its tokens stand in the text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        chat_template: str,
+        image_token: str,
+        image_token_id: int,
+        tokens_per_image: int,
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise ConversationError("the student's tokenizer has no fast version (tokenizer.json)")
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.image_token = image_token
+        self.image_token_id = image_token_id
+        self.tokens_per_image = tokens_per_image
+        self._content = _content_form(self)
+
+    def training(self, record: Record, max_length: int) -> Encoded:
+        """Encode a whole conversation; every answer is learnt.
+
+        The whole text is tokenised at once, so that its prompt's tokens are those of `prompt`.
+
+        Raises:
+            ConversationError: no answer, or no room for an answer within `max_length` tokens.
+        """
+        if record.conversations[-1].role != "gpt":
+            raise ConversationError(f"record {record.id!r} ends without an answer to learn")
+        text, answers = self._render(record, record.conversations)
+        ids, starts = self._tokenise(text)
+        is_answer = np.zeros(len(ids), dtype=bool)
+        for begin, end in answers:
+            is_answer |= (starts >= begin) & (starts < end)
+        return self._encoded(record, len(record.images), ids, is_answer, max_length)
+
+    def prompt(self, record: Record) -> Encoded:
+        """Encode a record's first question, ready for the student to answer it."""
+        ids, _ = self._tokenise(self._expand(record, self.prompt_text(record)))
+        images = record.conversations[0].text.count(PLACEHOLDER)
+        return self._encoded(record, images, ids, np.zeros(len(ids), dtype=bool), None)
+
+    def prompt_text(self, record: Record) -> str:
+        """Render the prompt as text, image placeholders not expanded."""
+        return self._apply(record.conversations[:1], ask=True)
+
+    def _render(self, record: Record, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
+        """Text with images expanded, and the character span of every answer in it."""
+        spans = []
+        for index, turn in enumerate(turns):
+            if turn.role == "gpt":
+                before = self._expand(record, self._apply(turns[:index], ask=True))
+                after = self._expand(record, self._apply(turns[: index + 1], ask=False))
+                if not after.startswith(before):
+                    raise ConversationError(
+                        "the student's chat template does not extend its own prompt, so answers "
+                        f"cannot be told from questions: {before[-40:]!r} against "
+                        f"{after[max(0, len(before) - 40) : len(before)]!r}"
+                    )
+                spans.append((len(before), len(after)))
+        return self._expand(record, self._apply(turns, ask=False)), spans
+
+    def _apply(self, turns: Sequence[Turn], *, ask: bool) -> str:
+        names = {"human": "user", "gpt": "assistant"}
+        messages = [
+            {"role": names[turn.role], "content": _content(turn.text, self._content, self)}
+            for turn in turns
+        ]
+        text: str = self.tokenizer.apply_chat_template(
+            messages,
+            chat_template=self.chat_template,
+            add_generation_prompt=ask,
+            tokenize=False,
+        )
+        return text
+
+    def _expand(self, record: Record, text: str) -> str:
+        wanted = sum(turn.text.count(PLACEHOLDER) for turn in record.conversations)
+        found = text.count(self.image_token)
+        if found > wanted:
+            raise ConversationError(
+                f"record {record.id!r}: the chat template made {found} images of {wanted}"
+            )
+        return text.replace(self.image_token, self.image_token * self.tokens_per_image)
+
+    def _tokenise(self, text: str) -> tuple[Int64, Int64]:
+        bos = self.tokenizer.bos_token
+        encoded = self.tokenizer(
+            text,
+            # A template that writes the BOS itself must not get a second one.
+            add_special_tokens=not (bos and text.startswith(bos)),
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+        starts = np.asarray([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
+        eos = self.tokenizer.eos_token_id
+        ends = np.asarray([end for _, end in encoded["offset_mapping"]], dtype=np.int64)
+        if len(ids) and ids[-1] == eos and ends[-1] == 0:  # appended by the tokenizer, not ours
+            ids, starts = ids[:-1], starts[:-1]
+        return ids, starts
+
+    def _encoded(
+        self,
+        record: Record,
+        images: int,
+        ids: Int64,
+        is_answer: npt.NDArray[np.bool_],
+        max_length: int | None,
+    ) -> Encoded:
+        visual = np.flatnonzero(ids == self.image_token_id)
+        if len(visual) != images * self.tokens_per_image:
+            raise ConversationError(
+                f"record {record.id!r}: {images} images need {images * self.tokens_per_image} "
+                f"image tokens, the tokenised text has {len(visual)}"
+            )
+        opens = np.flatnonzero(is_answer & ~np.roll(is_answer, 1))
+        length = len(ids)
+        if max_length is not None and length > max_length:
+            needed = max(int(opens[0]) + 1, int(visual[-1]) + 2 if len(visual) else 0)
+            if needed > max_length:
+                raise ConversationError(
+                    f"record {record.id!r} needs {needed} tokens for its images and the start of "
+                    f"its answer, data.max_length is {max_length}"
+                )
+            length = max_length
+        labels = np.where(is_answer, ids, IGNORED)[:length]
+        cols = tuple(visual.reshape(images, self.tokens_per_image))
+        rows = tuple(_question_rows(int(c[-1]), visual, opens, length) for c in cols)
+        return Encoded(ids[:length], labels, cols, rows, cut=len(ids) - length)
+
+
+def _question_rows(last: int, visual: Int64, opens: Int64, length: int) -> Int64:
+    after = opens[opens > last]
+    end = min(int(after[0]), length) if len(after) else length
+    begin = int(visual[visual < end][-1]) + 1
+    return np.arange(begin, end, dtype=np.int64)
+
+
+ContentForm = Literal["text", "parts", "parts+newline"]
+
+
+def _content(text: str, form: ContentForm, encoder: ConversationEncoder) -> Any:
+    if form == "text":
+        return text.replace(PLACEHOLDER, encoder.image_token)
+    parts: list[dict[str, str]] = []
+    for index, piece in enumerate(text.split(PLACEHOLDER)):
+        if index:
+            parts.append({"type": "image"})
+            if form == "parts+newline":  # the template writes the line break that LLaVA data has
+                piece = piece.removeprefix("\n")
+        if piece:
+            parts.append({"type": "text", "text": piece})
+    return parts
+
+
+def _content_form(encoder: ConversationEncoder) -> ContentForm:
+    """Find out whether the template takes text with <image> in place, or a list of parts."""
+    probe = "medalign probe"
+
+    def render(content: Any) -> str:
+        text: str = encoder.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=encoder.chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        return text
+
+    # Templates raise what they like on content of a form that they do not know.
+    with contextlib.suppress(Exception):
+        text = render(probe)
+        if text.count(probe) == 1 and "'type'" not in text:
+            return "text"
+    text = render([{"type": "image"}, {"type": "text", "text": probe}])
+    if probe not in text or encoder.image_token not in text:
+        raise ConversationError("the student's chat template shows neither text nor images")
+    return "parts+newline" if f"{encoder.image_token}\n{probe}" in text else "parts"

@@ -1,0 +1,217 @@
+"""From a manifest and a sealed cache to micro-batches, in an order that only the seed decides."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..pipeline.geometry import apply_geometry, normalise
+from ..pipeline.manifest import ManifestError, Record, resolve_image
+from ..pipeline.pixels import PixelsError, read_image
+from ..teacher_cache.reader import TeacherCache, TeacherRow
+from .batch import Batch, Float32, Sample, collate
+from .conversation import ConversationError
+from .student_spec import StudentSpec
+
+OnMissing = Literal["drop", "fail", "lm_only"]
+
+
+class MissingTeacherError(ValueError):
+    """Images of the manifest are not in the cache, and the recipe says that this is an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which records are trained on, and why others are not.
+
+    Attributes:
+        records: kept, in the manifest's order.
+        text_only: of those, records without an image; they train the language model alone.
+        without_teacher: of those, records with an image that the cache lacks (`lm_only`).
+        dropped: records left out because the cache lacks an image of theirs.
+        reasons: how often each reason occurs among images that the cache lacks.
+    """
+
+    records: tuple[Record, ...]
+    text_only: int
+    without_teacher: int
+    dropped: int
+    reasons: Counter[str]
+
+
+def select(
+    records: Sequence[Record], cache: TeacherCache | None, on_missing: OnMissing
+) -> Selection:
+    """Compare a manifest with a cache before anything is trained.
+
+    Raises:
+        MissingTeacherError: `on_missing` is `fail` and an image is not in the cache, or nothing
+            is left to train on.
+    """
+    failed = {} if cache is None else {item.path: item.reason for item in cache.failures}
+    kept, lacking, reasons = [], 0, Counter[str]()
+    for record in records:
+        absent = [] if cache is None else [p for p in record.images if not _has(cache, p, failed)]
+        reasons.update(failed.get(path, "not in the cache") for path in absent)
+        if absent and on_missing == "fail":
+            raise MissingTeacherError(
+                f"record {record.id!r}: image {absent[0]!r}: "
+                f"{failed.get(absent[0], 'not in the cache')}; build the cache from this manifest, "
+                "or set data.on_missing to drop or lm_only"
+            )
+        lacking += bool(absent)
+        if not absent or on_missing == "lm_only":
+            kept.append(record)
+    if not kept:
+        raise MissingTeacherError(
+            f"none of {len(records)} records has its images in the cache; "
+            "was it built from another manifest or --images folder?"
+        )
+    return Selection(
+        records=tuple(kept),
+        text_only=sum(not record.images for record in kept),
+        without_teacher=lacking if on_missing == "lm_only" else 0,
+        dropped=0 if on_missing == "lm_only" else lacking,
+        reasons=reasons,
+    )
+
+
+def _has(cache: TeacherCache, path: str, failed: dict[str, str]) -> bool:
+    return path in cache and path not in failed
+
+
+class Conversations(Dataset[Sample]):
+    """Samples by number; picklable, so that each worker process may hold its own.
+
+    A conversation that cannot be read is returned as a skipped sample: a long run never dies of
+    one image. An image that changed since the cache was built is an error, because training on it
+    would pair an image with another image's teacher.
+
+    Raises:
+        TeacherCacheError: from `__getitem__`, when an image's bytes are not the cached ones.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        images: Path,
+        student: StudentSpec,
+        max_length: int,
+        cache: TeacherCache | None,
+        *,
+        ask: bool = False,
+    ) -> None:
+        self.records = records
+        self.images = images
+        self.student = student
+        self.max_length = max_length
+        self.cache = cache
+        self.ask = ask
+        self.alpha: Literal["black", "white"] = "black"
+        if cache is not None and cache.card.alpha == "white":
+            self.alpha = "white"
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        try:
+            encoder = self.student.encoder
+            if self.ask:
+                encoded = encoder.prompt(record)
+            else:
+                encoded = encoder.training(record, self.max_length)
+            seen = [self._image(path) for path in record.images[: len(encoded.cols)]]
+        except (ConversationError, ManifestError, PixelsError) as error:
+            return Sample(record.id, skipped=str(error))
+        pixels, teachers = tuple(p for p, _ in seen), tuple(t for _, t in seen)
+        return Sample(record.id, encoded, pixels, teachers)
+
+    def _image(self, path: str) -> tuple[Float32, TeacherRow | None]:
+        student = self.student
+        image = read_image(resolve_image(self.images, path), alpha=self.alpha)
+        square = apply_geometry(image.rgb, student.geometry, student.image_size, student.fill)
+        pixels = normalise(square, student.mean, student.std)
+        if self.cache is None or path not in self.cache:
+            return pixels, None
+        row = self.cache.row_of(path)
+        self.cache.check_content(row, image.sha256)
+        return pixels, self.cache[row]
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(length: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(length)
+
+
+def sample_at(position: int, length: int, seed: int) -> int:
+    """Which sample stands at a position of the endless stream of shuffled epochs.
+
+    Every epoch visits each sample once. A step's samples follow from its number alone, whatever
+    the number of workers, ranks or micro-batches, so a resumed run has nothing to catch up on.
+    """
+    epoch, place = divmod(position, length)
+    return int(_epoch_order(length, seed, epoch)[place])
+
+
+@dataclass(frozen=True, slots=True)
+class StepOrder(Sampler[list[int]]):
+    """Sample numbers of one rank's micro-batches, step after step.
+
+    Attributes:
+        length: samples in the set.
+        seed: of the shuffle.
+        batch_size, accumulation: samples of a micro-step on one rank, micro-steps of a step.
+        rank, world: which part of every micro-step is this rank's.
+        start, stop: steps to give, `start` included, `stop` not.
+    """
+
+    length: int
+    seed: int
+    batch_size: int
+    accumulation: int
+    rank: int
+    world: int
+    start: int
+    stop: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for micro in range(self.start * self.accumulation, self.stop * self.accumulation):
+            begin = (micro * self.world + self.rank) * self.batch_size
+            yield [sample_at(begin + k, self.length, self.seed) for k in range(self.batch_size)]
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.accumulation
+
+
+def micro_batches(
+    samples: Conversations, order: Sampler[list[int]], pad_id: int, workers: int
+) -> DataLoader[Sample]:
+    """Read micro-batches ahead in worker processes, at most two a worker."""
+    context = None
+    if workers:
+        # A forked child of a process that has started CUDA cannot use it, nor needs to; but a
+        # server forked before costs nothing and is safe beside threads.
+        context = "forkserver" if torch.cuda.is_available() else "fork"
+    return DataLoader(
+        samples,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=partial(collate, pad_id=pad_id),
+        multiprocessing_context=context,
+        # Its own generator: the default draws from the one that a resumed run restores.
+        generator=torch.Generator(),
+    )
+
+
+def batches_of(loader: DataLoader[Sample]) -> Iterator[Batch]:
+    """Give a loader's batches with their type."""
+    yield from loader

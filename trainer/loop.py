@@ -1,0 +1,214 @@
+"""The training loop: a step is measured, checked, applied, written down."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .batch import Batch
+from .checkpoint import save_checkpoint
+from .engine import Engine
+from .objective import Share
+from .recipe import OptimSection, Recipe
+from .run_folder import RunFolder
+from .stop import StopRequest
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss or a gradient is not finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step measured, over all ranks.
+
+    Attributes:
+        step: updates done, this one included.
+        loss: lm + alpha * vis + beta * att.
+        lm: mean over the step's answer tokens, in nats.
+        vis, att: means over the step's images; None when no image had a teacher.
+        grad_norm: L2 norm of the gradient before clipping.
+        lr: learning rate of LoRA.
+        samples_per_second: conversations, over all ranks.
+        data_wait: share of the step's time spent waiting for batches.
+        skipped: conversations of this step that carried no weight.
+        peak_bytes: most memory of the device so far (of the process, on a CPU).
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    lm: float | None
+    vis: float | None
+    att: float | None
+    grad_norm: float
+    lr: float
+    samples_per_second: float
+    data_wait: float
+    skipped: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """Everything a loop needs, made once.
+
+    Attributes:
+        engine: holds the objective.
+        student: the PEFT model inside it.
+        recipe: of the run.
+        folder: of the run.
+        samples: conversations in the training set.
+        steps: updates of the whole run.
+        about: recipe and cache identity, written beside every adapter.
+        dtype: of pixels on the device.
+    """
+
+    engine: Engine
+    student: Any
+    recipe: Recipe
+    folder: RunFolder
+    samples: int
+    steps: int
+    about: dict[str, Any]
+    dtype: torch.dtype
+
+    def run(
+        self, batches: Iterator[Batch], start: int, report: Callable[[Step], None]
+    ) -> tuple[int, Path | None]:
+        """Train from step `start` to the end, or until a signal asks to stop.
+
+        Args:
+            batches: this rank's micro-batches, from step `start` on.
+            start: updates done already.
+            report: called after every step on rank 0.
+
+        Returns:
+            Updates done, and the last checkpoint written here.
+
+        Raises:
+            TrainingDivergedError: a loss is not finite, on any rank; nothing was updated by it.
+        """
+        run, saved = self.recipe.run, None
+        with StopRequest() as stop:
+            for step in range(start + 1, self.steps + 1):
+                measured = self._step(batches, step, report)
+                stopping = self._any(stop.asked)
+                if stopping or step % run.save_every == 0 or step == self.steps:
+                    saved = save_checkpoint(
+                        self.folder, self.engine, self.student, step, run.keep, self.about
+                    )
+                if stopping:
+                    return measured.step, saved
+        return self.steps, saved
+
+    def _step(self, batches: Iterator[Batch], step: int, report: Callable[[Step], None]) -> Step:
+        begun = time.perf_counter()
+        micro = [next(batches) for _ in range(self.recipe.data.accumulation)]
+        waited = time.perf_counter() - begun
+        # Known before the first forward: a mean over the step needs the step's counts.
+        tokens, images, skipped = self._sum(
+            sum(b.answer_tokens for b in micro),
+            sum(b.teacher_images for b in micro),
+            sum(len(b.skipped) for b in micro),
+        )
+        factor = rate_factor(self.recipe.optim, step - 1, self.steps)
+        self.engine.set_rate(factor)
+        share = Share.of(int(tokens), int(images), len(micro) * self.engine.ranks.world)
+        terms, norm = self._update(micro, share, step)
+        lm, vis, att = self._sum(*terms)
+        loss = self.recipe.loss
+        seconds = time.perf_counter() - begun
+        samples = len(micro) * self.recipe.data.batch_size * self.engine.ranks.world
+        measured = Step(
+            step=step,
+            epoch=step * samples / self.samples,
+            loss=lm / max(1, tokens) + (loss.alpha * vis + loss.beta * att) / max(1, images),
+            lm=lm / tokens if tokens else None,
+            vis=vis / images if images else None,
+            att=att / images if images else None,
+            grad_norm=norm,
+            lr=self.recipe.optim.lr * factor,
+            samples_per_second=samples / seconds,
+            data_wait=waited / seconds,
+            skipped=int(skipped),
+            peak_bytes=_peak_bytes(),
+        )
+        self._note(measured, micro, report)
+        return measured
+
+    def _update(self, micro: list[Batch], share: Share, step: int) -> tuple[list[float], float]:
+        """Forward and backward of every micro-batch, then one update of all parameters."""
+        device = self.engine.ranks.device
+        terms = torch.zeros(3, device=device)
+        norm: float | None = None
+        for index, batch in enumerate(micro):
+            loss, part = self.engine(batch.to(device, self.dtype), share)
+            self.engine.backward(loss)
+            terms += part
+            if index == len(micro) - 1:
+                norm = self.engine.gradient_norm()
+                self._check(terms, norm, micro, step)
+            self.engine.step()
+        norm = self.engine.last_gradient_norm() if norm is None else norm
+        return terms.tolist(), norm
+
+    def _check(
+        self, terms: torch.Tensor, norm: float | None, micro: list[Batch], step: int
+    ) -> None:
+        """Stop all ranks together, before the update, when any of them met NaN or infinity."""
+        values = terms.tolist()
+        bad = not all(math.isfinite(v) for v in [*values, 0.0 if norm is None else norm])
+        if not self._any(bad):
+            return
+        ids = [record for batch in micro for record in batch.ids] if bad else []
+        where = [i for found in self.engine.ranks.gather(ids) for i in found]
+        raise TrainingDivergedError(
+            f"step {step}: not finite: lm {values[0]}, vis {values[1]}, att {values[2]}, gradient "
+            f"norm {norm} on records {', '.join(map(repr, where))}; nothing was updated. Lower "
+            "optim.lr, or look at these records"
+        )
+
+    def _note(self, measured: Step, micro: list[Batch], report: Callable[[Step], None]) -> None:
+        skipped = tuple(item for batch in micro for item in batch.skipped)
+        everywhere = [item for items in self.engine.ranks.gather(skipped) for item in items]
+        if self.engine.ranks.rank == 0:
+            values = {f: getattr(measured, f) for f in Step.__slots__}
+            self.folder.append_metrics(values)
+            if everywhere:
+                self.folder.append_skipped(measured.step, tuple(everywhere))
+            report(measured)
+
+    def _sum(self, *values: float) -> list[float]:
+        return self.engine.ranks.sum([float(v) for v in values])
+
+    def _any(self, flag: bool) -> bool:
+        return self._sum(float(flag))[0] > 0
+
+
+def rate_factor(optim: OptimSection, step: int, steps: int) -> float:
+    """Learning rate of update `step` (from 0) as a share of its base.
+
+    Rises linearly over ceil(warmup_ratio * steps) updates, then falls to 0 just after the last
+    update (or stays, for `constant`). A pure function, so a resumed run has no schedule to
+    restore.
+    """
+    warmup = math.ceil(optim.warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    if optim.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0 - progress if optim.schedule == "linear" else 1.0
+
+
+def _peak_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

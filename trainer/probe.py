@@ -1,0 +1,184 @@
+"""Look inside one decoder layer while every layer runs SDPA or flash attention.
+
+`attach` gives layer l its rotation (Eq. 1) and, for training, an attention probe. What a batch
+needs inside travels as one keyword, `tap=Tap(...)`, through the model's `**kwargs` to the layer
+and to its attention function; what was seen comes back on the same object. No global state, so
+several batches may be in flight.
+
+Only layer l's attention module gets its own copy of the text config, with a registered attention
+function; masks and all other layers stay as they are. The probe recomputes the softmax rows of
+the question alone: cost I * H * R * T, never H * T * T.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .rotation import VisualRotation
+
+PROBE = "medalign_probe"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Look:
+    """Which tokens to read. I counts the batch's images that have a teacher.
+
+    Attributes:
+        owner: [I] batch row of each image.
+        cols: [I, N] positions of each image's visual tokens.
+        rows: [I, R] positions of the question's tokens, padded.
+        rows_ok: [I, R] bool, False where `rows` is padding.
+        keys_ok: [B, T] bool, the 2-D padding mask.
+    """
+
+    owner: Tensor
+    cols: Tensor
+    rows: Tensor
+    rows_ok: Tensor
+    keys_ok: Tensor
+
+
+@dataclass(eq=False, slots=True)
+class Tap:
+    """Where the visual tokens are, where to look, and what was seen there.
+
+    Attributes:
+        visual: [B, T] bool, True at visual tokens.
+        look: what to read; None reads nothing and only rotates.
+        states: out, [I, N, C] input of layer l at the visual tokens, after the rotation.
+        attention: out, [I, N] float32 attention of layer l, mean over heads and question rows.
+    """
+
+    visual: Tensor
+    look: Look | None = None
+    states: Tensor | None = None
+    attention: Tensor | None = None
+
+
+def attach(model: Any, layer: int, *, rotation: bool = True, probe: bool = True) -> None:
+    """Put the rotation and the probe on one decoder layer, in place.
+
+    The model itself finds its visual tokens in `input_ids` when nobody passes a tap, so plain
+    calls and `generate` rotate too: in prefill, never on generated tokens.
+
+    Args:
+        model: a `LlavaForConditionalGeneration`, before PEFT.
+        layer: l, counted from 0 as in `language_model.layers[l]`.
+        rotation: add I + W at the input of the layer.
+        probe: read the layer's question-to-image attention.
+    """
+    AttentionInterface.register(PROBE, _probe_attention)
+    inner = model.model
+    block = inner.language_model.layers[layer]
+    if rotation:
+        weight = next(block.parameters())
+        width = model.config.text_config.hidden_size
+        block.visual_rotation = VisualRotation(width, weight.dtype, weight.device)
+        inner.register_forward_pre_hook(_find_visual_tokens, with_kwargs=True)
+    block.register_forward_pre_hook(_enter_layer, with_kwargs=True)
+    if probe:
+        attention = block.self_attn
+        # A shallow copy: only this module sees another implementation name.
+        config = copy.copy(attention.config)
+        config.medalign_base = config._attn_implementation
+        config._attn_implementation = PROBE
+        attention.config = config
+
+
+def _find_visual_tokens(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    if kwargs.get("tap") is None and ids is not None:
+        kwargs = {**kwargs, "tap": Tap(ids == model.config.image_token_id)}
+    return args, kwargs
+
+
+def _enter_layer(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    tap: Tap | None = kwargs.get("tap")
+    if tap is None:
+        return None
+    hidden = args[0] if args else kwargs["hidden_states"]
+    if tap.visual.shape != hidden.shape[:2]:
+        raise RuntimeError(
+            f"the tap was made for tokens {tuple(tap.visual.shape)}, "
+            f"the layer got {tuple(hidden.shape[:2])}"
+        )
+    rotation = getattr(block, "visual_rotation", None)
+    if rotation is not None:
+        hidden = rotation(hidden, tap.visual)
+    if tap.look is not None:
+        tap.states = hidden[tap.look.owner[:, None], tap.look.cols]
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+
+def question_attention(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, look: Look
+) -> Tensor:
+    """Attention of the question to its image, from one layer's queries and keys (Eq. 5, M~_a).
+
+    Args:
+        query: [B, H, T, d] after rotary embedding.
+        key: [B, K, T, d], K key heads; query head h reads key head h // (H / K).
+        mask: the layer's own mask [B, 1, T, T], bool or additive; None = causal and `keys_ok`.
+        scaling: factor on query-key products.
+        look: positions of questions and images.
+
+    Returns:
+        [I, N] float32 probability, mean over the H heads and over the question's rows. The
+        softmax runs over all keys, so a row sums to at most 1.
+    """
+    heads, width = query.shape[1], query.shape[3]
+    kv_heads, tokens = key.shape[1], key.shape[2]
+    images, rows = look.rows.shape
+    q = query[look.owner[:, None], :, look.rows].transpose(1, 2)
+    # Query heads that share a key head become rows of one product: no repeated keys.
+    q = q.reshape(images, kv_heads, heads // kv_heads * rows, width)
+    scores = (q @ key[look.owner].mT) * scaling
+    scores = _masked(scores.view(images, heads, rows, tokens).float(), mask, look)
+    probability = scores.softmax(-1)
+    cols = look.cols[:, None, None, :].expand(-1, heads, rows, -1)
+    per_row = probability.gather(3, cols).mean(1)
+    weight = look.rows_ok.to(per_row.dtype)
+    return (per_row * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1.0)
+
+
+def _masked(scores: Tensor, mask: Tensor | None, look: Look) -> Tensor:
+    lowest = torch.finfo(scores.dtype).min
+    tokens = scores.shape[-1]
+    if mask is not None and mask.ndim == 4:
+        m = mask[..., :tokens].expand(len(look.keys_ok), -1, -1, -1)
+        m = m[look.owner[:, None], :, look.rows].transpose(1, 2)
+        return scores.masked_fill(~m, lowest) if m.dtype == torch.bool else scores + m
+    # SDPA skips the mask when it is plainly causal; flash attention takes the 2-D one.
+    causal = torch.arange(tokens, device=scores.device) <= look.rows[..., None]
+    ok = causal & look.keys_ok[look.owner][:, None, :]
+    return scores.masked_fill(~ok[:, None], lowest)
+
+
+def _probe_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    tap: Tap | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Run the layer's own attention; when a tap asks, read the question's rows beside it."""
+    if tap is not None and tap.look is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        tap.attention = question_attention(query, key, attention_mask, scale, tap.look)
+    base: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS[
+        module.config.medalign_base
+    ]
+    return base(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

@@ -1,0 +1,332 @@
+"""A training run as one frozen value, read from YAML. Unknown keys are errors, not warnings."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+
+from .losses import AttentionNorm
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class RecipeError(ValueError):
+    """A recipe cannot be run as it is written."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes `2e-4` for text; every user means a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+
+class StudentSection(_Section):
+    """Which model learns."""
+
+    path: str | None = None
+    """Folder of a Hugging Face Llava model; `--student` overrides it."""
+
+    geometry: Literal["processor", "pad", "crop", "stretch"] = "processor"
+    """How an image becomes the tower's square; `processor` reads it from the image processor."""
+
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Weights and activations; `auto` is bf16 on a GPU and fp32 on a CPU."""
+
+    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    """Attention kernel of every layer."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class ExpertSection(_Section):
+    """Which teacher the cache must hold; None accepts what the cache says."""
+
+    name: str | None = None
+    """Name of the expert, as in `cache build --expert`."""
+
+    features: Literal["last", "ln_post"] | None = None
+    """Where the patch features were taken."""
+
+    mode: Literal["aligned", "paper"] | None = None
+    """`aligned`: expert and student saw the same square; `paper`: the expert saw a centre crop."""
+
+
+class LossSection(_Section):
+    """Eq. 7: total = lm + alpha * vis + beta * att."""
+
+    layer: Annotated[int, Field(ge=0)]
+    """Decoder layer l, counted from 0: its input is rotated, its attention is read."""
+
+    alpha: Rate = 1.0
+    """Weight of the spatial alignment loss; 0 measures it without training on it."""
+
+    beta: Rate = 0.001
+    """Weight of the attention alignment loss; 0 measures it without training on it."""
+
+    attention: AttentionNorm = "sum"
+    """How attention maps become comparable; `l2` reproduces the authors' released code."""
+
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Above 1 flattens both attention maps; not used by `l2`."""
+
+    rotation: bool = True
+    """Train I + W on the visual tokens at the input of layer l (Eq. 1)."""
+
+
+class LoraSection(_Section):
+    """LoRA on every linear layer of the language model."""
+
+    rank: Positive = 32
+    """Rank r of the update."""
+
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16.0
+    """The update is scaled by alpha / rank."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Dropout on the input of the update."""
+
+
+class OptimSection(_Section):
+    """AdamW."""
+
+    lr: Rate = 2e-4
+    """Learning rate of LoRA."""
+
+    projector_lr: Rate = 2e-5
+    """Learning rate of the multimodal projector; 0 freezes it."""
+
+    rotation_lr: Rate | None = None
+    """Learning rate of W; None takes `lr`."""
+
+    weight_decay: Rate = 0.0
+    """Decoupled weight decay of every trained parameter."""
+
+    betas: Annotated[tuple[float, float], Strict(False)] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rates after warm-up, down to 0 (or kept, for `constant`)."""
+
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
+    """Share of all steps in which the rates rise linearly from 0."""
+
+    clip: Rate = 1.0
+    """Largest L2 norm of the whole gradient; 0 does not clip."""
+
+
+class DataSection(_Section):
+    """What is learnt from."""
+
+    manifest: str | None = None
+    """Manifest of conversations; `--manifest` overrides it."""
+
+    images: str | None = None
+    """Folder that the manifest's image paths start from; `--images` overrides it."""
+
+    batch_size: Positive = 1
+    """Conversations per micro-step and rank."""
+
+    accumulation: Positive = 1
+    """Micro-steps per step. A step sees batch_size * accumulation * ranks conversations."""
+
+    max_length: Positive = 2048
+    """Most tokens of a conversation, image tokens counted. Only answers are ever cut."""
+
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Processes that decode images and read the cache; 0 does it in the training process."""
+
+    on_missing: Literal["drop", "fail", "lm_only"] = "drop"
+    """What to do with conversations whose image is not in the cache; the number is always said."""
+
+
+class DeepSpeedSection(_Section):
+    """How state is divided among ranks."""
+
+    stage: Literal[0, 1, 2] = 2
+    """ZeRO stage: 0 nothing, 1 optimiser state, 2 also gradients."""
+
+
+class RunSection(_Section):
+    """How long, and what is kept."""
+
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Passes over the manifest; give either this or `steps`."""
+
+    steps: Positive | None = None
+    """Optimiser steps; give either this or `epochs`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the order, of LoRA's start and of dropout."""
+
+    save_every: Positive = 200
+    """Steps between checkpoints; the last step is always saved."""
+
+    keep: Positive = 2
+    """Checkpoints kept, the newest ones."""
+
+    def model_post_init(self, _context: Any) -> None:
+        """Insist on one of epochs and steps."""
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either run.epochs or run.steps")
+
+
+class Recipe(_Section):
+    """Everything that decides a run's numbers."""
+
+    student: StudentSection = StudentSection()
+    expert: ExpertSection = ExpertSection()
+    loss: LossSection
+    lora: LoraSection = LoraSection()
+    optim: OptimSection = OptimSection()
+    data: DataSection = DataSection()
+    deepspeed: DeepSpeedSection = DeepSpeedSection()
+    run: RunSection
+
+    @classmethod
+    def from_yaml(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
+        """Read a recipe, then apply `section.key=value` overrides (values are YAML).
+
+        Raises:
+            RecipeError: the file is missing or no YAML mapping, or a key or value is refused;
+                the message names the line or the override.
+        """
+        text = _read(path)
+        try:
+            root = yaml.compose(text, Loader=_Loader)
+            values = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
+            raise RecipeError(f"{path}: a recipe is a mapping of sections {_known(cls)}")
+        lines = _lines(root, path)
+        origin = {key: f"{path}:{line}" for key, line in lines.items()}
+        for text in overrides:
+            key = _apply(values, text)
+            origin[key] = f"--set {text}"
+        return cls._checked(values, path, origin)
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any], path: Path, origin: dict[str, str]) -> Self:
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = [_explain(cls, item, path, origin) for item in error.errors()]
+            raise RecipeError("; ".join(problems)) from error
+
+    def to_yaml(self) -> str:
+        """Write the complete recipe, defaults included; `from_yaml` reads it back."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return text
+
+    def flat(self) -> dict[str, Any]:
+        """Every value by its dotted key."""
+        sections = self.model_dump(mode="json")
+        return {f"{s}.{k}": v for s, keys in sections.items() for k, v in keys.items()}
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Recipes that come with medalign, by name."""
+    folder = Path(__file__).parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """Resolve a path, or the name of a shipped recipe.
+
+    Raises:
+        RecipeError: neither exists.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    raise RecipeError(f"no recipe {name!r}: not a file, and medalign ships {sorted(shipped)}")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise RecipeError(f"{path}: cannot read the recipe: {reason}") from error
+
+
+def _lines(root: yaml.MappingNode, path: Path) -> dict[str, int]:
+    """Line of every section and key, 1-based.
+
+    Raises:
+        RecipeError: a key stands twice; YAML would keep the last in silence.
+    """
+    lines: dict[str, int] = {}
+
+    def walk(node: yaml.MappingNode, prefix: str) -> None:
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            if name in lines:
+                raise RecipeError(f"{path}:{key.start_mark.line + 1}: {name} is given twice")
+            lines[name] = key.start_mark.line + 1
+            if isinstance(value, yaml.MappingNode):
+                walk(value, f"{name}.")
+
+    walk(root, "")
+    return lines
+
+
+def _apply(values: dict[str, Any], text: str) -> str:
+    key, equals, value = text.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and section and name):
+        raise RecipeError(f"--set takes section.key=value, got {text!r}")
+    try:
+        parsed = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {text}: the value is no valid YAML") from error
+    target = values.get(section)
+    if target is None:
+        target = values[section] = {}
+    if not isinstance(target, dict):
+        raise RecipeError(f"--set {text}: {section} is no section; sections are {_known(Recipe)}")
+    target[name] = parsed
+    return f"{section}.{name}"
+
+
+def _explain(recipe: type[Recipe], problem: Any, path: Path, origin: dict[str, str]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    where = next(
+        (origin[k] for n in range(len(location), 0, -1) if (k := ".".join(location[:n])) in origin),
+        str(path),
+    )
+    if problem["type"] == "extra_forbidden":
+        section = recipe.model_fields.get(location[0]) if len(location) > 1 else None
+        known = _known(section.annotation if section else recipe)
+        return f"{where}: unknown key {key}; known here: {known}"
+    if problem["type"] == "missing":
+        return f"{where}: {key} is missing"
+    return f"{where}: {key or 'recipe'}: {_message(problem)}"
+
+
+def _message(problem: Any) -> str:
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    text = text[:1].lower() + text[1:]
+    return text if problem["type"] == "value_error" else f"{text}, got {problem['input']!r}"
+
+
+def _known(section: Any) -> str:
+    return ", ".join(section.model_fields)

@@ -1,0 +1,222 @@
+"""The folder of one run: what it is, what it measured, what it can go on from."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from ..teacher_cache.durable import make_folder, write_durably
+from .recipe import Recipe, RecipeError
+
+# Changing these leaves every number of the run as it was, or moves files about.
+FREE_KEYS: Final = frozenset(
+    {
+        "data.images",
+        "data.manifest",
+        "data.workers",
+        "deepspeed.stage",
+        "run.keep",
+        "run.save_every",
+        "student.path",
+    }
+)
+_MARK: Final = "checkpoint.json"
+
+
+class RunFolder:
+    """Files of a run below one folder; see `docs/run-folder.md` for the layout."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of complete checkpoints, `step-N` each, and of what is being written."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The finished run's adapter."""
+        return self.path / "adapter"
+
+    def begin(self, recipe: Recipe, identity: dict[str, Any], *, resume: bool) -> Path | None:
+        """Make the folder, or come back to it.
+
+        Args:
+            recipe: of this run.
+            identity: what else must be equal for a resumed run to be the same run.
+            resume: go on from the newest checkpoint; otherwise an earlier run's folder is renamed
+                out of the way.
+
+        Returns:
+            The newest complete checkpoint, or None to start at step 0.
+
+        Raises:
+            RecipeError: the folder holds another run, or something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RecipeError(f"{self.path} exists and is no folder; choose another --out")
+        marked = (self.path / "recipe.yaml").is_file()
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not marked:
+                raise RecipeError(
+                    f"{self.path} holds something else than a run; choose another --out"
+                )
+            if not resume:
+                self._move_away()
+            else:
+                self._check_same(recipe, identity)
+        make_folder(self.checkpoints)
+        write_durably(self.path / "identity.json", _json(identity))
+        write_durably(self.path / "recipe.yaml", recipe.to_yaml().encode())
+        return self.newest()
+
+    def newest(self) -> Path | None:
+        """Newest complete checkpoint; what a killed run left half written does not count."""
+        complete = [path for path in self.checkpoints.glob("step-*") if is_complete(path)]
+        return max(complete, key=step_of, default=None)
+
+    def append_metrics(self, values: dict[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop lines of steps after `step`, which a resumed run will measure again."""
+        path = self.path / "metrics.jsonl"
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        write_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every whole line of `metrics.jsonl`, in order of steps."""
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A kill may have torn the last line.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def append_skipped(self, step: int, skipped: tuple[tuple[str, str], ...]) -> None:
+        """Note conversations that carried no weight, and why, in `skipped.jsonl`."""
+        with (self.path / "skipped.jsonl").open("a", encoding="utf-8") as file:
+            for record, reason in skipped:
+                file.write(json.dumps({"step": step, "id": record, "reason": reason}) + "\n")
+
+    def publish(self, partial: Path, step: int, keep: int) -> Path:
+        """Turn a fully written folder into checkpoint `step-N`, point `last` at it, drop old ones.
+
+        Args:
+            partial: from `partial_checkpoint`, with everything in it.
+            step: N.
+            keep: complete checkpoints to keep.
+        """
+        target = self.checkpoints / f"step-{step}"
+        seal_folder(partial)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        _point(self.checkpoints / "last", target.name)
+        complete = sorted(
+            (path for path in self.checkpoints.glob("step-*") if is_complete(path)), key=step_of
+        )
+        for old in complete[:-keep]:
+            shutil.rmtree(old)
+        return target
+
+    def partial_checkpoint(self) -> Path:
+        """An empty folder to write a checkpoint into."""
+        partial = self.checkpoints / ".writing"
+        shutil.rmtree(partial, ignore_errors=True)
+        make_folder(partial)
+        return partial
+
+    def finish(self, checkpoint: Path) -> None:
+        """Copy a checkpoint's adapter to where users look for it."""
+        partial = self.path / ".adapter.writing"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(checkpoint / "adapter", partial)
+        shutil.rmtree(self.adapter, ignore_errors=True)
+        partial.rename(self.adapter)
+
+    def _move_away(self) -> None:
+        number = 1
+        while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.path.rename(old)
+
+    def _check_same(self, recipe: Recipe, identity: dict[str, Any]) -> None:
+        old = Recipe.from_yaml(self.path / "recipe.yaml").flat()
+        new = recipe.flat()
+        differ = sorted(k for k in new if k not in FREE_KEYS and old.get(k) != new[k])
+        if differ:
+            changes = ", ".join(f"{k} was {old.get(k)!r}, is {new[k]!r}" for k in differ)
+            raise RecipeError(
+                f"{self.path} holds a run of another recipe ({changes}); choose another --out, "
+                "or --no-resume to start over"
+            )
+        try:
+            before = json.loads((self.path / "identity.json").read_text())
+        except (OSError, ValueError):
+            before = {}
+        for key, value in identity.items():
+            if before.get(key) != value:
+                raise RecipeError(
+                    f"{self.path} was trained with another {key} ({before.get(key)!r}, now "
+                    f"{value!r}); choose another --out, or --no-resume to start over"
+                )
+
+
+def step_of(checkpoint: Path) -> int:
+    """Step of a folder `step-N`, -1 if it has another name."""
+    number = checkpoint.name.removeprefix("step-")
+    return int(number) if number.isdigit() else -1
+
+
+def seal_folder(folder: Path) -> None:
+    """List every file's size and SHA-256 in a mark that is written last."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listing = {}
+    for path in files:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        listing[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
+    write_durably(folder / _MARK, _json({"files": listing}))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a checkpoint's mark is there and every file has its size."""
+    try:
+        listing = json.loads((folder / _MARK).read_text())["files"]
+        return all((folder / name).stat().st_size == f["bytes"] for name, f in listing.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def check_bytes(folder: Path) -> None:
+    """Compare every file of a complete checkpoint with its SHA-256.
+
+    Raises:
+        RecipeError: a file changed; names it and says how to go on without this checkpoint.
+    """
+    listing = json.loads((folder / _MARK).read_text())["files"]
+    for name, facts in listing.items():
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+                raise RecipeError(
+                    f"{folder / name} is damaged; delete {folder} to go on from the checkpoint "
+                    "before it"
+                )
+
+
+def _point(link: Path, target: str) -> None:
+    temporary = link.with_name(f".{link.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,178 @@
+"""The student: a Hugging Face Llava model from a local folder, and its adapter."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from .probe import attach
+from .recipe import LoraSection
+from .student_spec import StudentError, first_line, read_config
+
+CARRIED = ("visual_rotation", "multi_modal_projector")
+
+
+def load_base(path: Path, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+    """Load the weights of a Llava student from a local folder, in evaluation mode.
+
+    Raises:
+        StudentError: the folder is no Llava model, or tensors are missing from its weights.
+    """
+    read_config(path)
+    try:
+        load: Any = LlavaForConditionalGeneration.from_pretrained
+        model, report = load(
+            path,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise StudentError(f"{path}: cannot load the student: {first_line(error)}") from error
+    for kind in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(str(key) for key in report.get(kind, ())):
+            raise StudentError(
+                f"{path}: {kind.replace('_', ' ')}: {', '.join(keys[:5])} ({len(keys)} in all); "
+                "the folder does not hold this model's weights"
+            )
+    return model.eval()
+
+
+def add_adapter(
+    base: Any, layer: int, lora: LoraSection, *, rotation: bool, projector: bool
+) -> Any:
+    """Freeze the base and give it LoRA, W and a trainable projector, carried by one PEFT adapter.
+
+    Args:
+        base: from `load_base`.
+        layer: l, counted from 0.
+        lora: rank, alpha, dropout.
+        rotation: train W (Eq. 1) at the input of layer l.
+        projector: train the multimodal projector.
+
+    Raises:
+        StudentError: the student has no layer l.
+    """
+    layers = base.config.text_config.num_hidden_layers
+    if not 0 <= layer < layers:
+        raise StudentError(f"loss.layer is {layer}, the student has layers 0 to {layers - 1}")
+    attach(base, layer, rotation=rotation)
+    carried = [name for name, wanted in zip(CARRIED, (rotation, projector), strict=True) if wanted]
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=cast(int, lora.alpha),
+        lora_dropout=lora.dropout,
+        target_modules=_linear_layers(base),
+        modules_to_save=carried or None,
+    )
+    return get_peft_model(base, config)
+
+
+def load_student(base: Any, adapter: Path, *, probe: bool = False) -> Any:
+    """Load an adapter onto its base model: LoRA, projector and the rotation W.
+
+    Bare `PeftModel.from_pretrained` would drop W without a word, because the base model has no
+    place for it until it is attached.
+
+    Args:
+        base: from `load_base`.
+        adapter: folder with `adapter_config.json` and `adapter_model.safetensors`.
+        probe: also attach the attention probe at the layer that was trained.
+
+    Raises:
+        StudentError: the folder is no adapter, or does not fit this base model.
+    """
+    weights = adapter / "adapter_model.safetensors"
+    if not weights.is_file() or not (adapter / "adapter_config.json").is_file():
+        raise StudentError(f"{adapter} is no adapter: adapter_config.json and weights expected")
+    with safe_open(weights, "pt") as file:
+        keys = list(file.keys())
+    found = {int(hit[1]) for key in keys if (hit := re.search(r"layers\.(\d+)\.visual_rot", key))}
+    layer = next(iter(found), None)
+    if layer is None and probe:
+        layer = read_identity(adapter)["recipe"]["loss"]["layer"]
+    if layer is not None:
+        layers = base.config.text_config.num_hidden_layers
+        if layer >= layers:
+            raise StudentError(f"{adapter} rotates layer {layer}, the student has {layers} layers")
+        attach(base, layer, rotation=bool(found), probe=probe)
+    try:
+        return PeftModel.from_pretrained(base, str(adapter), local_files_only=True).eval()
+    except (RuntimeError, ValueError) as error:
+        raise StudentError(f"{adapter} does not fit the student: {first_line(error)}") from error
+
+
+def read_identity(adapter: Path) -> dict[str, Any]:
+    """Read `medalign.json`: recipe and cache that an adapter was trained with.
+
+    Raises:
+        StudentError: the file is missing or no JSON.
+    """
+    try:
+        identity: dict[str, Any] = json.loads((adapter / "medalign.json").read_text())
+    except (OSError, ValueError) as error:
+        raise StudentError(f"{adapter}: cannot read medalign.json: {error}") from error
+    return identity
+
+
+def llava_of(model: Any) -> Any:
+    """The Llava model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _linear_layers(base: Any) -> str:
+    """Regular expression of every linear layer of the language model, and of nothing else."""
+    language = base.model.language_model
+    leaves = {
+        name.rpartition(".")[2]
+        for name, module in language.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    return rf".*language_model\.layers\.\d+\..*\.({'|'.join(sorted(leaves))})"
+
+
+def save_adapter(
+    student: Any, trained: Mapping[str, Tensor], folder: Path, about: dict[str, Any]
+) -> None:
+    """Write a standard PEFT folder: LoRA, rotation and projector, and what they belong to.
+
+    Args:
+        student: PEFT model.
+        trained: its trained parameters by name, with or without the prefix of a wrapper module.
+        folder: made if need be.
+        about: recipe and cache identity, for `medalign.json`.
+    """
+    known = {name for name, _ in student.named_parameters()}
+    state = {}
+    for name, parameter in trained.items():
+        own = name if name in known else name.removeprefix("student.")
+        state[own] = parameter.detach().cpu().clone()
+    # "auto" would ask the hub whether the base model has other embeddings.
+    student.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+    (folder / "medalign.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / "README.md").write_text(_ADAPTER_README)
+
+
+_ADAPTER_README = """\
+# MedAlign adapter
+
+LoRA, multimodal projector and the rotation W of the visual tokens, trained with medalign.
+`medalign.json` says with which recipe and teacher cache.
+
+Load it with medalign; plain `PeftModel.from_pretrained` drops W without a word:
+
+    from pathlib import Path
+    import torch
+    from medalign.trainer.student import load_base, load_student
+
+    base = load_base(Path("STUDENT"), torch.bfloat16)
+    student = load_student(base, Path("ADAPTER"))
+"""

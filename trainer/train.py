@@ -1,0 +1,323 @@
+"""One training run from a recipe to a run folder: check everything, load, train, finish."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from ..pipeline.manifest import read_manifest
+from ..teacher_cache.durable import write_durably
+from ..teacher_cache.reader import TeacherCache
+from .agreement import absolute, cache_identity, check_agreement
+from .batch import Batch
+from .checkpoint import load_checkpoint
+from .data import Conversations, Selection, StepOrder, batches_of, micro_batches, select
+from .engine import Engine, Ranks
+from .loop import Loop, Step
+from .objective import Objective
+from .recipe import Recipe, RecipeError
+from .run_folder import RunFolder, step_of
+from .student import add_adapter, load_base
+from .student_spec import StudentSpec, read_student
+
+Say = Callable[[str], None]
+_PACKAGES: Final = (
+    "medalign", "torch", "transformers", "peft", "deepspeed", "zarr", "numpy", "pillow",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A run whose parts fit together; nothing heavy is loaded yet.
+
+    Attributes:
+        recipe: complete, with the paths that the command line gave.
+        student: what the student's folder says.
+        cache: the sealed teacher cache, or None for plain LoRA.
+        selection: records to train on.
+        images: folder of the images.
+        steps: updates of the whole run.
+    """
+
+    recipe: Recipe
+    student: StudentSpec
+    cache: TeacherCache | None
+    selection: Selection
+    images: Path
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        out: run folder.
+        steps: updates done.
+        of: updates of the whole run.
+        started_at: updates that were done before.
+        last: what the last step measured; None when there was nothing to do.
+    """
+
+    out: Path
+    steps: int
+    of: int
+    started_at: int
+    last: Step | None
+
+
+def prepare(recipe: Recipe, cache: Path | None, world: int) -> Prepared:
+    """Check recipe, student, cache, manifest and images against each other.
+
+    Raises:
+        ValueError: of the part that is wrong; `RecipeError`, `StudentError`, `AgreementError`,
+            `TeacherCacheError`, `ManifestError` and `MissingTeacherError` name it.
+    """
+    student = read_student(_given(recipe.student.path, "student"), recipe.student.geometry)
+    manifest = _given(recipe.data.manifest, "manifest")
+    images = _given(recipe.data.images, "images")
+    if not images.is_dir():
+        raise RecipeError(f"--images {images} is no folder")
+    opened = None if cache is None else TeacherCache.open(cache)
+    check_agreement(recipe, opened, student)
+    selection = select(read_manifest(manifest), opened, recipe.data.on_missing)
+    per_step = recipe.data.batch_size * recipe.data.accumulation * world
+    steps = recipe.run.steps
+    if steps is None:
+        assert recipe.run.epochs is not None
+        steps = math.ceil(recipe.run.epochs * len(selection.records) / per_step)
+    return Prepared(
+        recipe=recipe,
+        student=student,
+        cache=opened,
+        selection=selection,
+        images=images,
+        steps=steps,
+    )
+
+
+def train(
+    recipe: Recipe,
+    cache: Path | None,
+    out: Path,
+    *,
+    resume: bool = True,
+    say: Say,
+    report: Callable[[Step, int], None],
+) -> Result:
+    """Train, or go on with what `out` holds.
+
+    Args:
+        recipe: with `student.path`, `data.manifest` and `data.images` filled in.
+        cache: sealed store, or None when alpha and beta are 0.
+        out: run folder.
+        resume: go on from the newest checkpoint of `out`.
+        say: told, on rank 0, what a user wants to know before the first step.
+        report: called after every step, on rank 0, with the steps of the whole run.
+
+    Raises:
+        ValueError: the input is wrong, see `prepare`.
+        TrainingDivergedError: a loss is not finite.
+    """
+    ranks = Ranks()
+    first = ranks.rank == 0
+    plan = prepare(recipe, cache, ranks.world)
+    if first:
+        _describe(plan, say)
+    folder = RunFolder(out)
+    checkpoint = _begin(folder, plan, ranks, resume=resume)
+    start = 0 if checkpoint is None else step_of(checkpoint)
+    if checkpoint is not None and start >= plan.steps:
+        if first:
+            folder.finish(checkpoint)
+            say(f"{out} is complete: {start} of {plan.steps} steps; nothing to do")
+        return Result(out, start, plan.steps, start, None)
+    loop = _load(plan, folder, ranks)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, loop.engine)
+        if first:
+            folder.rewind_metrics(start)
+            say(f"going on from step {start} of {plan.steps} ({checkpoint})")
+    last: list[Step] = []
+
+    def note(step: Step) -> None:
+        last[:] = [step]
+        report(step, plan.steps)
+
+    done, saved = loop.run(_batches(plan, loop, start), start, note)
+    if first and saved is not None and done >= plan.steps:
+        folder.finish(saved)
+    ranks.barrier()
+    return Result(out, done, plan.steps, start, last[0] if last else None)
+
+
+def _given(path: str | None, name: str) -> Path:
+    if path is None:
+        raise RecipeError(f"the recipe names no {name}: give --{name}")
+    return Path(path)
+
+
+def _begin(folder: RunFolder, plan: Prepared, ranks: Ranks, *, resume: bool) -> Path | None:
+    """Let rank 0 open the folder; a refusal there must reach every rank."""
+    identity = {**cache_identity(plan.cache), "records": len(plan.selection.records)}
+    refusal = None
+    if ranks.rank == 0:
+        try:
+            folder.begin(plan.recipe, identity, resume=resume)
+            environment = json.dumps(_environment(ranks), indent=2) + "\n"
+            write_durably(folder.path / "environment.json", environment.encode())
+        except ValueError as error:
+            refusal = error
+    refusals = [r for r in ranks.gather(None if refusal is None else str(refusal)) if r]
+    if refusals:
+        raise refusal or RecipeError(refusals[0])
+    return folder.newest()
+
+
+def _load(plan: Prepared, folder: RunFolder, ranks: Ranks) -> Loop:
+    recipe = plan.recipe
+    gpu = ranks.device.type == "cuda"
+    bf16 = recipe.student.dtype == "bf16" or (recipe.student.dtype == "auto" and gpu)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    base = load_base(plan.student.path, dtype, recipe.student.attention)
+    torch.manual_seed(recipe.run.seed)
+    student = add_adapter(
+        base,
+        recipe.loss.layer,
+        recipe.lora,
+        rotation=recipe.loss.rotation,
+        projector=recipe.optim.projector_lr > 0,
+    )
+    if recipe.student.gradient_checkpointing:
+        # Re-entrant checkpointing would cut the probe's gradient without a word.
+        enable = getattr(base, "activation_checkpointing_enable", None)
+        (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
+    student.train()
+    student.to(ranks.device)
+    engine = Engine(Objective(student, recipe.loss), recipe, ranks, bf16=bf16)
+    torch.manual_seed(recipe.run.seed + 1 + ranks.rank)  # dropout must differ between ranks
+    about = {
+        "medalign": version("medalign"),
+        "recipe": recipe.model_dump(mode="json"),
+        **cache_identity(plan.cache),
+        "expert": None if plan.cache is None else plan.cache.card.expert.name,
+    }
+    return Loop(
+        engine=engine,
+        student=student,
+        recipe=recipe,
+        folder=folder,
+        samples=len(plan.selection.records),
+        steps=plan.steps,
+        about=about,
+        dtype=dtype,
+    )
+
+
+def _batches(plan: Prepared, loop: Loop, start: int) -> Iterator[Batch]:
+    data, ranks = plan.recipe.data, loop.engine.ranks
+    samples = Conversations(
+        plan.selection.records, plan.images, plan.student, data.max_length, plan.cache
+    )
+    order = StepOrder(
+        length=len(samples),
+        seed=plan.recipe.run.seed,
+        batch_size=data.batch_size,
+        accumulation=data.accumulation,
+        rank=ranks.rank,
+        world=ranks.world,
+        start=start,
+        stop=plan.steps,
+    )
+    pad_id = plan.student.processor.tokenizer.pad_token_id
+    return batches_of(micro_batches(samples, order, 0 if pad_id is None else pad_id, data.workers))
+
+
+def _describe(plan: Prepared, say: Say) -> None:
+    chosen = plan.selection
+    student = plan.student
+    say(f"student  {student.path}: {student.grid} visual tokens, {student.layers} layers")
+    if plan.cache is not None:
+        card = plan.cache.card
+        say(
+            f"cache    {plan.cache.store}: {len(plan.cache)} images of {card.expert.name}, "
+            f"{card.grid}, geometry {card.geometry}, mode {card.mode}"
+        )
+    say(
+        f"records  {len(chosen.records)} to train on: {chosen.text_only} text only, "
+        f"{chosen.without_teacher} without a teacher; {chosen.dropped} dropped"
+    )
+    for reason, images in chosen.reasons.most_common(5):
+        say(f"         {images} images have no teacher: {reason}")
+    say(f"steps    {plan.steps}")
+
+
+def _environment(ranks: Ranks) -> dict[str, Any]:
+    device = str(ranks.device)
+    if ranks.device.type == "cuda":
+        device = torch.cuda.get_device_name(ranks.device)
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "ranks": ranks.world,
+        "cpus": os.cpu_count(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git": _git(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> str | None:
+    """Commit of the working folder, where the user's own recipes and scripts live."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def with_paths(
+    recipe: Recipe, *, student: Path | None, manifest: Path | None, images: Path | None
+) -> Recipe:
+    """Fill in the paths that the command line gives, and make all of them absolute."""
+    return recipe.model_copy(
+        update={
+            "student": recipe.student.model_copy(
+                update={"path": _pick(student, recipe.student.path)}
+            ),
+            "data": recipe.data.model_copy(
+                update={
+                    "manifest": _pick(manifest, recipe.data.manifest),
+                    "images": _pick(images, recipe.data.images),
+                }
+            ),
+        }
+    )
+
+
+def _pick(given: Path | None, written: str | None) -> str | None:
+    chosen = written if given is None else str(given)
+    return None if chosen is None else absolute(chosen)
