@@ -1,0 +1,73 @@
+"""Command line: parse arguments, call one function, print its result."""
+
+import errno
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from . import __version__
+from .demo.commands import demo
+from .eval.commands import app as eval_app
+from .pipeline.commands import cache
+from .trainer.commands import train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Teach a medical vision-language model where to look, from a cached CLIP expert.",
+)
+app.command()(demo)
+app.add_typer(cache, name="cache")
+app.command()(train)
+app.add_typer(eval_app, name="eval")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medalign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Teach a medical vision-language model where to look, from a cached CLIP expert."""
+
+
+def main() -> None:
+    """Run the command line: what a user can mend is one line on stderr and exit code 2."""
+    debug = "--debug" in sys.argv[1:]
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != "--debug"]  # wherever it stands
+    # Nothing is ever fetched, also by libraries that would like to.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on", 130)
+    except Exception as error:
+        if debug or not (message := _explain(error)):
+            raise
+        _fail(message, 2 if isinstance(error, ValueError | OSError) else 1)
+
+
+def _explain(error: Exception) -> str:
+    """One line for what the user can mend; an empty string for a bug."""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        hint = "; free some space and run the same command again" * (error.errno == errno.ENOSPC)
+        return f"{where}{error.strerror or error}{hint}"
+    if type(error).__module__.startswith("medalign."):
+        return " ".join(str(error).split())
+    return ""
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"medalign: {message}", err=True)
+    raise SystemExit(code)

@@ -1,0 +1,1 @@
+"""The whole job on packaged real images with tiny models."""

@@ -1,0 +1,51 @@
+"""`medalign demo`."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_PLAINLY = (
+    "Expert and student are tiny models with random weights: this shows that the machinery runs, "
+    "not that anything was learnt about medicine."
+)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path(
+        "medalign-demo"
+    ),
+) -> None:
+    """Do the whole job on packaged real images: cache, train, answer, score, draw.
+
+    The second run uses what the first one made, and finishes what it left.
+    """
+    started = time.monotonic()
+    from ..trainer.quiet import quiet_libraries
+
+    quiet_libraries()
+    from rich.console import Console
+
+    from ..trainer.live import live_view
+    from .run import run_demo
+    from .show import draw, table
+
+    with live_view() as view:
+        done = run_demo(out, view.say, view.report)
+        figures = draw(done)
+    console = Console()
+    console.print(table(done))
+    megabytes = 1024 * 1024
+    lines = [
+        f"cache        {done.cache_bytes / megabytes:.1f} MB for {done.images} images; the same "
+        f"similarities as float32 matrices would take {done.gram_bytes / megabytes:.1f} MB",
+        f"cache        {out / 'cache'}",
+        f"runs         {', '.join(str(run.out) for run in done.trained)}",
+        f"answers      {out / 'predictions'}, scores {out / 'scores'}",
+        f"figures      {figures[0]} and {len(figures) - 1} attention overlays beside it",
+        f"time         {time.monotonic() - started:.0f} s",
+        "",
+        _PLAINLY,
+    ]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,176 @@
+"""The whole job on packaged real images: cache, two trainings, answers, scores, figures."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..eval.decoding import Decoder
+from ..eval.generate import generate
+from ..eval.measure import Measured, measure
+from ..eval.score import Scores, score
+from ..eval.source import Source
+from ..pipeline.build import build
+from ..pipeline.experts import load_expert
+from ..pipeline.manifest import read_manifest
+from ..pipeline.options import BuildOptions
+from ..teacher_cache.audit import info
+from ..teacher_cache.durable import write_durably
+from ..teacher_cache.reader import TeacherCache
+from ..teacher_cache.seal import seal
+from ..trainer.loop import Step
+from ..trainer.probe import attach
+from ..trainer.recipe import Recipe, find_recipe
+from ..trainer.student import load_base, load_student
+from ..trainer.student_spec import StudentSpec, read_student
+from ..trainer.tiny_student import make_demo_student
+from ..trainer.train import Say, train, with_paths
+
+SAMPLE = Path(__file__).parent / "sample"
+PLAIN = ("loss.alpha=0", "loss.beta=0", "loss.rotation=false")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """One of the two runs, and what it came to.
+
+    Attributes:
+        name: `plain LoRA` or `MedAlign`.
+        out: run folder.
+        after: losses and attention on held-back records.
+        scores: of its answers to them.
+        seconds: training took now, 0 when an earlier demo had finished it.
+    """
+
+    name: str
+    out: Path
+    after: Measured
+    scores: Scores
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demo:
+    """Everything the demo made.
+
+    Attributes:
+        out: folder with all of it.
+        images, cache_bytes, cache_seconds: of the teacher cache.
+        gram_bytes: what a float32 similarity matrix per image would take instead.
+        before: the student before any training, on the held-back records.
+        trained: plain LoRA and MedAlign.
+    """
+
+    out: Path
+    images: int
+    cache_bytes: int
+    gram_bytes: int
+    cache_seconds: float
+    before: Measured
+    trained: tuple[Trained, Trained]
+
+
+def run_demo(out: Path, say: Say, report: Callable[[Step, int], None]) -> Demo:
+    """Do the whole job below `out`; what an earlier run left there is used again.
+
+    Raises:
+        ValueError: `out` holds something else.
+    """
+    started = time.monotonic()
+    store = _cache(out, say)
+    cache_seconds = time.monotonic() - started
+    cache = TeacherCache.open(store)
+    make_demo_student(out / "student")
+    spec = read_student(out / "student")
+    before = _measure(_untrained(spec), spec, cache)
+    runs = []
+    for name, folder, overrides in (("plain LoRA", "plain", PLAIN), ("MedAlign", "medalign", ())):
+        say(f"train    {name}")
+        recipe = Recipe.from_yaml(find_recipe("demo"), overrides)
+        chosen = with_paths(
+            recipe, student=out / "student", manifest=SAMPLE / "train.jsonl", images=SAMPLE
+        )
+        begun = time.monotonic()
+        result = train(chosen, store, out / "runs" / folder, say=lambda _: None, report=report)
+        seconds = time.monotonic() - begun if result.last else 0.0
+        if result.last is None:
+            say(f"train    {result.out} was finished before and is used again")
+        runs.append(_finished(name, out, folder, spec, cache, seconds, say))
+    size = info(store)["size_bytes"]
+    return Demo(
+        out=out,
+        images=len(cache),
+        cache_bytes=size,
+        gram_bytes=4 * len(cache) * spec.grid.size**2,
+        cache_seconds=cache_seconds,
+        before=before,
+        trained=(runs[0], runs[1]),
+    )
+
+
+def _cache(out: Path, say: Say) -> Path:
+    """Build and seal the cache of all sample images, held-back ones included."""
+    store = out / "cache"
+    manifest = out / "manifest.jsonl"
+    both = b"".join((SAMPLE / f"{split}.jsonl").read_bytes() for split in ("train", "test"))
+    out.mkdir(parents=True, exist_ok=True)
+    write_durably(manifest, both)
+    say("cache    expert `demo` looks once at every image")
+    build(manifest, SAMPLE, store, load_expert("demo"), BuildOptions(shard_rows=8, workers=2))
+    sealed = seal(store)
+    again = "was sealed before and is used again" if sealed.already else "sealed"
+    say(f"cache    {store} {again}: {sealed.rows} images")
+    return store
+
+
+def _untrained(spec: StudentSpec) -> object:
+    model = load_base(spec.path, torch.float32)
+    attach(model, Recipe.from_yaml(find_recipe("demo")).loss.layer, rotation=False)
+    return model
+
+
+def _finished(
+    name: str,
+    out: Path,
+    folder: str,
+    spec: StudentSpec,
+    cache: TeacherCache,
+    seconds: float,
+    say: Say,
+) -> Trained:
+    run = out / "runs" / folder
+    predictions = out / "predictions" / f"{folder}.jsonl"
+    manifest = SAMPLE / "test.jsonl"
+    done = generate(
+        Source(spec.path, run / "adapter"),
+        manifest,
+        SAMPLE,
+        predictions,
+        Decoder(max_new_tokens=16),
+        batch_size=6,
+    )
+    say(f"answers  {predictions}: {done.answered} new, {done.reused} from before")
+    scores = score(predictions, manifest, "vqa")
+    scores.write(out / "scores" / f"{folder}.json")
+    model = load_student(load_base(spec.path, torch.float32), run / "adapter", probe=True)
+    return Trained(
+        name=name,
+        out=run,
+        after=_measure(model, spec, cache),
+        scores=scores,
+        seconds=seconds,
+    )
+
+
+def _measure(model: object, spec: StudentSpec, cache: TeacherCache) -> Measured:
+    loss = Recipe.from_yaml(find_recipe("demo")).loss
+    return measure(model, spec, read_manifest(SAMPLE / "test.jsonl"), SAMPLE, cache, loss)
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    """Read the steps that a run measured."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]

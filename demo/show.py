@@ -1,0 +1,124 @@
+"""What the demo shows: one table, loss curves, attention overlays."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from rich.table import Table
+
+from ..eval.figures import attention_overlay, loss_curves
+from ..eval.measure import mass_inside
+from ..pipeline.geometry import apply_geometry, mask_patches
+from ..pipeline.manifest import Record, read_manifest
+from ..pipeline.pixels import read_image
+from ..teacher_cache.reader import TeacherCache
+from ..trainer.student_spec import read_student
+from .run import SAMPLE, Demo, Trained, metrics_of
+
+Float32 = npt.NDArray[np.float32]
+
+
+def table(demo: Demo) -> Table:
+    """Losses on held-back records and attention inside the masks, before and after."""
+    shown = Table(title="held-back records, before and after training", title_justify="left")
+    shown.add_column("")
+    for column in ("expert", "student before", *(run.name for run in demo.trained)):
+        shown.add_column(column, justify="right")
+    after = [run.after for run in demo.trained]
+    for label, field in (
+        ("lm, nats an answer token", "lm"),
+        ("vis, MSE of similarities", "vis"),
+        ("att, KL in nats", "att"),
+    ):
+        values = [f"{getattr(measured, field):.4f}" for measured in (demo.before, *after)]
+        shown.add_row(label, "", *values)
+    masks = _masks(demo)
+    expert, *students = (
+        f"{_mean_mass(maps, masks):.3f}"
+        for maps in (_expert_maps(demo, masks), *(m.attention for m in (demo.before, *after)))
+    )
+    area = np.mean([mass_inside(valid.astype(np.float32), m, valid) for m, valid in masks.values()])
+    shown.add_row(
+        f"attention inside the mask ({len(masks)} images; even: {area:.3f})", expert, *students
+    )
+    shown.add_row("answers right, closed, %", "", "", *(_closed(run) for run in demo.trained))
+    seconds = [f"{run.seconds:.0f} s" if run.seconds else "reused" for run in demo.trained]
+    shown.add_row("training", f"{demo.cache_seconds:.0f} s, once", "", *seconds)
+    return shown
+
+
+def draw(demo: Demo) -> list[Path]:
+    """Write loss curves and an overlay per held-back image with a mask; return the files."""
+    curves = demo.out / "figures" / "loss_curves.png"
+    loss_curves({run.name: metrics_of(run.out) for run in demo.trained}, curves)
+    return [curves, *_overlays(demo)]
+
+
+def _overlays(demo: Demo) -> Iterator[Path]:
+    spec = read_student(demo.out / "student")
+    masks = _masks(demo)
+    expert = _expert_maps(demo, masks)
+    for record, image in _masked_records():
+        covered, valid = masks[record.id]
+        rgb = read_image(SAMPLE / image).rgb
+        maps = {
+            "expert": expert[record.id],
+            "student before": demo.before.attention[record.id],
+            **{run.name: run.after.attention[record.id] for run in demo.trained},
+        }
+        path = demo.out / "figures" / f"attention_{Path(image).stem}.png"
+        attention_overlay(
+            apply_geometry(rgb, spec.geometry, spec.image_size, spec.fill),
+            maps,
+            spec.grid,
+            path,
+            valid=valid,
+            mask=covered,
+            title=f"{Path(image).name}: {_question(record)}",
+        )
+        yield path
+
+
+def _masked_records() -> list[tuple[Record, str]]:
+    """The first held-back record of every image that has a mask."""
+    found: dict[str, Record] = {}
+    for record in read_manifest(SAMPLE / "test.jsonl"):
+        if record.images and record.fields.get("mask"):
+            found.setdefault(record.images[0], record)
+    return [(record, image) for image, record in found.items()]
+
+
+def _masks(demo: Demo) -> dict[str, tuple[Float32, npt.NDArray[np.bool_]]]:
+    """Share of each patch inside the mask, and which patches are image, by record id."""
+    spec = read_student(demo.out / "student")
+    cache = TeacherCache.open(demo.out / "cache")
+    masks = {}
+    for record, image in _masked_records():
+        with Image.open(SAMPLE / record.fields["mask"]) as file:
+            pixels = np.asarray(file.convert("L")) > 0
+        masks[record.id] = (mask_patches(pixels, spec.geometry, spec.grid), cache[image].valid)
+    return masks
+
+
+def _expert_maps(demo: Demo, masks: Mapping[str, object]) -> dict[str, Float32]:
+    cache = TeacherCache.open(demo.out / "cache")
+    return {r.id: cache[image].attention for r, image in _masked_records() if r.id in masks}
+
+
+def _mean_mass(
+    maps: Mapping[str, Float32], masks: Mapping[str, tuple[Float32, npt.NDArray[np.bool_]]]
+) -> float:
+    return float(np.mean([mass_inside(maps[key], *mask) for key, mask in masks.items()]))
+
+
+def _closed(run: Trained) -> str:
+    found = [
+        m for m in run.scores.metrics if m.name == "closed_accuracy" and m.protocol == "strict"
+    ]
+    return "-" if not found else f"{found[0].value:.0f} of n={found[0].n}"
+
+
+def _question(record: Record) -> str:
+    return record.conversations[0].text.removeprefix("<image>").strip()

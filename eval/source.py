@@ -1,0 +1,85 @@
+"""What answers: a finished or stopped run, an adapter, or a student by itself."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..trainer.recipe import Recipe
+from ..trainer.run_folder import RunFolder
+from ..trainer.student import load_base, load_student, read_identity
+from ..trainer.student_spec import StudentError, StudentSpec, read_student
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A student's folder, and the adapter to put on it, if any."""
+
+    student: Path
+    adapter: Path | None
+    geometry: str = "processor"
+
+    def spec(self) -> StudentSpec:
+        """Read what the student's folder says."""
+        return read_student(self.student, self.geometry)
+
+    def load(self, device: torch.device, *, probe: bool = False) -> Any:
+        """Load the model for answering: bfloat16 on a GPU, float32 on a CPU."""
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        base = load_base(self.student, dtype).to(device)
+        if self.adapter is None:
+            return base
+        return load_student(base, self.adapter, probe=probe)
+
+    def identity(self) -> dict[str, str | None]:
+        """Digests that tell one model from another, without reading gigabytes of weights."""
+        config = hashlib.sha256((self.student / "config.json").read_bytes())
+        for path in sorted(self.student.glob("*.safetensors")):
+            config.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+        adapter = None
+        if self.adapter is not None:
+            with (self.adapter / "adapter_model.safetensors").open("rb") as file:
+                adapter = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"student": config.hexdigest(), "adapter": adapter}
+
+
+def find_source(path: Path, student: Path | None = None) -> Source:
+    """Resolve RUN_OR_STUDENT.
+
+    Args:
+        path: a run folder, an adapter folder, or a student's folder.
+        student: where the student is now, if it moved since the run.
+
+    Raises:
+        StudentError: the folder is none of the three, or the run has no adapter yet.
+    """
+    if (path / "recipe.yaml").is_file():
+        recipe = Recipe.from_yaml(path / "recipe.yaml")
+        return _source(_adapter_of_run(path), recipe.model_dump(), student)
+    if (path / "adapter_config.json").is_file():
+        return _source(path, read_identity(path)["recipe"], student)
+    if (path / "config.json").is_file():
+        return Source(path, None)
+    raise StudentError(
+        f"{path} is no run (recipe.yaml), adapter (adapter_config.json) or student (config.json)"
+    )
+
+
+def _source(adapter: Path, recipe: dict[str, Any], student: Path | None) -> Source:
+    written = recipe["student"]["path"]
+    base = student or (None if written is None else Path(written))
+    if base is None or not base.is_dir():
+        raise StudentError(f"the student of {adapter} is not at {base}; give --student DIR")
+    return Source(base, adapter, recipe["student"]["geometry"])
+
+
+def _adapter_of_run(run: Path) -> Path:
+    folder = RunFolder(run)
+    if folder.adapter.is_dir():
+        return folder.adapter
+    newest = folder.newest()
+    if newest is None:
+        raise StudentError(f"{run} has no adapter yet: no checkpoint was written")
+    return newest / "adapter"
