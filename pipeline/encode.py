@@ -1,0 +1,172 @@
+"""From squares to shards: the expert runs batch by batch, shard by shard, in row order."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..teacher_cache.schema import PatchGrid
+from .experts import Expert, ExpertError, to_grid
+from .squares import Square, Unreadable
+from .weights import listed
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Rows that go through the expert together.
+
+    A batch never crosses a shard, so the expert sees the same batches, and gives the same
+    bits, whether a build was interrupted or not.
+
+    Attributes:
+        shard: the shard that the rows belong to.
+        shard_rows: all rows of that shard.
+        rows: the rows of this batch.
+        paths: one manifest path per row.
+    """
+
+    shard: int
+    shard_rows: range
+    rows: range
+    paths: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """All rows of one shard, as the writer takes them.
+
+    Attributes:
+        index: which shard.
+        features: float16 [R, N, b].
+        attention: float32 [R, N].
+        valid: bool [R, N].
+        source_size: int32 [R, 2], height and width.
+        failures: row -> why its image gives nothing.
+    """
+
+    index: int
+    features: NDArray[np.float16]
+    attention: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    source_size: NDArray[np.int32]
+    failures: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, index: int, rows: int, patches: int, width: int) -> Self:
+        """Return a shard of `rows` rows to be filled."""
+        return cls(
+            index=index,
+            features=np.zeros((rows, patches, width), np.float16),
+            attention=np.zeros((rows, patches), np.float32),
+            valid=np.zeros((rows, patches), np.bool_),
+            source_size=np.zeros((rows, 2), np.int32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A batch whose results may still be under way on the device.
+
+    `patches` [B, N, b] float16 and `attention` [B, N] are those of the readable images.
+    """
+
+    batch: RowBatch
+    squares: Sequence[Square | Unreadable]
+    patches: Tensor
+    attention: Tensor
+
+
+def row_batches(shard: int, rows: range, paths: Sequence[str], size: int) -> Iterator[RowBatch]:
+    """Cut a shard into batches of at most `size` rows; `paths` are those of all rows, by row."""
+    for start in range(rows.start, rows.stop, size):
+        part = range(start, min(start + size, rows.stop))
+        yield RowBatch(shard, rows, part, paths[part.start : part.stop])
+
+
+def encode_batches(
+    expert: Expert,
+    grid: PatchGrid,
+    batches: Iterable[RowBatch],
+    squares: Iterator[Square | Unreadable],
+) -> Iterator[tuple[RowBatch, Shard | None]]:
+    """Run the expert over batches; yield each when done, the last of a shard with that shard.
+
+    Args:
+        expert: the frozen tower.
+        grid: the student's patch grid.
+        batches: in row order.
+        squares: the images of those rows, in the same order.
+
+    Raises:
+        ExpertError: the expert gave NaN or infinity; names the images.
+    """
+    shard: Shard | None = None
+    for done in _one_behind(_launch(expert, grid, batch, squares) for batch in batches):
+        rows = done.batch.shard_rows
+        if shard is None:
+            shard = Shard.empty(done.batch.shard, len(rows), grid.size, expert.card.width)
+        _fill(shard, done)
+        whole = done.batch.rows.stop == rows.stop
+        yield done.batch, shard if whole else None
+        shard = None if whole else shard
+
+
+def _one_behind(launched: Iterable[_Launched]) -> Iterator[_Launched]:
+    """Yield each batch after the next was launched: a GPU works on while results are fetched."""
+    waiting: _Launched | None = None
+    for each in launched:
+        if waiting is not None:
+            yield waiting
+        waiting = each
+    if waiting is not None:
+        yield waiting
+
+
+@torch.no_grad()
+def _launch(
+    expert: Expert, grid: PatchGrid, batch: RowBatch, squares: Iterator[Square | Unreadable]
+) -> _Launched:
+    found = list(itertools.islice(squares, len(batch.rows)))
+    readable = [square.rgb for square in found if isinstance(square, Square)]
+    if not readable:
+        empty = torch.zeros(0, grid.size)
+        return _Launched(batch, found, empty.unsqueeze(-1), empty)
+    rgb = torch.from_numpy(np.stack(readable))
+    if expert.device.type == "cuda":
+        rgb = rgb.pin_memory()  # so that the copy does not wait for the batch before
+    patches, attention = to_grid(
+        expert.encode(expert.normalise(rgb)),
+        expert.card.grid,
+        grid,
+        normalise_before=expert.card.normalise_before_interpolation,
+    )
+    return _Launched(batch, found, patches.half(), attention)
+
+
+def _fill(shard: Shard, done: _Launched) -> None:
+    """Fetch the results of a batch and put them into its shard."""
+    patches, attention = done.patches.cpu().numpy(), done.attention.cpu().numpy()
+    finite = np.isfinite(patches).all(axis=(1, 2)) & np.isfinite(attention).all(axis=1)
+    results = zip(patches, attention, finite, strict=True)
+    broken = []
+    first = done.batch.shard_rows.start
+    for row, path, square in zip(done.batch.rows, done.batch.paths, done.squares, strict=True):
+        if isinstance(square, Unreadable):
+            shard.failures[row] = square.reason
+            continue
+        features, probabilities, good = next(results)
+        if not good:
+            broken.append(path)
+        at = row - first
+        shard.features[at], shard.attention[at] = features, probabilities
+        shard.valid[at], shard.source_size[at] = square.valid, square.source_size
+    if broken:
+        raise ExpertError(
+            f"the expert gave NaN or infinity for {listed(broken)}; its weights are broken, or "
+            "the dtype is too narrow for them: try --dtype fp32"
+        )

@@ -1,0 +1,228 @@
+"""Experts: frozen CLIP vision towers by name, loaded from local files only."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..teacher_cache.schema import ExpertCard, FeatureChoice
+from .demo_weights import demo_weights
+from .fit import check_fit
+from .resample import ExpertOutput, to_grid
+from .tower import CONFIG_NAME, Tower, TowerConfig, architectures, named_config, read_config
+from .weights import (
+    ExpertError,
+    find_checkpoint,
+    read_visual_weights,
+    weights_sha256,
+)
+
+__all__ = ["EXPERT_NAMES", "Expert", "ExpertError", "ExpertOutput", "load_expert", "to_grid"]
+
+UNIMED = {"unimed-l": "ViT-L-14-336-quickgelu", "unimed-b": "ViT-B-16-quickgelu"}
+"""The UniMed-CLIP towers and open_clip's names of their architectures."""
+
+EXPERT_NAMES = (*UNIMED, "biomedclip", "demo", "openclip:ARCH", f"a folder with {CONFIG_NAME}")
+"""What `load_expert` takes."""
+
+_UNIMED_LICENCE = "UniMed-CLIP weights: CC BY-NC 4.0 (non-commercial)"
+_BIOMEDCLIP_LICENCE = "BiomedCLIP weights: MIT; published for research use"
+_DEMO_LICENCE = "seeded random weights, nobody's work"
+_UNKNOWN_LICENCE = "not stated; see where the weights came from"
+
+# 24 x 24 patches, like a student with 336 px and 14 px patches; small enough for two CPU cores.
+_DEMO = TowerConfig(
+    embed_dim=32,
+    vision={
+        "image_size": 336,
+        "patch_size": 14,
+        "width": 64,
+        "layers": 3,
+        "head_width": 16,
+        "mlp_ratio": 2.0,
+    },
+    quick_gelu=True,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """Where an expert comes from, before anything large is read."""
+
+    name: str
+    architecture: str
+    config: TowerConfig
+    checkpoint: Path | None  # None: the demo's seeded weights
+    licence: str
+
+
+class Expert:
+    """A frozen vision tower that says, in one pass, patches and [cls] attention.
+
+    Attributes:
+        card: what a cache records about it.
+        mean: [3], what `normalise` subtracts from pixels in 0..1.
+        std: [3], what it divides them by.
+    """
+
+    def __init__(self, card: ExpertCard, tower: Tower, config: TowerConfig) -> None:
+        self.card = card
+        self._tower = tower
+        self._normalised = config.timm or card.features == "ln_post"
+        parameter = next(tower.module.parameters())
+        self.device: torch.device = parameter.device
+        self.dtype: torch.dtype = parameter.dtype
+        self.mean = torch.tensor(config.mean, device=self.device)
+        self.std = torch.tensor(config.std, device=self.device)
+
+    def normalise(self, rgb: Tensor) -> Tensor:
+        """Turn 8-bit images [B, S, S, 3] into pixels [B, 3, S, S], float32 on the device."""
+        pixels = rgb.to(self.device, non_blocking=True).float() / 255
+        return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> ExpertOutput:
+        """Return patches and [cls] attention of a batch.
+
+        Patches are the output of the last residual block before `ln_post`, without [cls]; after
+        `ln_post` where the card says so, and for timm towers always after their final norm
+        (the point the authors use for each). Attention is that of the last block.
+
+        Args:
+            pixels: normalised, [B, 3, S, S].
+
+        Raises:
+            ExpertError: pixels of another shape.
+        """
+        side = self.card.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
+            raise ExpertError(
+                f"expert {self.card.name} takes pixels [B, 3, {side}, {side}], "
+                f"got {list(pixels.shape)}"
+            )
+        pixels = pixels.to(self.device, self.dtype)
+        return self._tower.run(pixels, normalised=self._normalised)
+
+
+def load_expert(
+    name: str,
+    weights: Path | None = None,
+    *,
+    features: FeatureChoice = "last",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Expert:
+    """Load a vision tower from local files.
+
+    Only the visual part is built and read; its keys must match exactly, and nothing is resized
+    to make it fit.
+
+    Args:
+        name: one of `EXPERT_NAMES`.
+        weights: the checkpoint or the folder that holds it; None for `demo` and for folders.
+        features: `last` or `ln_post`; see `Expert.encode`.
+        device: where to compute.
+        dtype: what to compute in.
+
+    Raises:
+        ExpertError: unknown name, weights missing, damaged or of another tower, no such device.
+    """
+    device = _available(device)
+    source = _find(name, weights)
+    if features == "ln_post" and source.config.timm:
+        raise ExpertError(
+            f"expert {source.name}: patches of a timm tower are already taken after its final "
+            "norm; use features last"
+        )
+    tower = Tower(source.config, source.name)
+    wanted = tower.module.state_dict()
+    if source.checkpoint is None:
+        found = demo_weights(wanted)
+    else:
+        found = read_visual_weights(source.checkpoint)
+        check_fit(wanted, found, path=source.checkpoint, named=UNIMED)
+    card = ExpertCard(
+        name=source.name,
+        architecture=source.architecture,
+        weights_sha256=weights_sha256(found),
+        features=features,
+        grid=tower.grid,
+        width=tower.width,
+        image_size=tower.image_size,
+        # As the authors do: UniMed's raw tokens are normalised first, a timm trunk's, which
+        # its final norm has brought to one scale, are not.
+        normalise_before_interpolation=not source.config.timm,
+        licence=source.licence,
+    )
+    tower.load(found, device, dtype)
+    return Expert(card, tower, source.config)
+
+
+def _available(device: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ExpertError(f"device {device!r} is not one that torch knows") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ExpertError(f"device {device} asked for, but torch finds no CUDA device here")
+    return device
+
+
+def _find(name: str, weights: Path | None) -> _Source:
+    if name == "demo":
+        if weights is not None:
+            raise ExpertError("expert demo brings its own seeded weights; leave --weights away")
+        return _Source(
+            name=name,
+            architecture="demo-ViT-14-336-quickgelu",
+            config=_DEMO,
+            checkpoint=None,
+            licence=_DEMO_LICENCE,
+        )
+    if name in UNIMED:
+        return _named(name, UNIMED[name], weights, _UNIMED_LICENCE)
+    if name.startswith("openclip:"):
+        return _named(name, name.removeprefix("openclip:"), weights, _UNKNOWN_LICENCE)
+    if name == "biomedclip":
+        folder = _needed(name, weights)
+        folder = folder.parent if folder.is_file() else folder
+        return _from_folder(name, folder, weights, _BIOMEDCLIP_LICENCE)
+    if Path(name).is_dir():
+        return _from_folder(Path(name).resolve().name, Path(name), weights, _UNKNOWN_LICENCE)
+    raise ExpertError(f"unknown expert {name!r}; known are {', '.join(EXPERT_NAMES)}")
+
+
+def _needed(name: str, weights: Path | None) -> Path:
+    if weights is None:
+        raise ExpertError(f"expert {name} needs its weights from a local path: give --weights")
+    if not weights.exists():
+        raise ExpertError(f"{weights}: no such weights file or folder")
+    return weights
+
+
+def _named(name: str, architecture: str, weights: Path | None, licence: str) -> _Source:
+    known = architectures()
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=3)
+        hint = f"; near are {', '.join(near)}" if near else ""
+        raise ExpertError(f"open_clip knows no architecture {architecture!r}{hint}")
+    return _Source(
+        name=name,
+        architecture=architecture,
+        config=named_config(architecture),
+        checkpoint=find_checkpoint(_needed(name, weights)),
+        licence=licence,
+    )
+
+
+def _from_folder(name: str, folder: Path, weights: Path | None, licence: str) -> _Source:
+    config = read_config(folder)
+    return _Source(
+        name=name,
+        architecture=config.describe(),
+        config=config,
+        checkpoint=find_checkpoint(weights or folder),
+        licence=licence,
+    )

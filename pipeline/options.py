@@ -1,0 +1,85 @@
+"""How a cache is built, and the card that records it."""
+
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from ..teacher_cache.schema import CacheCard, CacheMode, PatchGrid
+from .experts import Expert
+from .geometry import GeometryName, mean_colour
+from .parts import Part
+from .pixels import Alpha
+from .planning import BuildError
+from .resample import INTERPOLATION
+from .workers import default_workers
+
+STUDENT_GRID = PatchGrid(24, 24)
+"""The patch grid of LLaVA's students: 336 px in 14 px patches."""
+WHOLE = Part()
+_RECORDED = ("medalign", "torch", "open_clip_torch", "timm", "numpy", "pillow", "zarr")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """How a cache is built.
+
+    Attributes:
+        grid: the student's patch grid.
+        geometry: the student's, from source pixels to its square.
+        mode: `aligned` shows the expert the student's square and marks padding; `paper` crops
+            the expert's input whatever the student does, and counts every patch.
+        alpha: colour behind transparent pixels.
+        shard_rows: S, rows per shard: the unit of writing and resuming.
+        batch_size: most images in one pass of the expert.
+        workers: processes that decode; 0 decodes in this process.
+        part: which share of the shards to build.
+        on_error: `skip` lists unreadable images, `fail` stops at the first.
+    """
+
+    grid: PatchGrid = STUDENT_GRID
+    geometry: GeometryName = "pad"
+    mode: CacheMode = "aligned"
+    alpha: Alpha = "black"
+    shard_rows: int = 64
+    batch_size: int = 32
+    workers: int = field(default_factory=default_workers)
+    part: Part = WHOLE
+    on_error: Literal["skip", "fail"] = "skip"
+
+    def __post_init__(self) -> None:
+        for name, least in (("shard_rows", 1), ("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise BuildError(f"{name} takes a number from {least}, got {getattr(self, name)}")
+
+    @property
+    def expert_geometry(self) -> GeometryName:
+        """How the expert's input is made: the authors' expert crops, whatever the student does.
+
+        A cropped square has no padding, so in mode `paper` every patch is valid.
+        """
+        return "crop" if self.mode == "paper" else self.geometry
+
+
+def make_card(expert: Expert, options: BuildOptions) -> CacheCard:
+    """Return the card of a cache that `expert` would fill with `options`."""
+    versions = {name: _version(name) for name in _RECORDED}
+    return CacheCard(
+        expert=expert.card,
+        grid=options.grid,
+        geometry=options.expert_geometry,
+        mode=options.mode,
+        fill=mean_colour(),
+        alpha=options.alpha,
+        dtype=str(expert.dtype).removeprefix("torch."),
+        interpolation=INTERPOLATION,
+        codec="fp16",
+        shard_rows=options.shard_rows,
+        versions=versions,
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,152 @@
+"""How far a long job is: a bar with rate and time left, or plain lines where nobody watches."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+LINE_EVERY_SECONDS = 20.0
+"""How often a plain line is written where there is no terminal."""
+
+
+class Progress(Protocol):
+    """What a long job tells as it goes."""
+
+    @contextmanager
+    def stage(self, what: str, *, total: int, done: int = 0) -> Iterator[None]:
+        """Begin a stage of `total` items, `done` of which an earlier run did; end it after."""
+
+    def advance(self, count: int) -> None:
+        """Count items of the current stage as done."""
+
+    def say(self, message: str) -> None:
+        """Tell one fact."""
+
+
+class NoProgress:
+    """Tells nobody anything."""
+
+    @contextmanager
+    def stage(self, what: str, *, total: int, done: int = 0) -> Iterator[None]:
+        """Do nothing."""
+        del what, total, done
+        yield
+
+    def advance(self, count: int) -> None:
+        """Do nothing."""
+
+    def say(self, message: str) -> None:
+        """Do nothing."""
+
+
+class ConsoleProgress:
+    """A bar on a terminal; elsewhere a line now and then, fit for a log file."""
+
+    def __init__(self, console: Console | None = None, unit: str = "images") -> None:
+        self._console = console or Console(stderr=True)
+        self._unit = unit
+        self._stage: _Bar | _Lines | None = None
+
+    @contextmanager
+    def stage(self, what: str, *, total: int, done: int = 0) -> Iterator[None]:
+        """Show a stage while it lasts."""
+        kind = _Bar if self._console.is_terminal else _Lines
+        self._stage = kind(self._console, what, self._unit, total, done)
+        try:
+            yield
+        finally:
+            self._stage.close()
+            self._stage = None
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Give a function to be called with (done, total); the stage begins with its first call."""
+        with ExitStack() as stack:
+            before = 0
+
+            def told(done: int, total: int) -> None:
+                nonlocal before
+                if self._stage is None:
+                    stack.enter_context(self.stage(what, total=total))
+                self.advance(done - before)
+                before = done
+
+            yield told
+
+    def advance(self, count: int) -> None:
+        """Move the bar, or write a line if the last is long ago."""
+        if self._stage is not None:
+            self._stage.advance(count)
+
+    def say(self, message: str) -> None:
+        """Print a line."""
+        self._console.print(message, highlight=False, soft_wrap=True, markup=False)
+
+
+class _Bar:
+    def __init__(self, console: Console, what: str, unit: str, total: int, done: int) -> None:
+        self._progress = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _RateColumn(unit),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task(what, total=total, completed=done)
+        self._progress.start()
+
+    def advance(self, count: int) -> None:
+        self._progress.advance(self._task, count)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _RateColumn(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        """Return the rate, or nothing while it is not known."""
+        return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed else "")
+
+
+class _Lines:
+    def __init__(self, console: Console, what: str, unit: str, total: int, done: int) -> None:
+        self._console, self._what, self._unit = console, what, unit
+        self._total, self._before, self._done = total, done, done
+        self._begun = self._told = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._told < LINE_EVERY_SECONDS:
+            return
+        self._told = now
+        rate = (self._done - self._before) / max(now - self._begun, 1e-9)
+        left = (self._total - self._done) / max(rate, 1e-9)
+        self._console.print(
+            f"{self._what}: {self._done} of {self._total} {self._unit}, {rate:.1f} "
+            f"{self._unit}/s, {left / 60:.0f} min left",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+
+    def close(self) -> None:
+        pass

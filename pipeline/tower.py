@@ -1,0 +1,255 @@
+"""Vision towers of open_clip and timm: built from a config, run once for patches and attention.
+
+The only file that imports open_clip and timm. Text towers are never built, and nothing here
+reaches for the network: open_clip's own loaders would fetch a hub config for the text tower.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm.models.vision_transformer as timm_vit
+import torch
+from open_clip.model import CLIPVisionCfg, VisionTransformer, _build_vision_tower
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import Attention as OpenClipAttention
+from torch import Tensor, nn
+
+from ..teacher_cache.schema import PatchGrid
+from .attention import QueryKey, class_attention
+from .geometry import CLIP_MEAN, CLIP_STD
+from .resample import ExpertOutput
+from .weights import ExpertError
+
+CONFIG_NAME = "open_clip_config.json"
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TowerConfig:
+    """What decides a vision tower's shape and arithmetic, apart from its weights.
+
+    Attributes:
+        embed_dim: width of the CLIP embedding, which only the unused projection has.
+        vision: open_clip's `vision_cfg`.
+        quick_gelu: whether the MLPs use QuickGELU, as OpenAI's and UniMed's do.
+        mean: subtracted from pixels in 0..1, per channel.
+        std: divides them after that.
+    """
+
+    embed_dim: int
+    vision: Mapping[str, Any]
+    quick_gelu: bool
+    mean: Colour = CLIP_MEAN
+    std: Colour = CLIP_STD
+
+    @property
+    def timm(self) -> bool:
+        """Whether the tower is one of timm's, inside open_clip's adapter."""
+        return bool(self.vision.get("timm_model_name"))
+
+    def describe(self) -> str:
+        """Name the architecture: everything that decides numbers and is not in the weights."""
+        name = f"timm:{self.vision.get('timm_model_name')}"
+        if not self.timm:
+            name = json.dumps({**self.vision, "quick_gelu": self.quick_gelu}, sort_keys=True)
+        if (self.mean, self.std) != (CLIP_MEAN, CLIP_STD):
+            name += f" mean={self.mean} std={self.std}"
+        return name
+
+
+def architectures() -> list[str]:
+    """Return the names that open_clip knows by itself."""
+    names: list[str] = open_clip.list_models()
+    return names
+
+
+def named_config(architecture: str) -> TowerConfig:
+    """Return the config of one of `architectures()`."""
+    return _parse(open_clip.get_model_config(architecture), {}, architecture)
+
+
+def read_config(folder: Path) -> TowerConfig:
+    """Read `open_clip_config.json` from a folder, as open_clip's hub repositories have it.
+
+    Raises:
+        ExpertError: the file is missing or says nothing usable.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ExpertError(f"{folder}: holds no {CONFIG_NAME}") from error
+    except (OSError, ValueError) as error:
+        raise ExpertError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ExpertError(f"{path}: expected an object, got {type(content).__name__}")
+    return _parse(content.get("model_cfg", content), content.get("preprocess_cfg", {}), str(path))
+
+
+def _parse(model: Any, preprocess: Any, where: str) -> TowerConfig:
+    vision = model.get("vision_cfg") if isinstance(model, dict) else None
+    if not isinstance(vision, dict) or not isinstance(model.get("embed_dim"), int):
+        raise ExpertError(f"{where}: needs an embed_dim and a vision_cfg")
+    # A pretrained timm trunk would be downloaded; the checkpoint brings all weights anyway.
+    vision = {key: value for key, value in vision.items() if key != "timm_model_pretrained"}
+    mean, std = (
+        _colour(preprocess, key, default, where)
+        for key, default in (("mean", CLIP_MEAN), ("std", CLIP_STD))
+    )
+    return TowerConfig(
+        embed_dim=model["embed_dim"],
+        vision=vision,
+        quick_gelu=bool(model.get("quick_gelu", False)),
+        mean=mean,
+        std=std,
+    )
+
+
+def _colour(preprocess: Any, key: str, default: Colour, where: str) -> Colour:
+    value = preprocess.get(key, default) if isinstance(preprocess, dict) else default
+    try:
+        red, green, blue = (float(channel) for channel in value)
+    except (TypeError, ValueError) as error:
+        raise ExpertError(f"{where}: {key} takes three numbers, got {value!r}") from error
+    return red, green, blue
+
+
+class Tower:
+    """A vision transformer with a [cls] token, built without weights (on torch's meta device).
+
+    Attributes:
+        module: open_clip's visual module; its parameters are set by `load`.
+        grid: the tower's own patch grid.
+        width: b, features per patch.
+        image_size: side of its square input in pixels.
+    """
+
+    def __init__(self, config: TowerConfig, name: str) -> None:
+        self.module: Any = _build(config, name)
+        if isinstance(self.module, VisionTransformer):
+            sides, grid = self.module.image_size, self.module.grid_size
+            self.width: int = self.module.transformer.width
+            self._blocks: nn.ModuleList = self.module.transformer.resblocks
+            self._prefix = 1
+        else:
+            trunk = _class_token_trunk(self.module, name)
+            sides, grid = trunk.patch_embed.img_size, trunk.patch_embed.grid_size
+            self.width = trunk.embed_dim
+            self._blocks = trunk.blocks
+            self._prefix = trunk.num_prefix_tokens
+        if sides[0] != sides[1]:
+            raise ExpertError(f"{name}: takes images of {sides}; only square towers are supported")
+        self.image_size: int = sides[0]
+        self.grid = PatchGrid(*grid)
+        query_key(self._last_attention())  # refuse now what `run` could not do
+
+    def load(self, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+        """Take copies of `weights`, which must fit, and freeze them."""
+        copies = {
+            name: tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
+            for name, tensor in weights.items()
+        }
+        self.module.load_state_dict(copies, strict=True, assign=True)
+        left = [name for name, buffer in self.module.named_buffers() if buffer.is_meta]
+        if left:
+            raise ExpertError(f"towers with buffers outside the checkpoint ({left}) do not load")
+        self.module.eval().requires_grad_(False)
+
+    def run(self, pixels: Tensor, *, normalised: bool) -> ExpertOutput:
+        """Return patches and [cls] attention of the last block from one forward pass.
+
+        Args:
+            pixels: [B, 3, S, S], normalised, in the tower's dtype.
+            normalised: apply the tower's final norm to the patches.
+        """
+        attention = self._last_attention()
+        received: list[Tensor] = []
+        hook = attention.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
+        try:
+            output = self.module.forward_intermediates(
+                pixels,
+                indices=[len(self._blocks) - 1],
+                normalize_intermediates=normalised,
+                intermediates_only=True,
+                output_fmt="NLC",
+            )
+        finally:
+            hook.remove()
+        # open_clip runs some towers as [T, B, D]; torch's module knows which.
+        tokens = (
+            received[0] if getattr(attention, "batch_first", True) else received[0].transpose(0, 1)
+        )
+        row = class_attention(query_key(attention), tokens)
+        return ExpertOutput(output["image_intermediates"][0], row[:, self._prefix :])
+
+    def _last_attention(self) -> nn.Module:
+        try:
+            return self._blocks[-1].get_submodule("attn")
+        except AttributeError as error:
+            raise ExpertError(f"blocks of {type(self.module).__name__} have no attn") from error
+
+
+def query_key(attention: Any) -> QueryKey:
+    """Return how a block's attention module makes queries and keys.
+
+    Raises:
+        ExpertError: a kind of attention whose [cls] row we do not know how to compute.
+    """
+    if type(attention) is nn.MultiheadAttention and attention.in_proj_weight is not None:
+        bias = attention.in_proj_bias
+        return _in_projection(attention.in_proj_weight, bias, attention.num_heads)
+    if type(attention) is OpenClipAttention and attention.logit_scale is None:
+        weight, bias = attention.in_proj_weight, attention.in_proj_bias
+        return _in_projection(weight, bias, attention.num_heads, attention.ln_q, attention.ln_k)
+    if type(attention) is timm_vit.Attention:  # type: ignore[attr-defined]
+        weight, bias = attention.qkv.weight, attention.qkv.bias
+        return _in_projection(weight, bias, attention.num_heads, attention.q_norm, attention.k_norm)
+    kind = f"{type(attention).__module__}.{type(attention).__qualname__}"
+    raise ExpertError(f"the [cls] attention of {kind} is not supported")
+
+
+def _in_projection(
+    weight: Tensor,
+    bias: Tensor | None,
+    heads: int,
+    query_norm: nn.Module | None = None,
+    key_norm: nn.Module | None = None,
+) -> QueryKey:
+    """Keep the query and key rows of a [3D, D] projection."""
+    rows = weight.shape[0] // 3 * 2
+    return QueryKey(
+        weight[:rows], None if bias is None else bias[:rows], heads, query_norm, key_norm
+    )
+
+
+def _build(config: TowerConfig, name: str) -> Any:
+    timm_name = str(config.vision.get("timm_model_name") or "")
+    if ":" in timm_name:
+        raise ExpertError(f"{name}: timm tower {timm_name!r} names a hub, which is never asked")
+    try:
+        vision = CLIPVisionCfg(**config.vision)
+        if isinstance(vision.layers, list | tuple):
+            raise ExpertError(f"{name}: a ResNet has no [cls] token; use a ViT")
+        with torch.device("meta"):  # no memory, no time, and no numbers drawn at random
+            return _build_vision_tower(config.embed_dim, vision, config.quick_gelu)
+    except (TypeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        raise ExpertError(f"{name}: open_clip cannot build this vision_cfg ({error})") from error
+
+
+def _class_token_trunk(module: Any, name: str) -> Any:
+    trunk = module.trunk if isinstance(module, TimmModel) else module
+    if not (isinstance(trunk, timm_vit.VisionTransformer) and trunk.has_class_token):
+        raise ExpertError(
+            f"{name}: of timm's towers only a VisionTransformer with a [cls] token has the "
+            f"attention we learn from, not {type(trunk).__name__}"
+        )
+    if tuple(trunk.patch_embed.img_size) != tuple(module.image_size):
+        raise ExpertError(
+            f"{name}: vision_cfg says image_size {module.image_size}, "
+            f"the timm tower takes {trunk.patch_embed.img_size}"
+        )
+    return trunk
