@@ -1,0 +1,1 @@
+"""The teacher cache on disk: schema, writer, reader, audit. Knows arrays, not models."""

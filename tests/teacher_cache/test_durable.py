@@ -1,0 +1,144 @@
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medalign.teacher_cache import durable
+from medalign.teacher_cache.durable import (
+    explaining_disk_errors,
+    make_folder,
+    publish_once,
+    read_json,
+    sweep_partial,
+    write_durably,
+)
+from medalign.teacher_cache.strict import DamagedError, TeacherCacheError
+
+Write = Callable[[Path, bytes], object]
+
+
+def test_writing_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_durably(path, b"old")
+    write_durably(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_publishing_happens_once(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    assert publish_once(path, b"first")
+    assert not publish_once(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to name open files")
+@pytest.mark.parametrize("write", [write_durably, publish_once])
+def test_bytes_are_on_disk_before_the_name_and_the_name_before_returning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    real, synced = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        synced.append((name, (tmp_path / "file").exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(tmp_path / "file", b"data")
+    (first, named_first), (second, named_second) = synced
+    assert first.endswith(".partial")
+    assert not named_first
+    assert second == tmp_path.name
+    assert named_second
+
+
+def test_publishing_works_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(durable.os, "link", link)
+    test_publishing_happens_once(tmp_path)
+
+
+@pytest.mark.parametrize("write", [write_durably, publish_once])
+def test_a_write_that_fails_keeps_the_old_bytes_and_cleans_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="full"):
+        write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_temporary_file_that_another_process_swept_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, sweeps = Path.replace, iter([True, True, False])
+
+    def replace(self: Path, target: Path) -> Path:
+        if next(sweeps):
+            sweep_partial(tmp_path)
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    write_durably(tmp_path / "file", b"data")
+    assert (tmp_path / "file").read_bytes() == b"data"
+
+
+def test_temporary_files_that_always_vanish_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace(self: Path, target: Path) -> Path:
+        raise FileNotFoundError(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(FileNotFoundError, match="vanish"):
+        write_durably(tmp_path / "file", b"data")
+
+
+def test_a_missing_folder_is_not_taken_for_a_sweep(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="partial"):
+        write_durably(tmp_path / "nowhere" / "file", b"data")
+
+
+def test_folders_are_made_with_their_parents(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b" / "c")
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+
+
+def test_json_that_cannot_be_read_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with pytest.raises(TeacherCacheError, match=r"x\.json is missing") as caught:
+        read_json(path, 10)
+    assert not isinstance(caught.value, DamagedError)
+    for data in (b"", b"{", b'"\xff"', b"[" * 9, b"1" * 11):
+        path.write_bytes(data)
+        with pytest.raises(DamagedError, match=r"x\.json is damaged"):
+            read_json(path, 10)
+    path.write_bytes(b"[1, 2]")
+    assert read_json(path, 6) == [1, 2]
+
+
+def test_disk_errors_name_the_store_and_the_way_on(tmp_path: Path) -> None:
+    def fail(number: int) -> None:
+        with explaining_disk_errors(tmp_path, "sealing"):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(TeacherCacheError, match=f"no space left while sealing {tmp_path}"):
+        fail(errno.ENOSPC)
+    with pytest.raises(TeacherCacheError, match=f"failed while sealing {tmp_path}"):
+        fail(errno.EACCES)
