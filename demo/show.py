@@ -17,20 +17,31 @@ from ..teacher_cache.reader import TeacherCache
 from ..trainer.student_spec import read_student
 from .run import SAMPLE, Demo, Trained, metrics_of
 
+_CAPTION = (
+    "lm: cross-entropy of an answer token. vis: squared gap between similarity matrices (Eq. 4). "
+    "att: KL of expert and student attention (Eq. 5). mass in mask: share of the attention that "
+    "falls inside the image's mask."
+)
+
 Float32 = npt.NDArray[np.float32]
 
 
 def table(demo: Demo) -> Table:
     """Losses on held-back records and attention inside the masks, before and after."""
-    shown = Table(title="held-back records, before and after training", title_justify="left")
+    shown = Table(
+        title="held-back records, before and after training",
+        title_justify="left",
+        caption=_CAPTION,
+        caption_justify="left",
+    )
     shown.add_column("")
-    for column in ("expert", "student before", *(run.name for run in demo.trained)):
+    for column in ("expert", "before", *(run.name for run in demo.trained)):
         shown.add_column(column, justify="right")
     after = [run.after for run in demo.trained]
     for label, field in (
-        ("lm, nats an answer token", "lm"),
-        ("vis, MSE of similarities", "vis"),
-        ("att, KL in nats", "att"),
+        ("lm [nats]", "lm"),
+        ("vis", "vis"),
+        ("att [nats]", "att"),
     ):
         values = [f"{getattr(measured, field):.4f}" for measured in (demo.before, *after)]
         shown.add_row(label, "", *values)
@@ -40,12 +51,10 @@ def table(demo: Demo) -> Table:
         for maps in (_expert_maps(demo, masks), *(m.attention for m in (demo.before, *after)))
     )
     area = np.mean([mass_inside(valid.astype(np.float32), m, valid) for m, valid in masks.values()])
-    shown.add_row(
-        f"attention inside the mask ({len(masks)} images; even: {area:.3f})", expert, *students
-    )
-    shown.add_row("answers right, closed, %", "", "", *(_closed(run) for run in demo.trained))
+    shown.add_row(f"mass in mask, even {area:.3f}", expert, *students)
+    shown.add_row("closed right [%]", "", "", *(_closed(run) for run in demo.trained))
     seconds = [f"{run.seconds:.0f} s" if run.seconds else "reused" for run in demo.trained]
-    shown.add_row("training", f"{demo.cache_seconds:.0f} s, once", "", *seconds)
+    shown.add_row("time", f"{demo.cache_seconds:.0f} s, once", "", *seconds)
     return shown
 
 
@@ -117,7 +126,7 @@ def _closed(run: Trained) -> str:
     found = [
         m for m in run.scores.metrics if m.name == "closed_accuracy" and m.protocol == "strict"
     ]
-    return "-" if not found else f"{found[0].value:.0f} of n={found[0].n}"
+    return "-" if not found else f"{found[0].value:.0f} (n={found[0].n})"
 
 
 def _question(record: Record) -> str:

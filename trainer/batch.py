@@ -26,6 +26,8 @@ class Sample:
         pixels: per image, [3, S, S] float32 as the vision tower takes it.
         teachers: per image, its cache row, or None.
         skipped: why it carries no weight, or an empty string.
+        refused: why training must stop, or an empty string. An exception raised in a worker
+            process would reach the user as that process's traceback.
     """
 
     id: str
@@ -33,6 +35,7 @@ class Sample:
     pixels: tuple[Float32, ...] = ()
     teachers: tuple[TeacherRow | None, ...] = ()
     skipped: str = ""
+    refused: str = ""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -65,6 +68,7 @@ class Batch:
         pixel_values: [P, 3, S, S] float32, in the order of the placeholders; None without images.
         teacher: None when no image has one.
         skipped: (record id, reason) of conversations that carry no weight.
+        refused: why training must stop, one reason per conversation.
     """
 
     ids: tuple[str, ...]
@@ -75,6 +79,7 @@ class Batch:
     pixel_values: Tensor | None
     teacher: Teacher | None
     skipped: tuple[tuple[str, str], ...] = ()
+    refused: tuple[str, ...] = ()
 
     @property
     def answer_tokens(self) -> int:
@@ -147,6 +152,7 @@ def collate(samples: Sequence[Sample], pad_id: int, *, left: bool = False) -> Ba
         pixel_values=torch.from_numpy(np.stack(pixels)) if pixels else None,
         teacher=_teacher(samples, offsets, torch.from_numpy(mask.astype(bool))),
         skipped=tuple((sample.id, sample.skipped) for sample in samples if sample.skipped),
+        refused=tuple(sample.refused for sample in samples if sample.refused),
     )
 
 

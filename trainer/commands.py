@@ -32,15 +32,20 @@ def train(
     chosen = Recipe.from_yaml(path, override or ())
     quiet_libraries()
     from .live import live_view
+    from .tiny_student import make_demo_student
     from .train import train as run
     from .train import with_paths
 
+    out = out or Path("runs") / path.stem
+    if student is None and chosen.student.path == "demo":
+        student = out.parent / "demo-student"
+        make_demo_student(student)
     chosen = with_paths(chosen, student=student, manifest=manifest, images=images)
     with live_view() as view:
         result = run(
             chosen,
             cache,
-            out or Path("runs") / path.stem,
+            out,
             resume=resume,
             say=view.say,
             report=view.report,

@@ -16,6 +16,7 @@ from ..pipeline.geometry import apply_geometry, normalise
 from ..pipeline.manifest import ManifestError, Record, resolve_image
 from ..pipeline.pixels import PixelsError, read_image
 from ..teacher_cache.reader import TeacherCache, TeacherRow
+from ..teacher_cache.schema import TeacherCacheError
 from .batch import Batch, Float32, Sample, collate
 from .conversation import ConversationError
 from .student_spec import StudentSpec
@@ -91,11 +92,8 @@ class Conversations(Dataset[Sample]):
     """Samples by number; picklable, so that each worker process may hold its own.
 
     A conversation that cannot be read is returned as a skipped sample: a long run never dies of
-    one image. An image that changed since the cache was built is an error, because training on it
-    would pair an image with another image's teacher.
-
-    Raises:
-        TeacherCacheError: from `__getitem__`, when an image's bytes are not the cached ones.
+    one image. An image that changed since the cache was built is returned as refused, and so is a
+    damaged row: training on it would pair an image with another image's teacher.
     """
 
     def __init__(
@@ -132,6 +130,8 @@ class Conversations(Dataset[Sample]):
             seen = [self._image(path) for path in record.images[: len(encoded.cols)]]
         except (ConversationError, ManifestError, PixelsError) as error:
             return Sample(record.id, skipped=str(error))
+        except TeacherCacheError as error:
+            return Sample(record.id, refused=f"record {record.id!r}: {error}")
         pixels, teachers = tuple(p for p, _ in seen), tuple(t for _, t in seen)
         return Sample(record.id, encoded, pixels, teachers)
 
@@ -143,7 +143,10 @@ class Conversations(Dataset[Sample]):
         if self.cache is None or path not in self.cache:
             return pixels, None
         row = self.cache.row_of(path)
-        self.cache.check_content(row, image.sha256)
+        try:
+            self.cache.check_content(row, image.sha256)
+        except TeacherCacheError as error:
+            raise TeacherCacheError(f"image {path}: {error}") from error
         return pixels, self.cache[row]
 
 
@@ -213,5 +216,13 @@ def micro_batches(
 
 
 def batches_of(loader: DataLoader[Sample]) -> Iterator[Batch]:
-    """Give a loader's batches with their type."""
-    yield from loader
+    """Give a loader's batches, up to one that must not be trained on.
+
+    Raises:
+        TeacherCacheError: an image changed since the cache was built, or a row is damaged.
+    """
+    batch: Batch
+    for batch in loader:
+        if batch.refused:
+            raise TeacherCacheError(batch.refused[0])
+        yield batch

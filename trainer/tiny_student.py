@@ -71,6 +71,7 @@ def make_demo_student(folder: Path) -> None:
     """Write the student that is called `demo`, unless the folder holds it already."""
     if not (folder / "config.json").is_file():
         partial = folder.with_name(f".{folder.name}.writing")
+        folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         make_student(partial, DEMO_TEXTS, TinyStudent())
         partial.rename(folder)

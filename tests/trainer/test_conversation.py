@@ -23,7 +23,7 @@ def record(*turns: str, images: int = 0, name: str = "r") -> Record:
     return Record(
         id=name,
         images=tuple(f"{k}.png" for k in range(images)),
-        conversations=tuple(Turn(roles[k % 2], text) for k, text in enumerate(turns)),  # type: ignore[arg-type]
+        conversations=tuple(Turn(roles[k % 2], text) for k, text in enumerate(turns)),
         answer_type=None,
         fields={},
         line=1,

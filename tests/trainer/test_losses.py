@@ -215,4 +215,4 @@ def test_shapes_that_disagree_are_refused(call: Callable[..., torch.Tensor]) -> 
 
 def test_an_unknown_norm_is_refused() -> None:
     with pytest.raises(ValueError, match="sum, softmax or l2"):
-        attention_alignment(torch.ones(1, 2), torch.ones(1, 2), norm="max")  # type: ignore[arg-type]
+        attention_alignment(torch.ones(1, 2), torch.ones(1, 2), norm="max")

@@ -1,0 +1,108 @@
+"""The rules of the code base that no linter knows."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("demo", "eval", "pipeline", "teacher_cache", "trainer")
+LOWER_HALF = {  # what the trainer may take of the pipeline: it never sees an expert
+    "pipeline.geometry",
+    "pipeline.manifest",
+    "pipeline.pixels",
+}
+MAY_IMPORT = {
+    "teacher_cache": set[str](),
+    "pipeline": {"teacher_cache"},
+    "trainer": {"teacher_cache", *LOWER_HALF},
+    "eval": {"teacher_cache", "trainer", *LOWER_HALF},
+    "demo": {"eval", "pipeline", "teacher_cache", "trainer"},
+    "cli.py": set(FOLDERS),
+}
+ONLY_IN = {  # each heavy library has one door
+    "deepspeed": {"trainer/engine.py"},
+    "open_clip": {"pipeline/tower.py"},
+    "peft": {"trainer/student.py"},
+    "pydicom": {"pipeline/codestream.py", "pipeline/dicom.py"},
+    "timm": {"pipeline/tower.py"},
+}
+SOURCES = sorted(
+    [
+        ROOT / "cli.py",
+        ROOT / "__main__.py",
+        *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")),
+    ]
+)
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(level, module) of every import statement in a file."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or ""))
+        elif isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_downwards(path: Path) -> None:
+    where = path.relative_to(ROOT)
+    for level, module in imports(path):
+        head = module.split(".")[0]
+        assert head != "medalign", f"{where}: inside the package, import relatively"
+        assert level <= 3, f"{where}: import of {module} reaches too far"
+        if level == len(where.parts) and level > 1:  # reaches the package root
+            allowed = MAY_IMPORT[where.parts[0]] | {where.parts[0]}
+            # `from .. import __version__` takes nothing but the root's own version.
+            assert not module or {head, module} & allowed, f"{where} may not import {module}"
+        if level == 0 and head in ONLY_IN:
+            assert where.as_posix() in ONLY_IN[head], f"{where} may not import {head}"
+        if level == 0 and head == "zarr":
+            assert where.parts[0] == "teacher_cache", f"{where} may not import zarr"
+        assert head != "pickle", f"{where}: nothing is ever unpickled"
+
+
+def test_every_package_is_shipped() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT) for path in SOURCES}
+    assert set(config["packages"]) == {".".join(("medalign", *folder.parts)) for folder in folders}
+    # Any other module at the root would land in the wheel as medalign.<name>.
+    assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py", "cli.py"}
+
+
+def test_the_sample_is_small_and_every_image_is_credited() -> None:
+    sample = ROOT / "demo" / "sample"
+    files = [path for path in sample.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 2_500_000
+    credited = (sample / "ATTRIBUTION.md").read_text()
+    images = sorted((sample / "images").iterdir())
+    assert len(images) == 24
+    for image in images:
+        assert f"`{image.name}`" in credited
+
+
+def test_help_loads_nothing_heavy() -> None:
+    heavy = "{'torch', 'zarr', 'deepspeed', 'transformers', 'numpy', 'pydantic'}"
+    code = f"import sys, medalign.cli; sys.exit(str(sorted({heavy} & set(sys.modules))))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_importing_a_module_does_nothing(path: Path) -> None:
+    harmless = {"add_implicit_resolver", "add_typer"}  # on the module's own objects
+    for node in ast.parse(path.read_text()).body:
+        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
+            continue
+        called = node.value.func
+        if isinstance(called, ast.Call):  # app.command()(function)
+            called = called.func
+        name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+        allowed = name in harmless or name == "command" or path.name == "__main__.py"
+        assert allowed, f"{path.relative_to(ROOT)}:{node.lineno} calls {name} on import"
