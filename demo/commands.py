@@ -36,11 +36,9 @@ def demo(
         figures = draw(done)
     console = Console()
     console.print(table(done))
-    megabytes = 1024 * 1024
     lines = [
-        f"cache        {done.cache_bytes / megabytes:.1f} MB for {done.images} images; the same "
-        f"similarities as float32 matrices would take {done.gram_bytes / megabytes:.1f} MB",
-        f"cache        {out / 'cache'}",
+        f"cache        {out / 'cache'}: {done.images} images; as float32 similarity matrices they "
+        f"would take {done.gram_bytes / 2**20:.1f} MB",
         f"runs         {', '.join(str(run.out) for run in done.trained)}",
         f"answers      {out / 'predictions'}, scores {out / 'scores'}",
         f"figures      {figures[0]} and {len(figures) - 1} attention overlays beside it",

@@ -20,7 +20,7 @@ from .run import SAMPLE, Demo, Trained, metrics_of
 _CAPTION = (
     "lm: cross-entropy of an answer token. vis: squared gap between similarity matrices (Eq. 4). "
     "att: KL of expert and student attention (Eq. 5). mass in mask: share of the attention that "
-    "falls inside the image's mask."
+    "falls inside the image's mask. size: of the cache, and of the adapters."
 )
 
 Float32 = npt.NDArray[np.float32]
@@ -39,9 +39,9 @@ def table(demo: Demo) -> Table:
         shown.add_column(column, justify="right")
     after = [run.after for run in demo.trained]
     for label, field in (
-        ("lm [nats]", "lm"),
+        ("lm, nats", "lm"),
         ("vis", "vis"),
-        ("att [nats]", "att"),
+        ("att, nats", "att"),
     ):
         values = [f"{getattr(measured, field):.4f}" for measured in (demo.before, *after)]
         shown.add_row(label, "", *values)
@@ -52,9 +52,11 @@ def table(demo: Demo) -> Table:
     )
     area = np.mean([mass_inside(valid.astype(np.float32), m, valid) for m, valid in masks.values()])
     shown.add_row(f"mass in mask, even {area:.3f}", expert, *students)
-    shown.add_row("closed right [%]", "", "", *(_closed(run) for run in demo.trained))
+    shown.add_row("closed right, %", "", "", *(_closed(run) for run in demo.trained))
     seconds = [f"{run.seconds:.0f} s" if run.seconds else "reused" for run in demo.trained]
     shown.add_row("time", f"{demo.cache_seconds:.0f} s, once", "", *seconds)
+    adapters = [f"{_bytes_of(run.out / 'adapter') / 2**20:.1f} MB" for run in demo.trained]
+    shown.add_row("size", f"{demo.cache_bytes / 2**20:.1f} MB", "", *adapters)
     return shown
 
 
@@ -131,3 +133,7 @@ def _closed(run: Trained) -> str:
 
 def _question(record: Record) -> str:
     return record.conversations[0].text.removeprefix("<image>").strip()
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -85,7 +85,7 @@ def cache(job: Path) -> Path:
 
 
 def train_words(job: Path, cache: Path, out: Path) -> list[str | Path]:
-    paths = [
+    paths: list[str | Path] = [
         "--manifest",
         job / "m.jsonl",
         "--images",
