@@ -63,7 +63,7 @@ def measure(variant: str, folder: Path, batch_size: int, steps: int) -> dict[str
         )
         row = TeacherRow(
             features=rng.standard_normal((n, 1024)).astype(np.float16),
-            attention=rng.random(n).astype(np.float32) / n,
+            attention=(rng.random(n) / n).astype(np.float32),
             valid=np.ones(n, bool),
             source_size=(side, side),
         )

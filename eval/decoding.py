@@ -75,12 +75,16 @@ class Decoder:
         prompt = inputs["input_ids"]
         assert prompt is not None
         given = {name: value for name, value in inputs.items() if value is not None}
-        tokens = model.generate(**given, generation_config=config, logits_processor=processors)
+        # transformers fills what a given configuration leaves at its default from the model's own.
+        own, model.generation_config = model.generation_config, config
+        try:
+            tokens = model.generate(**given, logits_processor=processors)
+        finally:
+            model.generation_config = own
         new: Tensor = tokens[:, prompt.shape[1] :]
         return new
 
     def _config(self, own: Any) -> Any:
-        # Everything is given: what is left out would come from the checkpoint or from defaults.
         make: Any = GenerationConfig
         pad = own.pad_token_id
         eos = own.eos_token_id

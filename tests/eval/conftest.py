@@ -1,7 +1,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -28,7 +28,7 @@ def answer() -> Callable[..., Answer]:
 @pytest.fixture
 def record() -> Callable[..., Record]:
     def make(id_: str = "a", *turns: str, answer_type: str | None = None, **more: Any) -> Record:
-        roles = ("human", "gpt")
+        roles: list[Literal["human", "gpt"]] = ["human", "gpt"]
         texts = turns or ("<image>\nIs it?", "No")
         return Record(
             id=id_,

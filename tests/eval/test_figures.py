@@ -73,7 +73,7 @@ def test_a_term_that_no_run_has_gets_no_panel(tmp_path: Path, drawn: list[Figure
 def test_missing_values_leave_a_gap_and_steps_are_sorted(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
-    steps = [{"step": 3, "lm": 3.0}, {"step": 1, "lm": 1.0}, {"step": 2}]
+    steps: list[dict[str, float]] = [{"step": 3, "lm": 3.0}, {"step": 1, "lm": 1.0}, {"step": 2}]
     loss_curves({"a": steps}, tmp_path / "loss.png")
     values = np.asarray(drawn[0].axes[0].get_lines()[0].get_ydata())
     assert np.array_equal(values, [1.0, np.nan, 3.0], equal_nan=True)
@@ -83,7 +83,7 @@ def test_long_runs_get_a_running_mean_beside_every_step(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
     values = [float(step % 2) for step in range(200)]
-    steps = [{"step": step, "lm": value} for step, value in enumerate(values)]
+    steps = [{"step": float(step), "lm": value} for step, value in enumerate(values)]
     loss_curves({"a": steps}, tmp_path / "loss.png")
     raw, mean = (np.asarray(line.get_ydata()) for line in drawn[0].axes[0].get_lines())
     assert list(raw) == values

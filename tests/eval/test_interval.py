@@ -21,7 +21,7 @@ def test_the_interval_holds_the_mean_and_stays_in_range(values: list[float], dra
 
 
 def test_an_interval_of_equal_values_has_no_width() -> None:
-    assert bootstrap_interval([0.1] * 7) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert bootstrap_interval([0.1] * 7) == pytest.approx((0.1, 0.1))
 
 
 def test_the_width_is_that_of_the_normal_limit() -> None:

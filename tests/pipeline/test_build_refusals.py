@@ -79,6 +79,6 @@ def test_folders_that_cannot_be_used_are_refused(job: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"shard_rows": 0}, {"workers": -1}])
-def test_numbers_out_of_range_are_refused(options: dict[str, int]) -> None:
+def test_numbers_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(BuildError, match=f"{next(iter(options))} takes a number from"):
         BuildOptions(**options)

@@ -324,12 +324,14 @@ def test_points_outside_the_square_have_no_patch() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
+    unknown: Any = "zoom"
+    floats: Any = np.zeros((2, 2, 3))
     with pytest.raises(ValueError, match='unknown geometry "zoom", known are pad, crop, stretch'):
-        mapping("zoom", 2, 2)
+        mapping(unknown, 2, 2)
     with pytest.raises(ValueError, match="at least 1 pixel, got 0 x 3"):
         valid_patches("pad", 0, 3, GRID)
     with pytest.raises(ValueError, match=r"got float64 \[2, 2, 3\]"):
-        apply_geometry(np.zeros((2, 2, 3)), "pad", 14)
+        apply_geometry(floats, "pad", 14)
     with pytest.raises(ValueError, match="a size of at least 1"):
         apply_geometry(np.zeros((2, 2, 3), np.uint8), "pad", 0)
     with pytest.raises(ValueError, match="0 to 255; compare it with a threshold"):

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from medalign.teacher_cache.audit import info, reopen, seal, status, verify
 from medalign.teacher_cache.commits import CommitLog
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Failure, TeacherCacheError
+
+Job = Callable[[Path, Callable[[int, int], None]], object]
 
 
 def test_status_counts_exactly_while_building_and_when_sealed(small: Any, tmp_path: Path) -> None:
@@ -160,13 +163,17 @@ def test_verify_notices_another_plan(small: Any, tmp_path: Path) -> None:
     assert [damage.where for damage in verify(store)] == ["_commit/plan.json"]
 
 
+def calls_of(job: Job, store: Path) -> list[tuple[int, int]]:
+    calls: list[tuple[int, int]] = []
+    job(store, lambda done, total: calls.append((done, total)))
+    return calls
+
+
 def test_progress_counts_up_to_all_shards(small: Any, tmp_path: Path) -> None:
     store = tmp_path / "cache"
     small.write(small.begin(store))
     for job in (seal, verify):
-        calls: list[tuple[int, int]] = []
-        job(store, lambda done, total, calls=calls: calls.append((done, total)))
-        assert calls == [(1, 3), (2, 3), (3, 3)]
+        assert calls_of(job, store) == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_info_is_json_and_knows_card_counts_and_size(small: Any, tmp_path: Path) -> None:

@@ -192,7 +192,8 @@ def test_a_path_that_leaves_the_image_folder_is_not_handed_out(
     cache = TeacherCache.open(store)
     text = np.frombuffer(b"../../a.png" + b"b" * 5, np.uint8)
     ends = np.array([11, 12, 16])
-    monkeypatch.setitem(cache._index._tables, "index/path_text", text)
-    monkeypatch.setitem(cache._index._tables, "index/path_end", ends)
+    index: Any = cache._index
+    monkeypatch.setitem(index._tables, "index/path_text", text)
+    monkeypatch.setitem(index._tables, "index/path_end", ends)
     with pytest.raises(TeacherCacheError, match="must stay below the image folder"):
         _ = cache.paths

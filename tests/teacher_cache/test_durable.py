@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from medalign.teacher_cache import durable
 from medalign.teacher_cache.durable import (
     explaining_disk_errors,
     make_folder,
@@ -62,7 +61,7 @@ def test_publishing_works_without_hard_links(
     def link(*_: object) -> None:
         raise OSError(errno.EPERM, "no hard links here")
 
-    monkeypatch.setattr(durable.os, "link", link)
+    monkeypatch.setattr(os, "link", link)
     test_publishing_happens_once(tmp_path)
 
 

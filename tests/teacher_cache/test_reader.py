@@ -31,7 +31,8 @@ def test_a_row_is_found_by_path_by_content_and_by_number(small: Any, store: Path
     assert len(cache) == 10
     assert cache.paths == list(small.plan.paths)
     assert cache.row_of("images/5.png") == cache.row_of("again/é 5.png") == 5
-    assert cache.row_of(small.plan.content[5]) == cache.row_of(np.int64(5)) == 5
+    number: Any = np.int64(5)
+    assert cache.row_of(small.plan.content[5]) == cache.row_of(number) == 5
     assert cache.sha256_of(5) == small.plan.content[5]
     assert "images/5.png" in cache
     assert small.plan.content[5] in cache

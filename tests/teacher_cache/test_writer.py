@@ -12,7 +12,6 @@ import numpy.typing as npt
 import pytest
 import zarr
 
-from medalign.teacher_cache import durable
 from medalign.teacher_cache.arrays import RowArray
 from medalign.teacher_cache.audit import seal, status
 from medalign.teacher_cache.reader import TeacherCache
@@ -247,16 +246,16 @@ def test_of_two_processes_that_begin_at_once_the_slower_takes_the_plan_of_the_fa
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = tmp_path / "cache"
-    real = durable.os.link
+    real = os.link
 
     def link(source: Path, target: Path) -> None:
         if not target.exists():
             with monkeypatch.context() as patch:
-                patch.setattr(durable.os, "link", real)
+                patch.setattr(os, "link", real)
                 small.begin(store)
         real(source, target)
 
-    monkeypatch.setattr(durable.os, "link", link)
+    monkeypatch.setattr(os, "link", link)
     small.write(small.begin(store))
     assert seal(store).shards == 3
 

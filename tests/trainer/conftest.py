@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,6 +13,8 @@ from PIL import Image
 from medalign.trainer.quiet import quiet_libraries
 from medalign.trainer.recipe import Recipe
 from medalign.trainer.tiny_student import TinyStudent, make_student
+
+TextModel = Literal["mistral", "qwen2", "llama"]
 
 QUESTIONS = ("Is this an X-ray?", "Which organ is shown?", "Is there a fracture of the left rib?")
 ANSWERS = ("yes", "the lungs", "no fracture is seen")
@@ -28,11 +30,11 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Folder of a random 4x4 Llava; one of each kind is made per session."""
     made: dict[str, Path] = {}
 
-    def make(text_model: str = "mistral", **sizes: Any) -> Path:
+    def make(text_model: TextModel = "mistral", **sizes: Any) -> Path:
         key = json.dumps([text_model, sizes], sort_keys=True)
         if key not in made:
             folder = tmp_path_factory.mktemp("student")
-            tiny = TinyStudent(text_model=text_model, image_size=56, **sizes)  # type: ignore[arg-type]
+            tiny = TinyStudent(text_model=text_model, image_size=56, **sizes)
             make_student(folder, [*QUESTIONS, *ANSWERS], tiny)
             made[key] = folder
         return made[key]

@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def spec(students: Callable[..., Path]) -> StudentSpec:
 
 
 def record(*turns: str, images: int = 0, name: str = "r") -> Record:
-    roles = ("human", "gpt")
+    roles: list[Literal["human", "gpt"]] = ["human", "gpt"]
     return Record(
         id=name,
         images=tuple(f"{k}.png" for k in range(images)),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -160,7 +161,10 @@ def test_padding_patches_carry_no_weight_and_no_gradient(
     s, t = rng_tokens(3, 1, 5).softmax(-1), rng_tokens(4, 1, 5).softmax(-1)
 
     def both(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return spatial_alignment(x, teacher, valid) + attention_alignment(y, t, valid, norm)
+        total: torch.Tensor = spatial_alignment(x, teacher, valid) + attention_alignment(
+            y, t, valid, norm
+        )
+        return total
 
     before = both(student, s)
     poisoned = torch.where(valid[..., None], student, poison).requires_grad_()
@@ -180,7 +184,7 @@ def test_no_gradient_reaches_the_teacher() -> None:
     teacher = rng_tokens(0, 1, 4, 3).requires_grad_()
     attention = rng_tokens(1, 1, 4).softmax(-1).requires_grad_()
     student = rng_tokens(2, 1, 4, 3).requires_grad_()
-    total = spatial_alignment(student, teacher) + attention_alignment(
+    total: torch.Tensor = spatial_alignment(student, teacher) + attention_alignment(
         student[..., 0].exp(), attention
     )
     total.backward()  # type: ignore[no-untyped-call]
@@ -191,7 +195,7 @@ def test_no_gradient_reaches_the_teacher() -> None:
 
 def test_attention_that_underflows_to_zero_gives_a_finite_loss_and_gradient() -> None:
     student = torch.tensor([[0.0, 1e-30, 0.5]], requires_grad=True)
-    loss = attention_alignment(student, torch.tensor([[0.3, 0.3, 0.4]]))
+    loss: torch.Tensor = attention_alignment(student, torch.tensor([[0.3, 0.3, 0.4]]))
     loss.backward()  # type: ignore[no-untyped-call]
     assert student.grad is not None
     assert torch.isfinite(loss)
@@ -214,5 +218,6 @@ def test_shapes_that_disagree_are_refused(call: Callable[..., torch.Tensor]) -> 
 
 
 def test_an_unknown_norm_is_refused() -> None:
+    unknown: Any = "max"
     with pytest.raises(ValueError, match="sum, softmax or l2"):
-        attention_alignment(torch.ones(1, 2), torch.ones(1, 2), norm="max")
+        attention_alignment(torch.ones(1, 2), torch.ones(1, 2), norm=unknown)

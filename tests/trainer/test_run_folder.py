@@ -21,7 +21,8 @@ def write(folder: RunFolder, step: int, text: str = "weights", keep: int = 2) ->
     partial = folder.partial_checkpoint()
     (partial / "adapter").mkdir()
     (partial / "adapter" / "w").write_text(f"{text} {step}")
-    return folder.publish(partial, step, keep)
+    published: Path = folder.publish(partial, step, keep)
+    return published
 
 
 def test_the_newest_complete_checkpoint_counts_and_old_ones_go(folder: RunFolder) -> None:

@@ -10,14 +10,13 @@ from safetensors.torch import load_file
 
 from medalign.trainer.recipe import LoraSection
 from medalign.trainer.student import (
-    StudentError,
     add_adapter,
     llava_of,
     load_base,
     load_student,
     save_adapter,
 )
-from medalign.trainer.student_spec import read_student
+from medalign.trainer.student_spec import StudentError, read_student
 from medalign.trainer.tiny_student import TinyStudent, make_student
 
 ABOUT = {"recipe": {"loss": {"layer": 2}, "student": {"path": None, "geometry": "processor"}}}
