@@ -35,7 +35,8 @@ def test_every_sample_record_has_its_image_and_mask() -> None:
 
 @pytest.mark.usefixtures("short")
 def test_the_demo_does_the_whole_job_and_the_second_run_uses_it_again(tmp_path: Path) -> None:
-    out, said = tmp_path / "out", []
+    out = tmp_path / "out"
+    said: list[str] = []
     first = run_demo(out, said.append, lambda _step, _of: None)
     assert first.images == 24
     assert [run.name for run in first.trained] == ["plain LoRA", "MedAlign"]
