@@ -110,6 +110,19 @@ def load_student(base: Any, adapter: Path, *, probe: bool = False) -> Any:
         raise StudentError(f"{adapter} does not fit the student: {first_line(error)}") from error
 
 
+def checkpoint_activations(llava: Any, *, reentrant: bool = False) -> None:
+    """Recompute activations in the backward pass.
+
+    Args:
+        llava: the Llava model, not its PEFT wrapper.
+        reentrant: the older way of torch; it would cut the probe's gradient, and is refused by
+            the objective.
+    """
+    # transformers 5.23 renamed the method and deprecated the old name.
+    enable = getattr(llava, "activation_checkpointing_enable", None)
+    (enable or llava.gradient_checkpointing_enable)({"use_reentrant": reentrant})
+
+
 def read_identity(adapter: Path) -> dict[str, Any]:
     """Read `medalign.json`: recipe and cache that an adapter was trained with.
 

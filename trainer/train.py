@@ -26,7 +26,7 @@ from .loop import Loop, Step
 from .objective import Objective
 from .recipe import Recipe, RecipeError
 from .run_folder import RunFolder, step_of
-from .student import add_adapter, load_base
+from .student import add_adapter, checkpoint_activations, load_base
 from .student_spec import StudentSpec, read_student
 
 Say = Callable[[str], None]
@@ -198,9 +198,7 @@ def _load(plan: Prepared, folder: RunFolder, ranks: Ranks) -> Loop:
         projector=recipe.optim.projector_lr > 0,
     )
     if recipe.student.gradient_checkpointing:
-        # Re-entrant checkpointing would cut the probe's gradient without a word.
-        enable = getattr(base, "activation_checkpointing_enable", None)
-        (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
+        checkpoint_activations(base)
     student.train()
     student.to(ranks.device)
     engine = Engine(Objective(student, recipe.loss), recipe, ranks, bf16=bf16)

@@ -14,7 +14,7 @@ from medalign.trainer.batch import Batch, collate
 from medalign.trainer.data import Conversations
 from medalign.trainer.objective import Objective, Share
 from medalign.trainer.recipe import LoraSection, LossSection
-from medalign.trainer.student import add_adapter, llava_of, load_base
+from medalign.trainer.student import add_adapter, checkpoint_activations, llava_of, load_base
 from medalign.trainer.student_spec import read_student
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
@@ -166,7 +166,7 @@ def test_re_entrant_checkpointing_is_refused_because_it_would_cut_the_gradient(
 ) -> None:
     model = student(students())
     llava = llava_of(model)
-    llava.activation_checkpointing_enable({"use_reentrant": True})
+    checkpoint_activations(llava, reentrant=True)
     llava.enable_input_require_grads()
     batch = collate([samples[0]], 0)
     with pytest.raises(RuntimeError, match="re-entrant"):

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlavaForConditionalGeneration
 
 from medalign.trainer.probe import Look, Tap, attach
+from medalign.trainer.student import checkpoint_activations
 
 LAYER = 2
 
@@ -149,7 +150,7 @@ def test_the_probe_equals_eager_attention_with_gradients(
                 parameter.data.normal_(std=0.05, generator=generator)
         peft.train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            checkpoint_activations(model)
         token = model.config.image_token_id
         inputs = batch(images, padding, token, seed=7)
         look = look_of(inputs, token)
