@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from .. import __version__
 from ..eval.decoding import Decoder
 from ..eval.generate import generate
 from ..eval.measure import Measured, measure
@@ -18,7 +19,7 @@ from ..pipeline.experts import load_expert
 from ..pipeline.manifest import read_manifest
 from ..pipeline.options import BuildOptions
 from ..teacher_cache.audit import info
-from ..teacher_cache.durable import write_durably
+from ..teacher_cache.durable import make_folder, write_durably
 from ..teacher_cache.reader import TeacherCache
 from ..teacher_cache.seal import seal
 from ..trainer.loop import Step
@@ -31,6 +32,10 @@ from ..trainer.train import Say, train, with_paths
 
 SAMPLE = Path(__file__).parent / "sample"
 PLAIN = ("loss.alpha=0", "loss.beta=0", "loss.rotation=false")
+
+
+class DemoError(ValueError):
+    """The demo cannot write where it was told to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +100,8 @@ def run_demo(out: Path, say: Say, report: Callable[[Step, int], None]) -> Demo:
         )
         begun = time.monotonic()
         result = train(chosen, store, out / "runs" / folder, say=lambda _: None, report=report)
+        if result.steps < result.of:
+            raise KeyboardInterrupt  # a signal stopped it, with a checkpoint
         seconds = time.monotonic() - begun if result.last else 0.0
         if result.last is None:
             say(f"train    {result.out} was finished before and is used again")
@@ -113,10 +120,10 @@ def run_demo(out: Path, say: Say, report: Callable[[Step, int], None]) -> Demo:
 
 def _cache(out: Path, say: Say) -> Path:
     """Build and seal the cache of all sample images, held-back ones included."""
+    _claim(out)
     store = out / "cache"
     manifest = out / "manifest.jsonl"
     both = b"".join((SAMPLE / f"{split}.jsonl").read_bytes() for split in ("train", "test"))
-    out.mkdir(parents=True, exist_ok=True)
     write_durably(manifest, both)
     say("cache    expert `demo` looks once at every image")
     build(manifest, SAMPLE, store, load_expert("demo"), BuildOptions(shard_rows=8, workers=2))
@@ -124,6 +131,15 @@ def _cache(out: Path, say: Say) -> Path:
     again = "was sealed before and is used again" if sealed.already else "sealed"
     say(f"cache    {store} {again}: {sealed.rows} images")
     return store
+
+
+def _claim(out: Path) -> None:
+    """Take an absent or empty folder, or one of an earlier demo; leave anything else alone."""
+    mark = out / "demo.json"
+    if out.exists() and not mark.is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise DemoError(f"{out} holds something else than an earlier demo; give another --out")
+    make_folder(out)
+    write_durably(mark, json.dumps({"medalign": __version__}).encode())
 
 
 def _untrained(spec: StudentSpec) -> object:

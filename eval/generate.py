@@ -76,7 +76,10 @@ def generate(
         if open_records:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             model = llava_of(source.load(device))
-            for batch, asked in _batches(open_records, images, spec, batch_size, workers):
+            samples = Conversations(
+                open_records, images, spec, 0, None, ask=True, alpha=source.alpha
+            )
+            for batch, asked in _batches(samples, batch_size, workers):
                 skipped = dict(batch.skipped)
                 unreadable += batch.skipped
                 for answer in _answers(model, spec, decoder, batch, asked, device):
@@ -91,10 +94,9 @@ def generate(
 
 
 def _batches(
-    records: Sequence[Record], images: Path, spec: StudentSpec, batch_size: int, workers: int
+    samples: Conversations, batch_size: int, workers: int
 ) -> Iterator[tuple[Batch, Sequence[Record]]]:
-    samples = Conversations(records, images, spec, 0, None, ask=True)
-    pad = spec.processor.tokenizer.pad_token_id
+    pad = samples.student.processor.tokenizer.pad_token_id
     loader: Any = DataLoader(
         samples,
         batch_size=batch_size,
@@ -103,7 +105,7 @@ def _batches(
         generator=torch.Generator(),
     )
     for number, batch in enumerate(loader):
-        yield batch, records[number * batch_size : number * batch_size + len(batch.ids)]
+        yield batch, samples.records[number * batch_size : number * batch_size + len(batch.ids)]
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ from ..trainer.objective import look
 from ..trainer.recipe import LossSection
 from ..trainer.student import llava_of
 from ..trainer.student_spec import StudentSpec
+from .answers import AnswersError
 
 Float32 = npt.NDArray[np.float32]
 
@@ -59,6 +60,9 @@ def measure(
         cache: what the expert says of them.
         loss: kind and temperature of the attention loss.
         batch_size: records at a time.
+
+    Raises:
+        AnswersError: a record cannot be read, or its image is not the cached one.
     """
     llava = llava_of(model)
     device, dtype = llava.device, llava.dtype
@@ -68,6 +72,8 @@ def measure(
     for begin in range(0, len(records), batch_size):
         picked = [samples[k] for k in range(begin, min(begin + batch_size, len(records)))]
         batch = collate(picked, pad_id=0).to(device, dtype)
+        if unread := [*batch.refused, *(f"record {i!r}: {why}" for i, why in batch.skipped)]:
+            raise AnswersError(f"cannot measure: {unread[0]}")
         lm, tap = look(llava, batch)
         sums[0] += lm.double().cpu()
         tokens += batch.answer_tokens

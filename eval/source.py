@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..trainer.recipe import Recipe
+from ..pipeline.pixels import Alpha
 from ..trainer.run_folder import RunFolder
 from ..trainer.student import load_base, load_student, read_identity
-from ..trainer.student_spec import StudentError, StudentSpec, read_student
+from ..trainer.student_spec import StudentError, StudentSpec, read_student, student_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class Source:
     student: Path
     adapter: Path | None
     geometry: str = "processor"
+    alpha: Alpha = "black"
 
     def spec(self) -> StudentSpec:
         """Read what the student's folder says."""
@@ -28,21 +29,18 @@ class Source:
     def load(self, device: torch.device, *, probe: bool = False) -> Any:
         """Load the model for answering: bfloat16 on a GPU, float32 on a CPU."""
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        base = load_base(self.student, dtype).to(device)
+        base = load_base(self.student, dtype, device=device)
         if self.adapter is None:
             return base
         return load_student(base, self.adapter, probe=probe)
 
     def identity(self) -> dict[str, str | None]:
         """Digests that tell one model from another, without reading gigabytes of weights."""
-        config = hashlib.sha256((self.student / "config.json").read_bytes())
-        for path in sorted(self.student.glob("*.safetensors")):
-            config.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
         adapter = None
         if self.adapter is not None:
             with (self.adapter / "adapter_model.safetensors").open("rb") as file:
                 adapter = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"student": config.hexdigest(), "adapter": adapter}
+        return {"student": student_digest(self.student), "adapter": adapter}
 
 
 def find_source(path: Path, student: Path | None = None) -> Source:
@@ -56,10 +54,9 @@ def find_source(path: Path, student: Path | None = None) -> Source:
         StudentError: the folder is none of the three, or the run has no adapter yet.
     """
     if (path / "recipe.yaml").is_file():
-        recipe = Recipe.from_yaml(path / "recipe.yaml")
-        return _source(_adapter_of_run(path), recipe.model_dump(), student)
+        return _source(_adapter_of_run(path), student)
     if (path / "adapter_config.json").is_file():
-        return _source(path, read_identity(path)["recipe"], student)
+        return _source(path, student)
     if (path / "config.json").is_file():
         return Source(path, None)
     raise StudentError(
@@ -67,12 +64,15 @@ def find_source(path: Path, student: Path | None = None) -> Source:
     )
 
 
-def _source(adapter: Path, recipe: dict[str, Any], student: Path | None) -> Source:
-    written = recipe["student"]["path"]
+def _source(adapter: Path, student: Path | None) -> Source:
+    about = read_identity(adapter)
+    written = about["recipe"]["student"]["path"]
     base = student or (None if written is None else Path(written))
     if base is None or not base.is_dir():
         raise StudentError(f"the student of {adapter} is not at {base}; give --student DIR")
-    return Source(base, adapter, recipe["student"]["geometry"])
+    if student_digest(base) != about["student"]:
+        raise StudentError(f"{base} is not the student that {adapter} was trained on")
+    return Source(base, adapter, about["recipe"]["student"]["geometry"], about["alpha"])
 
 
 def _adapter_of_run(run: Path) -> Path:

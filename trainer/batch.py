@@ -1,8 +1,8 @@
 """A micro-batch: conversations, pixels and teacher rows, as tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,7 @@ class Batch:
         teacher: None when no image has one.
         skipped: (record id, reason) of conversations that carry no weight.
         refused: why training must stop, one reason per conversation.
+        cut: conversations that `max_length` shortened.
     """
 
     ids: tuple[str, ...]
@@ -80,6 +81,7 @@ class Batch:
     teacher: Teacher | None
     skipped: tuple[tuple[str, str], ...] = ()
     refused: tuple[str, ...] = ()
+    cut: int = 0
 
     @property
     def answer_tokens(self) -> int:
@@ -96,26 +98,32 @@ class Batch:
         look = None if self.teacher is None else self.teacher.look
         return Tap(self.input_ids == image_token_id, look)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Batch":
         """Move every tensor; pixels take `dtype`."""
-        pixels = None if self.pixel_values is None else self.pixel_values.to(device, dtype)
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            attention_mask=self.attention_mask.to(device, non_blocking=True),
-            predicts=self.predicts.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            pixel_values=pixels,
-            teacher=None if self.teacher is None else _moved(self.teacher, device),
-        )
+        moved = _each(self, lambda value: value.to(device, non_blocking=True))
+        pixels = moved.pixel_values
+        return replace(moved, pixel_values=None if pixels is None else pixels.to(dtype))
+
+    def pin_memory(self) -> "Batch":
+        """Copy every tensor to pinned memory; a DataLoader calls this."""
+        return _each(self, Tensor.pin_memory)
 
 
-def _moved(teacher: Teacher, device: torch.device | str) -> Teacher:
-    def moved(value: Tensor) -> Tensor:
-        return value.to(device, non_blocking=True)
+Held = TypeVar("Held", Batch, Teacher, Look)
 
-    look = Look(*(moved(getattr(teacher.look, f.name)) for f in fields(Look)))
-    return Teacher(look, moved(teacher.features), moved(teacher.attention), moved(teacher.valid))
+
+def _each(held: Held, change: Callable[[Tensor], Tensor]) -> Held:
+    """Change every tensor of a batch, those of its teacher included."""
+    changed: dict[str, Any] = {}
+    for field in fields(held):
+        value = getattr(held, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = change(value)
+        elif isinstance(value, Teacher):
+            changed[field.name] = _each(value, change)
+        elif isinstance(value, Look):
+            changed[field.name] = _each(value, change)
+    return replace(held, **changed)
 
 
 def collate(samples: Sequence[Sample], pad_id: int, *, left: bool = False) -> Batch:
@@ -153,6 +161,7 @@ def collate(samples: Sequence[Sample], pad_id: int, *, left: bool = False) -> Ba
         teacher=_teacher(samples, offsets, torch.from_numpy(mask.astype(bool))),
         skipped=tuple((sample.id, sample.skipped) for sample in samples if sample.skipped),
         refused=tuple(sample.refused for sample in samples if sample.refused),
+        cut=sum(encoded.cut > 0 for encoded in kept),
     )
 
 

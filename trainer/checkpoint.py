@@ -4,11 +4,13 @@ A checkpoint holds whole float32 parameters and Adam moments by parameter name, 
 depend on the number of ranks or the ZeRO stage that wrote it.
 """
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,8 +37,8 @@ def save_checkpoint(
     """
     state = engine.state()
     generators = engine.ranks.gather(_generators())
-    target = folder.checkpoints / f"step-{step}"
-    if engine.ranks.rank == 0:
+
+    def write() -> Path:
         partial = folder.partial_checkpoint()
         save_file(state, partial / "state.safetensors")
         save_file(
@@ -50,9 +52,16 @@ def save_checkpoint(
         facts = {"step": step, "adam_step": engine.adam_step(), "ranks": engine.ranks.world}
         (partial / "progress.json").write_text(json.dumps(facts) + "\n")
         save_adapter(student, dict(engine.parameters()), partial / "adapter", about)
-        target = folder.publish(partial, step, keep)
-    engine.ranks.barrier()
-    return target
+        return folder.publish(partial, step, keep)
+
+    try:
+        return engine.ranks.first(write)
+    except SafetensorError as error:
+        # safetensors has an error type of its own for what the file system says.
+        full = "No space left" in str(error)
+        number = errno.ENOSPC if full else errno.EIO
+        where = str(folder.checkpoints)
+        raise OSError(number, "no space left" if full else str(error), where) from error
 
 
 def load_checkpoint(checkpoint: Path, engine: Engine) -> int:

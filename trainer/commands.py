@@ -1,6 +1,6 @@
 """`medalign train`."""
 
-import sys
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +50,8 @@ def train(
             say=view.say,
             report=view.report,
         )
+    if os.environ.get("RANK", "0") != "0":
+        return
     if result.steps < result.of:
         typer.echo(
             f"stopped at step {result.steps} of {result.of}; run the same command to go on",
@@ -58,4 +60,11 @@ def train(
         raise typer.Exit(130)
     typer.echo(f"run      {result.out}")
     typer.echo(f"adapter  {result.out / 'adapter'}")
-    sys.stdout.flush()
+    if result.skipped:
+        record, reason = result.skipped[0]
+        typer.echo(
+            f"{len(result.skipped)} times a conversation could not be read and was not learnt, "
+            f"first record {record!r}: {reason}; all are in {result.out / 'skipped.jsonl'}",
+            err=True,
+        )
+        raise typer.Exit(1)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jinja2
 import numpy as np
 import numpy.typing as npt
 
@@ -49,6 +50,7 @@ class ConversationEncoder:
         image_token: the tokenizer's image token.
         image_token_id: its id.
         tokens_per_image: N.
+        end_ids: tokens that end an answer when the student generates.
 
     Raises:
         ConversationError: the tokenizer cannot say where its tokens stand in the text.
@@ -61,6 +63,7 @@ class ConversationEncoder:
         image_token: str,
         image_token_id: int,
         tokens_per_image: int,
+        end_ids: frozenset[int],
     ) -> None:
         if not tokenizer.is_fast:
             raise ConversationError("the student's tokenizer has no fast version (tokenizer.json)")
@@ -69,6 +72,7 @@ class ConversationEncoder:
         self.image_token = image_token
         self.image_token_id = image_token_id
         self.tokens_per_image = tokens_per_image
+        self.end_ids = end_ids
         self._content = _content_form(self)
 
     def training(self, record: Record, max_length: int) -> Encoded:
@@ -85,7 +89,14 @@ class ConversationEncoder:
         ids, starts = self._tokenise(text)
         is_answer = np.zeros(len(ids), dtype=bool)
         for begin, end in answers:
-            is_answer |= (starts >= begin) & (starts < end)
+            inside = np.flatnonzero((starts >= begin) & (starts < end))
+            ends = np.flatnonzero(np.isin(ids[inside], list(self.end_ids)))
+            # What a template writes after the end token (a line break, say) is never generated.
+            is_answer[inside[: ends[0] + 1] if len(ends) else inside] = True
+        if len(ids) and is_answer[-1] and ids[-1] not in self.end_ids:
+            # A template without an end token would teach the student never to stop.
+            ids = np.append(ids, self.tokenizer.eos_token_id)
+            is_answer = np.append(is_answer, True)
         return self._encoded(record, len(record.images), ids, is_answer, max_length)
 
     def prompt(self, record: Record) -> Encoded:
@@ -120,12 +131,15 @@ class ConversationEncoder:
             {"role": names[turn.role], "content": _content(turn.text, self._content, self)}
             for turn in turns
         ]
-        text: str = self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=self.chat_template,
-            add_generation_prompt=ask,
-            tokenize=False,
-        )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=self.chat_template,
+                add_generation_prompt=ask,
+                tokenize=False,
+            )
+        except jinja2.TemplateError as error:
+            raise ConversationError(f"the student's chat template refuses: {error}") from error
         return text
 
     def _expand(self, record: Record, text: str) -> str:

@@ -1,11 +1,13 @@
 """From a manifest and a sealed cache to micro-batches, in an order that only the seed decides."""
 
+import multiprocessing
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..pipeline.geometry import apply_geometry, normalise
 from ..pipeline.manifest import ManifestError, Record, resolve_image
-from ..pipeline.pixels import PixelsError, read_image
+from ..pipeline.pixels import Alpha, PixelsError, read_image
 from ..teacher_cache.reader import TeacherCache, TeacherRow
 from ..teacher_cache.schema import TeacherCacheError
 from .batch import Batch, Float32, Sample, collate
@@ -105,6 +107,7 @@ class Conversations(Dataset[Sample]):
         cache: TeacherCache | None,
         *,
         ask: bool = False,
+        alpha: Alpha = "black",
     ) -> None:
         self.records = records
         self.images = images
@@ -112,9 +115,8 @@ class Conversations(Dataset[Sample]):
         self.max_length = max_length
         self.cache = cache
         self.ask = ask
-        self.alpha: Literal["black", "white"] = "black"
-        if cache is not None and cache.card.alpha == "white":
-            self.alpha = "white"
+        # As the expert saw it: the cache decides, and `alpha` where there is none.
+        self.alpha: Alpha = alpha if cache is None else cast(Alpha, cache.card.alpha)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -196,33 +198,40 @@ class StepOrder(Sampler[list[int]]):
 
 
 def micro_batches(
-    samples: Conversations, order: Sampler[list[int]], pad_id: int, workers: int
-) -> DataLoader[Sample]:
-    """Read micro-batches ahead in worker processes, at most two a worker."""
-    context = None
-    if workers:
-        # A forked child of a process that has started CUDA cannot use it, nor needs to; but a
-        # server forked before costs nothing and is safe beside threads.
-        context = "forkserver" if torch.cuda.is_available() else "fork"
-    return DataLoader(
+    samples: Conversations,
+    order: Sampler[list[int]],
+    pad_id: int,
+    workers: int,
+    accumulation: int = 1,
+) -> Iterator[Batch]:
+    """Read micro-batches ahead in worker processes, two steps' worth at most.
+
+    Args:
+        samples: read by number.
+        order: numbers of each micro-batch.
+        pad_id: token for the padding.
+        workers: processes; 0 reads in this one.
+        accumulation: micro-batches of a step.
+    """
+    # Forked children never touch CUDA. Other start methods would pickle all records for each.
+    fork = workers and "fork" in multiprocessing.get_all_start_methods()
+    loader: Any = DataLoader(
         samples,
         batch_sampler=order,
         num_workers=workers,
         collate_fn=partial(collate, pad_id=pad_id),
-        multiprocessing_context=context,
+        multiprocessing_context="fork" if fork else None,
+        worker_init_fn=_leave_signals_to_the_parent,
+        # A step's batches are all wanted before its first forward.
+        prefetch_factor=max(2, -(-2 * accumulation // workers)) if workers else None,
+        pin_memory=torch.cuda.is_available(),
         # Its own generator: the default draws from the one that a resumed run restores.
         generator=torch.Generator(),
     )
+    yield from loader
 
 
-def batches_of(loader: DataLoader[Sample]) -> Iterator[Batch]:
-    """Give a loader's batches, up to one that must not be trained on.
-
-    Raises:
-        TeacherCacheError: an image changed since the cache was built, or a row is damaged.
-    """
-    batch: Batch
-    for batch in loader:
-        if batch.refused:
-            raise TeacherCacheError(batch.refused[0])
-        yield batch
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Schedulers signal the whole process group; a worker that died of it would end the run."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -2,13 +2,13 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from .recipe import OptimSection, Recipe, RecipeError
+from .recipe import OptimSection, Recipe
 
 MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 
@@ -30,6 +30,13 @@ def _deepspeed() -> Any:
         # Reading the attribute instead would compile probes of every op, newer releases do so.
         vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+T = TypeVar("T")
+
+
+class RankError(RuntimeError):
+    """Another rank failed, so this one stops too."""
 
 
 class Ranks:
@@ -69,6 +76,26 @@ class Ranks:
         torch.distributed.all_gather_object(values, value)
         return values
 
+    def first(self, job: Callable[[], T]) -> T:
+        """Let rank 0 do a job and give its result to all; a failure there is a failure of all.
+
+        Raises:
+            Exception: on rank 0, what the job raised; elsewhere a `RankError` with its message.
+        """
+        result, failure = None, None
+        if self.rank == 0:
+            try:
+                result = job()
+            except Exception as error:
+                failure = error
+        outcomes = self.gather((None if failure is None else str(failure), result))
+        if failure is not None:
+            raise failure
+        message, result = outcomes[0]
+        if message is not None:
+            raise RankError(f"rank 0 stopped: {message}")
+        return cast(T, result)
+
     def stop(self) -> None:
         """Leave the process group, so that the process ends without a warning."""
         if torch.distributed.is_initialized():
@@ -87,9 +114,6 @@ class Engine:
 
     def __init__(self, objective: nn.Module, recipe: Recipe, ranks: Ranks, *, bf16: bool) -> None:
         stage = recipe.deepspeed.stage
-        if bf16 and stage == 0:
-            # DeepSpeed's bf16 wrapper of stage 0 steps Adam once on zeros before training.
-            raise RecipeError("bf16 needs deepspeed.stage 1 or 2; stage 0 would not be exact")
         self.ranks = ranks
         self.stage = stage
         self.deepspeed = _deepspeed()
@@ -137,12 +161,17 @@ class Engine:
         yield from self._named
 
     def state(self) -> dict[str, Tensor]:
-        """Float32 parameters and Adam moments by name, whole, on the CPU. All ranks must call."""
+        """Float32 parameters and Adam moments by name, whole, on the CPU of rank 0.
+
+        All ranks must call; the others get an empty dict.
+        """
         self._begin_adam()
         state = {}
         for name, parameter in self._named:
             for key in ("param", *MOMENTS):
-                state[f"{key}.{name}"] = self._get(parameter, key).detach().float().cpu().clone()
+                value = self._get(parameter, key)
+                if self.ranks.rank == 0:
+                    state[f"{key}.{name}"] = value.detach().to("cpu", torch.float32, copy=True)
         return state
 
     def adam_step(self) -> int:

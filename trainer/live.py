@@ -1,5 +1,6 @@
 """What a user sees while a run goes on: a bar on a terminal, now and then a line elsewhere."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ def describe(step: Step) -> str:
         for name, value in (("lm", step.lm), ("vis", step.vis), ("att", step.att))
         if value is not None
     ]
+    if step.skipped:
+        terms.append(f"skipped {step.skipped}")
     speed = f"{step.samples_per_second:.1f} samples/s, {step.data_wait:.0%} waiting for data"
     return "  ".join([f"loss {step.loss:.4f}", *terms, speed])
 
@@ -53,7 +56,7 @@ def describe(step: Step) -> str:
 def live_view() -> Iterator[LiveView]:
     """Open a view on stderr."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or os.environ.get("RANK", "0") != "0":
         yield LiveView(console, None)
         return
     columns = (

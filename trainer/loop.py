@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..teacher_cache.schema import TeacherCacheError
 from .batch import Batch
 from .checkpoint import save_checkpoint
 from .engine import Engine
@@ -20,6 +21,14 @@ from .stop import StopRequest
 
 class TrainingDivergedError(RuntimeError):
     """A loss or a gradient is not finite."""
+
+
+class NothingToLearnError(ValueError):
+    """No conversation of a step can be read, or none has an answer."""
+
+
+class DeviceMemoryError(RuntimeError):
+    """The GPU's memory does not suffice for a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +45,14 @@ class Step:
         samples_per_second: conversations, over all ranks.
         data_wait: share of the step's time spent waiting for batches.
         skipped: conversations of this step that carried no weight.
+        cut: conversations of this step that `data.max_length` shortened.
         peak_bytes: most memory of the device so far (of the process, on a CPU).
     """
 
     step: int
     epoch: float
     loss: float
-    lm: float | None
+    lm: float
     vis: float | None
     att: float | None
     grad_norm: float
@@ -50,6 +60,7 @@ class Step:
     samples_per_second: float
     data_wait: float
     skipped: int
+    cut: int
     peak_bytes: int
 
 
@@ -91,7 +102,11 @@ class Loop:
             Updates done, and the last checkpoint written here.
 
         Raises:
-            TrainingDivergedError: a loss is not finite, on any rank; nothing was updated by it.
+            TrainingDivergedError: a loss or gradient is not finite, on any rank; no checkpoint
+                holds what it did.
+            TeacherCacheError: an image changed since the cache was built, or a row is damaged.
+            NothingToLearnError: no conversation of a step can be read.
+            DeviceMemoryError: the GPU's memory is full.
         """
         run, saved = self.recipe.run, None
         with StopRequest() as stop:
@@ -111,11 +126,15 @@ class Loop:
         micro = [next(batches) for _ in range(self.recipe.data.accumulation)]
         waited = time.perf_counter() - begun
         # Known before the first forward: a mean over the step needs the step's counts.
-        tokens, images, skipped = self._sum(
+        tokens, images, skipped, refused, cut = self._sum(
             sum(b.answer_tokens for b in micro),
             sum(b.teacher_images for b in micro),
             sum(len(b.skipped) for b in micro),
+            sum(len(b.refused) for b in micro),
+            sum(b.cut for b in micro),
         )
+        if refused or not tokens:
+            self._refuse(micro, step)
         factor = rate_factor(self.recipe.optim, step - 1, self.steps)
         self.engine.set_rate(factor)
         share = Share.of(int(tokens), int(images), len(micro) * self.engine.ranks.world)
@@ -127,8 +146,8 @@ class Loop:
         measured = Step(
             step=step,
             epoch=step * samples / self.samples,
-            loss=lm / max(1, tokens) + (loss.alpha * vis + loss.beta * att) / max(1, images),
-            lm=lm / tokens if tokens else None,
+            loss=lm / tokens + (loss.alpha * vis + loss.beta * att) / max(1, images),
+            lm=lm / tokens,
             vis=vis / images if images else None,
             att=att / images if images else None,
             grad_norm=norm,
@@ -136,6 +155,7 @@ class Loop:
             samples_per_second=samples / seconds,
             data_wait=waited / seconds,
             skipped=int(skipped),
+            cut=int(cut),
             peak_bytes=_peak_bytes(),
         )
         self._note(measured, micro, report)
@@ -146,21 +166,34 @@ class Loop:
         device = self.engine.ranks.device
         terms = torch.zeros(3, device=device)
         norm: float | None = None
-        for index, batch in enumerate(micro):
-            loss, part = self.engine(batch.to(device, self.dtype), share)
-            self.engine.backward(loss)
-            terms += part
-            if index == len(micro) - 1:
-                norm = self.engine.gradient_norm()
-                self._check(terms, norm, micro, step)
-            self.engine.step()
-        norm = self.engine.last_gradient_norm() if norm is None else norm
+        try:
+            for index, batch in enumerate(micro):
+                loss, part = self.engine(batch.to(device, self.dtype), share)
+                self.engine.backward(loss)
+                terms += part
+                if index == len(micro) - 1:
+                    norm = self.engine.gradient_norm()
+                    self._check(terms, norm, micro, step)
+                self.engine.step()
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"step {step}: the GPU's memory is full with data.batch_size "
+                f"{self.recipe.data.batch_size}; lower it and raise data.accumulation by the same "
+                "factor (the loss stays the same), or set student.gradient_checkpointing: true"
+            ) from error
+        if norm is None:
+            norm = self.engine.last_gradient_norm()
+            self._check(terms, norm, micro, step)
         return terms.tolist(), norm
 
     def _check(
         self, terms: torch.Tensor, norm: float | None, micro: list[Batch], step: int
     ) -> None:
-        """Stop all ranks together, before the update, when any of them met NaN or infinity."""
+        """Stop all ranks together when any of them met NaN or infinity.
+
+        A loss, and under ZeRO 0 the gradient, is checked before the update; under ZeRO 1 and 2
+        the norm is known after it, but before a checkpoint could keep it.
+        """
         values = terms.tolist()
         bad = not all(math.isfinite(v) for v in [*values, 0.0 if norm is None else norm])
         if not self._any(bad):
@@ -169,13 +202,26 @@ class Loop:
         where = [i for found in self.engine.ranks.gather(ids) for i in found]
         raise TrainingDivergedError(
             f"step {step}: not finite: lm {values[0]}, vis {values[1]}, att {values[2]}, gradient "
-            f"norm {norm} on records {', '.join(map(repr, where))}; nothing was updated. Lower "
-            "optim.lr, or look at these records"
+            f"norm {norm} on records {', '.join(map(repr, where))}; no checkpoint holds it. Lower "
+            "optim.lr, or look at these records; the same command goes on from the last checkpoint"
         )
 
+    def _refuse(self, micro: list[Batch], step: int) -> None:
+        """Stop all ranks together on images that must not, or cannot, be trained on."""
+        mine = [reason for batch in micro for reason in batch.refused]
+        refused = [reason for reasons in self.engine.ranks.gather(mine) for reason in reasons]
+        if refused:
+            raise TeacherCacheError(refused[0])
+        unread = [item for batch in micro for item in batch.skipped]
+        everywhere = [item for items in self.engine.ranks.gather(unread) for item in items]
+        first = f"record {everywhere[0][0]!r}: {everywhere[0][1]}" if everywhere else "no answers"
+        raise NothingToLearnError(f"step {step} has nothing to learn from, for instance {first}")
+
     def _note(self, measured: Step, micro: list[Batch], report: Callable[[Step], None]) -> None:
-        skipped = tuple(item for batch in micro for item in batch.skipped)
-        everywhere = [item for items in self.engine.ranks.gather(skipped) for item in items]
+        everywhere: list[tuple[str, str]] = []
+        if measured.skipped:
+            mine = [item for batch in micro for item in batch.skipped]
+            everywhere = [item for items in self.engine.ranks.gather(mine) for item in items]
         if self.engine.ranks.rank == 0:
             values = {f: getattr(measured, f) for f in Step.__slots__}
             self.folder.append_metrics(values)

@@ -43,15 +43,14 @@ def spatial_alignment_terms(student: Tensor, teacher: Tensor, valid: Tensor | No
         ValueError: the shapes disagree on I or N.
     """
     _same("student and teacher", student.shape[:2], teacher.shape[:2])
-    gap = (cosine_gram(student) - cosine_gram(teacher.detach())).square()
     if valid is None:
+        gap = (cosine_gram(student) - cosine_gram(teacher.detach())).square()
         return gap.mean(dim=(1, 2))
     _same("student and valid", student.shape[:2], valid.shape)
-    weight = valid.to(gap.dtype)
-    pairs = weight.sum(-1).square().clamp_min(1.0)
-    # where, not a product: 0 * NaN of a padding token would poison the sum.
-    gap = torch.where(valid[:, :, None] & valid[:, None, :], gap, 0.0)
-    return gap.sum(dim=(1, 2)) / pairs
+    # Before the products, not after: 0 * NaN of a padding token would poison sum and gradient.
+    student, teacher = (torch.where(valid[..., None], x, 0.0) for x in (student, teacher.detach()))
+    gap = (cosine_gram(student) - cosine_gram(teacher)).square()
+    return gap.sum(dim=(1, 2)) / valid.sum(-1).square().clamp_min(1)
 
 
 def spatial_alignment(student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -95,7 +94,7 @@ def attention_alignment_terms(
     if valid is None:
         valid = torch.ones_like(student, dtype=torch.bool)
     _same("student and valid", student.shape, valid.shape)
-    s, t = student.float(), teacher.detach().float()
+    s, t = (torch.where(valid, x.float(), 0.0) for x in (student, teacher.detach()))
     if norm == "l2":
         return _l2_divergence(s, t, valid)
     if norm == "sum":

@@ -86,16 +86,17 @@ def attach(model: Any, layer: int, *, rotation: bool = True, probe: bool = True)
         attention = block.self_attn
         # A shallow copy: only this module sees another implementation name.
         config = copy.copy(attention.config)
-        config.medalign_base = config._attn_implementation
         config._attn_implementation = PROBE
-        attention.config = config
+        attention.medalign_config, attention.config = attention.config, config
 
 
 def _find_visual_tokens(
     model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     ids = kwargs.get("input_ids", args[0] if args else None)
-    if kwargs.get("tap") is None and ids is not None:
+    # A placeholder that the model generates by itself is no image, and is not rotated.
+    shown = any(kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
+    if shown and kwargs.get("tap") is None and ids is not None:
         kwargs = {**kwargs, "tap": Tap(ids == model.config.image_token_id)}
     return args, kwargs
 
@@ -139,11 +140,12 @@ def question_attention(
     heads, width = query.shape[1], query.shape[3]
     kv_heads, tokens = key.shape[1], key.shape[2]
     images, rows = look.rows.shape
-    q = query[look.owner[:, None], :, look.rows].transpose(1, 2)
+    # Scaled and multiplied in float32: in bfloat16 a score of 100 is off by a fifth.
+    q = query[look.owner[:, None], :, look.rows].transpose(1, 2).float() * scaling
     # Query heads that share a key head become rows of one product: no repeated keys.
     q = q.reshape(images, kv_heads, heads // kv_heads * rows, width)
-    scores = (q @ key[look.owner].mT) * scaling
-    scores = _masked(scores.view(images, heads, rows, tokens).float(), mask, look)
+    scores = q @ key[look.owner].float().mT
+    scores = _masked(scores.view(images, heads, rows, tokens), mask, look)
     probability = scores.softmax(-1)
     cols = look.cols[:, None, None, :].expand(-1, heads, rows, -1)
     per_row = probability.gather(3, cols).mean(1)
@@ -178,7 +180,12 @@ def _probe_attention(
     if tap is not None and tap.look is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         tap.attention = question_attention(query, key, attention_mask, scale, tap.look)
-    base: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS[
-        module.config.medalign_base
-    ]
-    return base(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    # The layer's own function looks up its implementation by name in the module's config.
+    mine, module.config = module.config, module.medalign_config
+    try:
+        base: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS[
+            module.config._attn_implementation
+        ]
+        return base(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    finally:
+        module.config = mine

@@ -12,6 +12,7 @@ from .yaml_lines import RecipeError as RecipeError
 from .yaml_lines import read_settings
 
 Positive = Annotated[int, Field(ge=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -103,7 +104,7 @@ class OptimSection(_Section):
     weight_decay: Rate = 0.0
     """Decoupled weight decay of every trained parameter."""
 
-    betas: Annotated[tuple[float, float], Strict(False)] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, Decay], Strict(False)] = (0.9, 0.999)
     """Decay of the first and second moment."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -13,13 +13,15 @@ from .recipe import Recipe, RecipeError
 # Changing these leaves every number of the run as it was, or moves files about.
 FREE_KEYS: Final = frozenset(
     {
+        "data.accumulation",  # what counts is the product with batch_size and ranks: `per_step`
+        "data.batch_size",
         "data.images",
-        "data.manifest",
+        "data.manifest",  # its records are in the identity
         "data.workers",
         "deepspeed.stage",
         "run.keep",
         "run.save_every",
-        "student.path",
+        "student.path",  # the student's digest is in the identity
     }
 )
 _MARK: Final = "checkpoint.json"
@@ -81,22 +83,23 @@ class RunFolder:
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(values, allow_nan=False) + "\n")
 
-    def rewind_metrics(self, step: int) -> None:
+    def rewind(self, step: int) -> None:
         """Drop lines of steps after `step`, which a resumed run will measure again."""
-        path = self.path / "metrics.jsonl"
-        kept = [line for line in self.metrics() if line["step"] <= step]
-        write_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        for name in ("metrics.jsonl", "skipped.jsonl"):
+            path = self.path / name
+            if path.is_file():
+                kept = [line for line in _lines(path) if line["step"] <= step]
+                write_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole line of `metrics.jsonl`, in order of steps."""
-        path = self.path / "metrics.jsonl"
-        if not path.is_file():
-            return []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A kill may have torn the last line.
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return _lines(self.path / "metrics.jsonl")
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """Every whole line of `skipped.jsonl`: step, id, reason."""
+        return _lines(self.path / "skipped.jsonl")
 
     def append_skipped(self, step: int, skipped: tuple[tuple[str, str], ...]) -> None:
         """Note conversations that carried no weight, and why, in `skipped.jsonl`."""
@@ -166,6 +169,14 @@ class RunFolder:
                     f"{self.path} was trained with another {key} ({before.get(key)!r}, now "
                     f"{value!r}); choose another --out, or --no-resume to start over"
                 )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A kill may have torn the last line.
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def step_of(checkpoint: Path) -> int:

@@ -19,8 +19,15 @@ from .student_spec import StudentError, first_line, read_config
 CARRIED = ("visual_rotation", "multi_modal_projector")
 
 
-def load_base(path: Path, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+def load_base(
+    path: Path,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - a value, not a call that acts
+) -> Any:
     """Load the weights of a Llava student from a local folder, in evaluation mode.
+
+    On a GPU they go there tensor by tensor: no rank holds the whole model in host memory.
 
     Raises:
         StudentError: the folder is no Llava model, or tensors are missing from its weights.
@@ -34,6 +41,7 @@ def load_base(path: Path, dtype: torch.dtype, attention: str = "sdpa") -> Any:
             attn_implementation=attention,
             local_files_only=True,
             output_loading_info=True,
+            device_map=None if device.type == "cpu" else {"": device},
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise StudentError(f"{path}: cannot load the student: {first_line(error)}") from error

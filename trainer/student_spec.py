@@ -3,11 +3,12 @@
 Everything that medalign must know of a model family stands here and in `student.py`.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
 from ..pipeline.geometry import GeometryName
 from ..teacher_cache.schema import PatchGrid
@@ -132,6 +133,7 @@ def _grid(path: Path, config: Any) -> PatchGrid:
 
 
 def _geometry(path: Path, images: Any, size: int) -> GeometryName:
+    _check_pixels(path, images)
     wanted = dict(images.size or {})
     crop = dict(getattr(images, "crop_size", None) or {})
     if wanted.get("shortest_edge") == size or wanted == {"height": size, "width": size}:
@@ -147,6 +149,22 @@ def _geometry(path: Path, images: Any, size: int) -> GeometryName:
     )
 
 
+def _check_pixels(path: Path, images: Any) -> None:
+    """Refuse settings that medalign's own pixels would not follow."""
+    followed = {
+        "resample": (int(images.resample), 3),
+        "do_rescale": (bool(images.do_rescale), True),
+        "rescale_factor": (round(float(images.rescale_factor) * 255, 6), 1.0),
+        "do_normalize": (bool(images.do_normalize), True),
+    }
+    for name, (found, wanted) in followed.items():
+        if found != wanted:
+            raise StudentError(
+                f"{path}: the image processor has {name} {getattr(images, name)!r}; medalign "
+                "resizes by the bicubic filter (3), divides by 255 and normalises"
+            )
+
+
 def _encoder(path: Path, config: Any, processor: Any, grid: PatchGrid) -> ConversationEncoder:
     token_id = config.image_token_id
     token = processor.tokenizer.convert_ids_to_tokens(token_id)
@@ -159,7 +177,36 @@ def _encoder(path: Path, config: Any, processor: Any, grid: PatchGrid) -> Conver
     template = processor.chat_template or processor.tokenizer.chat_template
     if not isinstance(template, str):
         raise StudentError(f"{path}: the student has no chat template (chat_template.jinja)")
-    return ConversationEncoder(processor.tokenizer, template, token, token_id, grid.size)
+    ends = _end_ids(path, processor.tokenizer)
+    return ConversationEncoder(processor.tokenizer, template, token, token_id, grid.size, ends)
+
+
+def _end_ids(path: Path, tokenizer: Any) -> frozenset[int]:
+    """Tokens at which generation stops, from generation_config.json or else the tokenizer."""
+    ends = None
+    if (path / "generation_config.json").is_file():
+        load: Any = GenerationConfig.from_pretrained
+        ends = load(path, local_files_only=True).eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    if ends is None:
+        raise StudentError(
+            f"{path}: neither generation_config.json nor tokenizer name an end token"
+        )
+    return frozenset(ends if isinstance(ends, list) else [ends])
+
+
+def student_digest(path: Path) -> str:
+    """SHA-256 that tells one student from another without reading gigabytes of weights.
+
+    Covers config.json and, of every weight file, its name, size and first megabyte, which holds
+    the names and shapes of its tensors.
+    """
+    digest = hashlib.sha256((path / "config.json").read_bytes())
+    for file in sorted(path.glob("*.safetensors")):
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        with file.open("rb") as weights:
+            digest.update(weights.read(1 << 20))
+    return digest.hexdigest()
 
 
 def first_line(error: Exception) -> str:

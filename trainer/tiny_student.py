@@ -1,6 +1,7 @@
 """A seeded tiny Llava student in the real format: config, safetensors, tokenizer, processor."""
 
 import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +71,13 @@ DEMO_TEXTS: Final = (
 def make_demo_student(folder: Path) -> None:
     """Write the student that is called `demo`, unless the folder holds it already."""
     if not (folder / "config.json").is_file():
-        partial = folder.with_name(f".{folder.name}.writing")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         make_student(partial, DEMO_TEXTS, TinyStudent())
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:  # another process was quicker; equal arguments give equal weights
+            shutil.rmtree(partial)
 
 
 def make_student(folder: Path, texts: Iterable[str], sizes: TinyStudent) -> None:

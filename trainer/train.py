@@ -1,5 +1,6 @@
 """One training run from a recipe to a run folder: check everything, load, train, finish."""
 
+import hashlib
 import json
 import math
 import os
@@ -20,14 +21,14 @@ from ..teacher_cache.reader import TeacherCache
 from .agreement import absolute, cache_identity, check_agreement
 from .batch import Batch
 from .checkpoint import load_checkpoint
-from .data import Conversations, Selection, StepOrder, batches_of, micro_batches, select
+from .data import Conversations, Selection, StepOrder, micro_batches, select
 from .engine import Engine, Ranks
 from .loop import Loop, Step
 from .objective import Objective
 from .recipe import Recipe, RecipeError
 from .run_folder import RunFolder, step_of
 from .student import add_adapter, checkpoint_activations, load_base
-from .student_spec import StudentSpec, read_student
+from .student_spec import StudentSpec, read_student, student_digest
 
 Say = Callable[[str], None]
 _PACKAGES: Final = (
@@ -66,6 +67,7 @@ class Result:
         of: updates of the whole run.
         started_at: updates that were done before.
         last: what the last step measured; None when there was nothing to do.
+        skipped: (record id, reason) of conversations that carried no weight, one entry a step.
     """
 
     out: Path
@@ -73,6 +75,7 @@ class Result:
     of: int
     started_at: int
     last: Step | None
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 def prepare(recipe: Recipe, cache: Path | None, world: int) -> Prepared:
@@ -89,6 +92,7 @@ def prepare(recipe: Recipe, cache: Path | None, world: int) -> Prepared:
         raise RecipeError(f"--images {images} is no folder")
     opened = None if cache is None else TeacherCache.open(cache)
     check_agreement(recipe, opened, student)
+    _check_precision(recipe)
     selection = select(read_manifest(manifest), opened, recipe.data.on_missing)
     per_step = recipe.data.batch_size * recipe.data.accumulation * world
     steps = recipe.run.steps
@@ -137,16 +141,16 @@ def train(
     checkpoint = _begin(folder, plan, ranks, resume=resume)
     start = 0 if checkpoint is None else step_of(checkpoint)
     if checkpoint is not None and start >= plan.steps:
+        ranks.first(lambda: folder.finish(checkpoint))
         if first:
-            folder.finish(checkpoint)
             say(f"{out} is complete: {start} of {plan.steps} steps; nothing to do")
-        return Result(out, start, plan.steps, start, None)
+        return Result(out, start, plan.steps, start, None, _skipped(folder))
     loop = _load(plan, folder, ranks)
     if checkpoint is not None:
         load_checkpoint(checkpoint, loop.engine)
         if first:
-            folder.rewind_metrics(start)
             say(f"going on from step {start} of {plan.steps} ({checkpoint})")
+    ranks.first(lambda: folder.rewind(start))
     last: list[Step] = []
 
     def note(step: Step) -> None:
@@ -154,10 +158,13 @@ def train(
         report(step, plan.steps)
 
     done, saved = loop.run(_batches(plan, loop, start), start, note)
-    if first and saved is not None and done >= plan.steps:
-        folder.finish(saved)
-    ranks.barrier()
-    return Result(out, done, plan.steps, start, last[0] if last else None)
+    if saved is not None and done >= plan.steps:
+        ranks.first(lambda: folder.finish(saved))
+    return Result(out, done, plan.steps, start, last[0] if last else None, _skipped(folder))
+
+
+def _skipped(folder: RunFolder) -> tuple[tuple[str, str], ...]:
+    return tuple((str(line["id"]), str(line["reason"])) for line in folder.skipped())
 
 
 def _given(path: str | None, name: str) -> Path:
@@ -166,29 +173,59 @@ def _given(path: str | None, name: str) -> Path:
     return Path(path)
 
 
+def _check_precision(recipe: Recipe) -> None:
+    if recipe.deepspeed.stage == 0 and _uses_bf16(recipe):
+        # DeepSpeed's bf16 wrapper of stage 0 steps Adam once on zeros before training.
+        raise RecipeError(
+            "bf16 (student.dtype, auto on a GPU) needs deepspeed.stage 1 or 2, got 0; or set "
+            "student.dtype: fp32"
+        )
+
+
+def _uses_bf16(recipe: Recipe) -> bool:
+    wanted = recipe.student.dtype
+    return wanted == "bf16" or (wanted == "auto" and torch.cuda.is_available())
+
+
 def _begin(folder: RunFolder, plan: Prepared, ranks: Ranks, *, resume: bool) -> Path | None:
-    """Let rank 0 open the folder; a refusal there must reach every rank."""
-    identity = {**cache_identity(plan.cache), "records": len(plan.selection.records)}
-    refusal = None
-    if ranks.rank == 0:
-        try:
-            folder.begin(plan.recipe, identity, resume=resume)
-            environment = json.dumps(_environment(ranks), indent=2) + "\n"
-            write_durably(folder.path / "environment.json", environment.encode())
-        except ValueError as error:
-            refusal = error
-    refusals = [r for r in ranks.gather(None if refusal is None else str(refusal)) if r]
-    if refusals:
-        raise refusal or RecipeError(refusals[0])
-    return folder.newest()
+    """Let rank 0 open the folder; all ranks start where it says, or stop together."""
+
+    def begin() -> str | None:
+        found = folder.begin(plan.recipe, _identity(plan, ranks), resume=resume)
+        environment = json.dumps(_environment(ranks), indent=2) + "\n"
+        write_durably(folder.path / "environment.json", environment.encode())
+        return None if found is None else found.name
+
+    name = ranks.first(begin)
+    if name is None:
+        return None
+    checkpoint = folder.checkpoints / name
+    blind = [rank for rank, seen in enumerate(ranks.gather(checkpoint.is_dir())) if not seen]
+    if blind:
+        raise RecipeError(f"ranks {blind} do not see {checkpoint}; --out must be a shared folder")
+    return checkpoint
+
+
+def _identity(plan: Prepared, ranks: Ranks) -> dict[str, Any]:
+    """What must be equal, beside the recipe, for a resumed run to be the same run."""
+    digest = hashlib.sha256()
+    for record in plan.selection.records:
+        turns = [(turn.role, turn.text) for turn in record.conversations]
+        digest.update(json.dumps([record.id, record.images, turns]).encode())
+    data = plan.recipe.data
+    return {
+        **cache_identity(plan.cache),
+        "student": student_digest(plan.student.path),
+        "records": digest.hexdigest(),
+        "per_step": data.batch_size * data.accumulation * ranks.world,
+    }
 
 
 def _load(plan: Prepared, folder: RunFolder, ranks: Ranks) -> Loop:
     recipe = plan.recipe
-    gpu = ranks.device.type == "cuda"
-    bf16 = recipe.student.dtype == "bf16" or (recipe.student.dtype == "auto" and gpu)
+    bf16 = _uses_bf16(recipe)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    base = load_base(plan.student.path, dtype, recipe.student.attention)
+    base = load_base(plan.student.path, dtype, recipe.student.attention, ranks.device)
     torch.manual_seed(recipe.run.seed)
     student = add_adapter(
         base,
@@ -208,6 +245,8 @@ def _load(plan: Prepared, folder: RunFolder, ranks: Ranks) -> Loop:
         "recipe": recipe.model_dump(mode="json"),
         **cache_identity(plan.cache),
         "expert": None if plan.cache is None else plan.cache.card.expert.name,
+        "alpha": "black" if plan.cache is None else plan.cache.card.alpha,
+        "student": student_digest(plan.student.path),
     }
     return Loop(
         engine=engine,
@@ -237,7 +276,8 @@ def _batches(plan: Prepared, loop: Loop, start: int) -> Iterator[Batch]:
         stop=plan.steps,
     )
     pad_id = plan.student.processor.tokenizer.pad_token_id
-    return batches_of(micro_batches(samples, order, 0 if pad_id is None else pad_id, data.workers))
+    pad = 0 if pad_id is None else pad_id
+    return micro_batches(samples, order, pad, data.workers, data.accumulation)
 
 
 def _describe(plan: Prepared, say: Say) -> None:

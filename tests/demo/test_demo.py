@@ -57,11 +57,11 @@ def test_the_demo_does_the_whole_job_and_the_second_run_uses_it_again(tmp_path: 
 def test_the_demo_refuses_a_folder_of_something_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "thesis.txt").write_text("chapter one")
+    (tmp_path / "manifest.jsonl").write_text("mine")
     monkeypatch.setattr("sys.argv", ["medalign", "demo", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert "is not a teacher cache" in capsys.readouterr().err
-    assert (tmp_path / "cache" / "thesis.txt").read_text() == "chapter one"
+    assert "holds something else than an earlier demo" in capsys.readouterr().err
+    assert (tmp_path / "manifest.jsonl").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1

@@ -89,6 +89,7 @@ def recipe() -> Callable[..., Recipe]:
 
     def make(**changes: Any) -> Recipe:
         sections: dict[str, dict[str, Any]] = {
+            "student": {"dtype": "fp32"},
             "loss": {"layer": 2, "alpha": 1.0, "beta": 0.1},
             "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.1},
             "optim": {"lr": 1e-2, "projector_lr": 1e-3, "warmup_ratio": 0.2},

@@ -117,9 +117,52 @@ def test_a_template_of_parts_gets_parts_and_no_second_line_break(spec: StudentSp
         "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
     )
     e = spec.encoder
-    encoder = ConversationEncoder(e.tokenizer, template, e.image_token, e.image_token_id, 16)
+    encoder = ConversationEncoder(
+        e.tokenizer, template, e.image_token, e.image_token_id, 16, e.end_ids
+    )
     text = encoder.prompt_text(record("<image>\nWhat is it?", images=1))
     assert text == "USER: <image>\nWhat is it? ASSISTANT:"
+
+
+def test_a_template_without_an_end_token_gets_one_so_that_answers_end(spec: StudentSpec) -> None:
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    e = spec.encoder
+    encoder = ConversationEncoder(
+        e.tokenizer, template, e.image_token, e.image_token_id, 16, e.end_ids
+    )
+    encoded = encoder.training(record("What is it?", "a rib"), 100)
+    assert learnt(spec, encoded) == " a rib </s>"
+    assert encoded.input_ids[-1] in e.end_ids
+
+
+def test_what_a_template_writes_after_the_end_token_is_not_learnt(spec: StudentSpec) -> None:
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+        "{% if m.role == 'assistant' %}</s>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    e = spec.encoder
+    encoder = ConversationEncoder(
+        e.tokenizer, template, e.image_token, e.image_token_id, 16, e.end_ids
+    )
+    two = encoder.training(record("What is it?", "a rib", "Sure?", "yes"), 100)
+    assert learnt(spec, two) == " a rib</s> yes</s>"
+
+
+def test_a_template_that_raises_is_named(spec: StudentSpec) -> None:
+    template = (
+        "{% for m in messages %}{% if m.content == 'Sure?' %}{{ raise_exception('no') }}"
+        "{% endif %}{{ m.content }}{% endfor %}"
+    )
+    e = spec.encoder
+    encoder = ConversationEncoder(
+        e.tokenizer, template, e.image_token, e.image_token_id, 16, e.end_ids
+    )
+    with pytest.raises(ConversationError, match="chat template refuses: no"):
+        encoder.prompt_text(record("Sure?"))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +174,9 @@ def test_a_template_of_parts_gets_parts_and_no_second_line_break(spec: StudentSp
 )
 def test_the_papers_templates(spec: StudentSpec, template: str, wanted: str) -> None:
     e = spec.encoder
-    encoder = ConversationEncoder(e.tokenizer, template, e.image_token, e.image_token_id, 16)
+    encoder = ConversationEncoder(
+        e.tokenizer, template, e.image_token, e.image_token_id, 16, e.end_ids
+    )
     assert encoder.prompt_text(record("<image>\nWhat?", images=1)) == wanted
     parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
     rendered = e.tokenizer.apply_chat_template(
@@ -143,6 +188,8 @@ def test_the_papers_templates(spec: StudentSpec, template: str, wanted: str) -> 
 def test_a_template_that_rewrites_its_prompt_is_refused(spec: StudentSpec) -> None:
     template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     e = spec.encoder
-    encoder = ConversationEncoder(e.tokenizer, template, e.image_token, e.image_token_id, 16)
+    encoder = ConversationEncoder(
+        e.tokenizer, template, e.image_token, e.image_token_id, 16, e.end_ids
+    )
     with pytest.raises(ConversationError, match="does not extend its own prompt"):
         encoder.training(record("What?", "a rib"), 100)

@@ -1,4 +1,5 @@
 import json
+import re
 import pickle  # noqa: TID251 - what a spawned worker receives
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,11 @@ from PIL import Image
 
 from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
-from medalign.teacher_cache.schema import TeacherCacheError
 from medalign.trainer.batch import collate
 from medalign.trainer.data import (
     Conversations,
     MissingTeacherError,
     StepOrder,
-    batches_of,
     micro_batches,
     sample_at,
     select,
@@ -159,7 +158,7 @@ def test_an_unreadable_image_is_skipped_without_weight_and_named(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_changed_image_stops_the_batches_naming_both_sides(
+def test_a_changed_image_is_refused_naming_both_sides(
     dataset: Dataset, students: Callable[..., Path], workers: int
 ) -> None:
     manifest, images, store = dataset(images=3, records=3)
@@ -168,8 +167,10 @@ def test_a_changed_image_stops_the_batches_naming_both_sides(
         read_manifest(manifest), images, read_student(students()), 512, TeacherCache.open(store)
     )
     order = StepOrder(3, 0, 3, 1, 0, 1, 0, 1)
-    with pytest.raises(TeacherCacheError, match=r"1\.png.*sha256.*restore the image"):
-        list(batches_of(micro_batches(samples, order, 0, workers)))
+    (batch,) = micro_batches(samples, order, 0, workers)
+    assert len(batch.refused) == 1
+    assert re.search(r"1\.png.*sha256.*restore the image", batch.refused[0])
+    assert batch.teacher_images == 2
 
 
 def test_worker_processes_change_no_batch(dataset: Dataset, students: Callable[..., Path]) -> None:
@@ -178,7 +179,7 @@ def test_worker_processes_change_no_batch(dataset: Dataset, students: Callable[.
         read_manifest(manifest), images, read_student(students()), 512, TeacherCache.open(store)
     )
     order = StepOrder(9, 0, 2, 2, 0, 1, 1, 4)
-    one, two = (list(batches_of(micro_batches(samples, order, 0, w))) for w in (0, 2))
+    one, two = (list(micro_batches(samples, order, 0, w)) for w in (0, 2))
     assert len(one) == len(two) == 6
     for a, b in zip(one, two, strict=True):
         assert a.ids == b.ids

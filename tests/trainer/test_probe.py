@@ -9,8 +9,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlavaForConditionalGeneration
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from medalign.trainer.probe import Look, Tap, attach
+from medalign.trainer.probe import Look, Tap, attach, question_attention
 from medalign.trainer.student import checkpoint_activations
 
 LAYER = 2
@@ -187,6 +189,48 @@ def test_no_layer_runs_eager_and_only_one_has_the_probe(llava: Callable[..., Any
         layer.self_attn.config._attn_implementation for layer in model.model.language_model.layers
     ]
     assert kinds == ["sdpa", "sdpa", "medalign_probe", "sdpa"]
+
+
+def test_bfloat16_scores_are_not_rounded_before_the_softmax() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = (12 * torch.randn(1, 4, 24, 32, generator=generator)).bfloat16()
+    key = (12 * torch.randn(1, 2, 24, 32, generator=generator)).bfloat16()
+    look = Look(
+        owner=torch.tensor([0]),
+        cols=torch.arange(2, 18)[None],
+        rows=torch.arange(18, 24)[None],
+        rows_ok=torch.ones(1, 6, dtype=torch.bool),
+        keys_ok=torch.ones(1, 24, dtype=torch.bool),
+    )
+    got = question_attention(query, key, None, 0.2, look)
+    # by hand, in float64: repeated keys, causal mask, mean over heads and rows
+    q, k = query.double()[0], key.double()[0].repeat_interleave(2, dim=0)
+    scores = 0.2 * q @ k.mT
+    scores = scores.masked_fill(torch.ones(24, 24).triu(1).bool(), -torch.inf)
+    assert scores[:, 18:][scores[:, 18:].isfinite()].abs().max() > 100
+    wanted = scores.softmax(-1).mean(0)[18:, 2:18].mean(0)
+    assert torch.allclose(got[0].double(), wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_the_layers_own_attention_sees_its_own_implementation_name(
+    llava: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Flash attention looks its kernel up by the name in the module's config.
+    model = llava("sdpa", "mistral", 2)
+    attach(model, LAYER)
+    seen = []
+
+    def spy(module: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(module.config._attn_implementation)
+        return sdpa_attention_forward(module, *args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", spy)
+    inputs = batch([1], "right", model.config.image_token_id, seed=5)
+    given = {k: inputs[k] for k in ("input_ids", "attention_mask", "pixel_values")}
+    model(**given)
+    assert len(seen) >= 4
+    assert set(seen) == {"sdpa"}
+    assert model.model.language_model.layers[LAYER].self_attn.config._attn_implementation != "sdpa"
 
 
 def test_the_rotation_acts_on_visual_tokens_of_the_input_of_its_layer_only(

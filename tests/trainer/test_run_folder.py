@@ -70,7 +70,7 @@ def test_a_torn_last_line_of_metrics_is_dropped_on_resume(folder: RunFolder) -> 
         folder.append_metrics({"step": step})
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    folder.rewind_metrics(2)
+    folder.rewind(2)
     folder.append_metrics({"step": 3})
     assert [line["step"] for line in folder.metrics()] == [1, 2, 3]
 

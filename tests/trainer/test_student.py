@@ -121,7 +121,7 @@ def test_the_rotation_takes_effect_in_prefill_and_not_on_generated_tokens(
         lambda _m, args, _out: seen.append(int(args[1].sum()))
     )
     generated = answer(model, tokens=4)
-    assert seen == [32, 0, 0, 0]  # two prompts of 16 visual tokens, then none
+    assert seen == [32]  # two prompts of 16 visual tokens, and nothing after prefill
     with torch.no_grad():  # cached decoding equals one pass over the whole text
         whole = llava(
             input_ids=generated,
@@ -130,6 +130,27 @@ def test_the_rotation_takes_effect_in_prefill_and_not_on_generated_tokens(
         ).logits
     prompt = inputs_of(model)["input_ids"].shape[1]
     assert torch.equal(whole[:, prompt - 1 : -1].argmax(-1), generated[:, prompt:])
+
+
+def test_a_placeholder_that_the_model_generates_itself_is_not_rotated(
+    students: Callable[..., Path],
+) -> None:
+    llava = llava_of(shaken(students()))
+    seen: list[int] = []
+    llava.model.language_model.layers[2].visual_rotation.register_forward_hook(
+        lambda _m, args, _out: seen.append(int(args[1].sum()))
+    )
+    token = llava.config.image_token_id
+    forced = torch.full((1, llava.config.text_config.vocab_size), -1e9)
+    forced[0, token] = 0.0
+    out = llava.generate(
+        **inputs_of(llava),
+        do_sample=False,
+        max_new_tokens=4,
+        logits_processor=[lambda _ids, scores: forced.expand_as(scores)],
+    )
+    assert (out[:, -4:] == token).all()
+    assert seen == [32]
 
 
 def test_a_rotation_of_zero_and_no_training_leaves_the_base_model(

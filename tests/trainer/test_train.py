@@ -1,3 +1,4 @@
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -5,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from medalign.trainer.loop import Step
-from medalign.trainer.recipe import Recipe
+from medalign.trainer.engine import Engine
+from medalign.trainer.loop import NothingToLearnError, Step, TrainingDivergedError
+from medalign.trainer.recipe import Recipe, RecipeError
 from medalign.trainer.train import Result, train, with_paths
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
@@ -69,3 +72,169 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert all(torch.equal(a[key], b[key]) for key in a)
     lines = [json.loads(x) for x in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+
+
+def test_a_step_is_the_same_for_every_split_through_the_engine(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    data, student = dataset(), students()
+    found = []
+    for size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        split = {"data.batch_size": size, "data.accumulation": accumulation}
+        chosen = recipe(**split, **{"lora.dropout": 0.0, "run.steps": 3})
+        _, steps = run(chosen, data, student, tmp_path / f"split-{size}")
+        found.append([(s.lm, s.vis, s.att, s.grad_norm) for s in steps])
+    for other in found[1:]:
+        assert torch.allclose(torch.tensor(other), torch.tensor(found[0]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_run_that_diverges_stops_and_names_the_records(
+    stage: int,
+    where: str,
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backward, forward, calls = Engine.backward, Engine.__call__, 0
+
+    def poisoned(self: Engine, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        loss, terms = forward(self, *args)
+        return loss, terms * (float("nan") if calls > 4 else 1.0)
+
+    def infinite(self: Engine, loss: torch.Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        backward(self, loss * (float("inf") if calls > 4 else 1.0))
+
+    if where == "loss":
+        monkeypatch.setattr(Engine, "__call__", poisoned)
+    else:
+        monkeypatch.setattr(Engine, "backward", infinite)
+    chosen = recipe(**{"deepspeed.stage": stage, "run.save_every": 1})
+    with pytest.raises(TrainingDivergedError, match=r"step 3: not finite.*'r\d'"):
+        run(chosen, dataset(), students(), tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    saved = load_file(tmp_path / "run" / "checkpoints" / "last" / "state.safetensors")
+    assert all(torch.isfinite(value).all() for value in saved.values())
+
+
+def test_a_folder_without_the_images_is_refused_not_trained_on(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    manifest, _, store = dataset()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NothingToLearnError, match=r"step 1 has nothing to learn .*\.png"):
+        run(recipe(), (manifest, tmp_path / "empty", store), students(), tmp_path / "run")
+
+
+def test_an_image_lost_since_is_skipped_and_counted(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    manifest, images, store = dataset()
+    (images / "3.png").unlink()
+    result, steps = run(recipe(), (manifest, images, store), students(), tmp_path / "run")
+    assert result is not None
+    assert {record for record, _ in result.skipped} <= {"r3"}
+    assert sum(step.skipped for step in steps) == len(result.skipped) > 0
+
+
+def test_a_full_disk_while_saving_is_told_and_keeps_the_checkpoint_before(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, student = dataset(), students()
+    from medalign.trainer import checkpoint
+
+    save, calls = checkpoint.save_file, 0
+
+    def full(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 2:  # the second checkpoint
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save(*args)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="no space left") as error:
+        run(recipe(), data, student, tmp_path / "run")
+    assert error.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    _, rest = run(recipe(), data, student, tmp_path / "run")
+    assert [step.step for step in rest] == [3, 4]
+
+
+def test_a_kill_before_the_first_checkpoint_repeats_no_line(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    data, student = dataset(), students()
+    run(recipe(), data, student, tmp_path / "run", stop_after=1)
+    run(recipe(), data, student, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("what", ["student", "records", "per_step"])
+def test_another_student_or_other_records_are_not_resumed(
+    what: str,
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    data, student, chosen = dataset(), students(), recipe()
+    run(chosen, data, student, tmp_path / "run", stop_after=3)
+    if what == "student":
+        student = students("qwen2")
+    elif what == "records":
+        data[0].write_text(data[0].read_text().replace("the lungs", "the liver"))
+    else:
+        chosen = recipe(**{"data.accumulation": 3})
+    with pytest.raises(RecipeError, match=f"trained with another {what}"):
+        run(chosen, data, student, tmp_path / "run")
+
+
+def test_bf16_without_zero_is_refused_before_anything_is_loaded(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(RecipeError, match=r"bf16 .* needs deepspeed.stage 1 or 2"):
+        run(recipe(**{"student.dtype": "bf16"}), dataset(), students(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_bfloat16_trains_and_resumes(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    data, student = dataset(), students()
+    chosen = recipe(**{"student.dtype": "bf16", "deepspeed.stage": 2})
+    _, whole = run(chosen, data, student, tmp_path / "whole")
+    run(chosen, data, student, tmp_path / "cut", stop_after=3)
+    _, rest = run(chosen, data, student, tmp_path / "cut")
+    assert [(s.lm, s.vis, s.att) for s in rest] == [(s.lm, s.vis, s.att) for s in whole[2:]]
