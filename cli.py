@@ -64,7 +64,7 @@ def _explain(error: Exception) -> str:
         hint = "; free some space and run the same command again" * (error.errno == errno.ENOSPC)
         return f"{where}{error.strerror or error}{hint}"
     if type(error).__module__.startswith("medalign."):
-        return " ".join(str(error).split())
+        return str(error).strip()
     return ""
 
 

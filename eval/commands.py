@@ -83,9 +83,12 @@ def generate(
         temperature=temperature,
         seed=seed,
     )
+    found = find_source(source, student)
+    if found.unfinished:
+        typer.echo(found.unfinished, err=True)
     with answer_bar() as bar:
         done = answer(
-            find_source(source, student),
+            found,
             manifest,
             images,
             out,

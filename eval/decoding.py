@@ -52,6 +52,16 @@ class Decoder:
         if not 0 < self.top_p <= 1 or not self.temperature > 0:
             raise DecodingError("top_p lies in (0, 1] and temperature above 0")
 
+    def identity(self) -> dict[str, str | int | float]:
+        """The settings that decide this decoder's answers, and no others."""
+        own: dict[str, tuple[str, ...]] = {
+            "greedy": (),
+            "beam": ("beams",),
+            "nucleus": ("top_p", "temperature", "seed"),
+        }
+        names = ("max_new_tokens", *own[self.name])
+        return {"decoder": self.name, **{name: getattr(self, name) for name in names}}
+
     def generate(self, model: Any, inputs: dict[str, Tensor | None], ids: Sequence[str]) -> Tensor:
         """Answer a left-padded batch of prompts.
 

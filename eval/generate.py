@@ -143,6 +143,6 @@ def _answers(
 def _identity(source: Source, decoder: Decoder, manifest: Path) -> dict[str, Any]:
     return {
         **source.identity(),
-        **dataclasses.asdict(decoder),
+        **decoder.identity(),
         "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(),
     }

@@ -1,7 +1,7 @@
 """What answers: a finished or stopped run, an adapter, or a student by itself."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,21 @@ from ..trainer.student_spec import StudentError, StudentSpec, read_student, stud
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A student's folder, and the adapter to put on it, if any."""
+    """A student's folder, and the adapter to put on it, if any.
+
+    Attributes:
+        student: folder of the base model.
+        adapter: folder of the adapter, None for the student by itself.
+        geometry: as the run was trained.
+        alpha: colour behind transparent pixels, as the run was trained.
+        unfinished: what to tell a user when the adapter is an unfinished run's.
+    """
 
     student: Path
     adapter: Path | None
     geometry: str = "processor"
     alpha: Alpha = "black"
+    unfinished: str = ""
 
     def spec(self) -> StudentSpec:
         """Read what the student's folder says."""
@@ -54,7 +63,13 @@ def find_source(path: Path, student: Path | None = None) -> Source:
         StudentError: the folder is none of the three, or the run has no adapter yet.
     """
     if (path / "recipe.yaml").is_file():
-        return _source(_adapter_of_run(path), student)
+        adapter = _adapter_of_run(path)
+        found = _source(adapter, student)
+        if adapter != RunFolder(path).adapter:
+            step = adapter.parent.name
+            note = f"{path} is not finished: these are answers of its checkpoint {step}"
+            return replace(found, unfinished=note)
+        return found
     if (path / "adapter_config.json").is_file():
         return _source(path, student)
     if (path / "config.json").is_file():

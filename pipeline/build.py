@@ -16,6 +16,7 @@ from ..teacher_cache.writer import TeacherCacheWriter
 from .encode import RowBatch, Shard, encode_batches, row_batches
 from .experts import Expert
 from .geometry import mean_colour
+from .manifest import iter_records
 from .options import BuildOptions, make_card
 from .pixels import PixelsError
 from .planning import BuildError, ManifestImages, list_images, make_plan, stored_plan
@@ -23,7 +24,7 @@ from .progress import NoProgress, Progress
 from .squares import Source, Square, Unreadable, View, read_squares
 from .workers import Workers
 
-__all__ = ["BuildError", "BuildOptions", "BuildReport", "build"]
+__all__ = ["BuildError", "BuildOptions", "BuildReport", "build", "check_folders"]
 
 _IMAGES_A_TASK = 4  # amortises the queue; few enough to keep all workers busy in a small batch
 
@@ -96,10 +97,8 @@ def build(
         WorkerDiedError: a worker process was killed.
     """
     options, progress = options or BuildOptions(), progress or NoProgress()
+    check_folders(manifest, images, store)
     asked = list_images(manifest)
-    if not images.is_dir():
-        raise BuildError(f"{images}: no such image folder")
-    _refuse_stranger(store)
     with Workers(options.workers) as workers:
         plan = stored_plan(store, asked.paths)
         if plan is not None:
@@ -115,6 +114,20 @@ def build(
         encoded = _encode(writer, pending, images, expert, options, workers, progress)
         seconds = time.monotonic() - begun
     return _report(writer, asked, len(pending), encoded, seconds)
+
+
+def check_folders(manifest: Path, images: Path, store: Path) -> None:
+    """Find at once what would otherwise be found after the expert is loaded.
+
+    Raises:
+        ManifestError: no manifest.
+        BuildError: no image folder, or the store is something else.
+    """
+    if not manifest.is_file():
+        next(iter(iter_records(manifest)), None)  # says what is there instead
+    if not images.is_dir():
+        raise BuildError(f"{images}: no such image folder")
+    _refuse_stranger(store)
 
 
 def _refuse_stranger(store: Path) -> None:

@@ -66,7 +66,10 @@ def build_command(
         typer.Option(help="Build share I/N only.", show_default="from Slurm or RANK, else all"),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 32,
-    shard_rows: Annotated[int, typer.Option(min=1, help="Rows in one file.")] = 64,
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows in one file.", show_default="64, or the store's own"),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=0, help="Processes that decode.", show_default="CPUs, at most 8"),
@@ -83,7 +86,8 @@ def build_command(
     """Fill a cache; run the same command again to go on after any interruption."""
     with _resumable(out):
         from ..teacher_cache.schema import PatchGrid
-        from .build import BuildError, BuildOptions, build
+        from ..teacher_cache.writer import TeacherCacheWriter
+        from .build import BuildError, BuildOptions, build, check_folders
         from .parts import Part
         from .progress import ConsoleProgress
         from .report import build_facts
@@ -91,6 +95,10 @@ def build_command(
 
         if mode == "paper" and geometry not in (None, "crop"):
             raise BuildError("mode paper always crops the expert's input; leave --geometry away")
+        check_folders(manifest, images, out)  # before a gigabyte of weights is read
+        card = TeacherCacheWriter.load_card(out)
+        if shard_rows is None:
+            shard_rows = 64 if card is None else card.shard_rows
         options = BuildOptions(
             grid=PatchGrid.parse(grid),
             geometry=geometry or "pad",
@@ -164,7 +172,7 @@ def verify_command(
     else:
         for damage in damages:
             typer.echo(str(damage))
-        typer.echo(f"{len(damages)} damaged" if damages else f"{store}: all as it was written")
+        typer.echo(f"{len(damages)} damaged" if damages else _sound(store))
     if not damages:
         return
     if mend:
@@ -198,6 +206,18 @@ def _resumable(out: Path) -> Iterator[None]:
             f"stopped; what is written in {out} stays: run the same command to go on", err=True
         )
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _sound(store: Path) -> str:
+    from ..teacher_cache.audit import status
+
+    found = status(store)
+    if found.complete == found.shards:
+        return f"{store}: all as it was written"
+    return (
+        f"{store}: {found.complete} of {found.shards} shards are there, all as they were written; "
+        "the others are pending"
+    )
 
 
 def _load(

@@ -106,7 +106,8 @@ def _load_torch_file(path: Path) -> Any:
             warnings.simplefilter("ignore")  # torch warns of TorchScript before it refuses it
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises a dozen kinds here, some of them private
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        # The rest of torch's text recommends to load it all the same.
+        reason = str(error).partition("\n")[0].partition(". In PyTorch")[0] or type(error).__name__
         raise ExpertError(
             f"{path}: not a torch file of plain tensors; one that must run code to be read, or "
             f"is damaged, is refused (save the state dict as safetensors instead): {reason}"

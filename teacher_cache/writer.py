@@ -66,6 +66,15 @@ class TeacherCacheWriter:
         """
         return load_plan(Path(store))[1] if has_plan(Path(store)) else None
 
+    @staticmethod
+    def load_card(store: Path) -> CacheCard | None:
+        """Return the card that an earlier build began with, None where there is none.
+
+        Raises:
+            TeacherCacheError: there is one, and it is damaged.
+        """
+        return load_plan(Path(store))[0] if has_plan(Path(store)) else None
+
     @property
     def shards(self) -> int:
         """Number of shards, the last of which may be short."""

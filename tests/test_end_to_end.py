@@ -20,7 +20,7 @@ from medalign.trainer.tiny_student import DEMO_TEXTS, TinyStudent, make_student
 
 RECIPE = """\
 loss: {layer: 2, alpha: 1.0, beta: 0.1}
-lora: {rank: 4}
+lora: {rank: 4, dropout: 0.0}
 optim: {lr: 5.0e-3, projector_lr: 5.0e-4}
 data: {batch_size: 2, accumulation: 2, workers: 1}
 deepspeed: {stage: 2}
@@ -288,12 +288,14 @@ def test_an_image_that_changed_since_the_cache_was_built_is_refused(
     assert "sha256" in said
 
 
-def test_one_torchrun_of_two_ranks_trains_and_saves(job: Path, cache: Path, tmp_path: Path) -> None:
+def test_two_ranks_give_the_numbers_of_one(
+    job: Path, cache: Path, finished: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     words = [str(word) for word in train_words(job, cache, out)]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     result = subprocess.run(
-        [sys.executable, *launch, "medalign", *words, "--set", "run.steps=2"],
+        [sys.executable, *launch, "medalign", *words, "--set", "data.batch_size=1"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -301,3 +303,47 @@ def test_one_torchrun_of_two_ranks_trains_and_saves(job: Path, cache: Path, tmp_
     assert result.returncode == 0, result.stderr
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
     assert json.loads((out / "environment.json").read_text())["ranks"] == 2
+    assert result.stdout.count("adapter ") == 1  # one rank speaks
+    one, two = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (finished, out)
+    )
+    assert len(two) == 6
+    for a, b in zip(one, two, strict=True):
+        for term in ("loss", "lm", "vis", "att", "grad_norm", "lr"):
+            assert b[term] == pytest.approx(a[term], rel=1e-3), (a["step"], term)
+
+
+def test_an_image_lost_since_the_cache_was_built_is_told_and_exits_1(
+    job: Path, cache: Path, tmp_path: Path
+) -> None:
+    fewer = tmp_path / "images"
+    fewer.mkdir()
+    for path in (job / "images").iterdir():
+        if path.name != "3.png":
+            (fewer / path.name).write_bytes(path.read_bytes())
+    said = medalign(*train_words(job, cache, tmp_path / "run"), "--images", fewer, code=1)
+    assert "could not be read and was not learnt" in said
+    assert "3.png" in said
+    assert (tmp_path / "run" / "adapter").is_dir()
+
+
+def test_a_changed_image_stops_both_ranks_with_one_line(
+    job: Path, cache: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "images"
+    moved.mkdir()
+    for path in (job / "images").iterdir():
+        (moved / path.name).write_bytes(path.read_bytes())
+    (moved / "3.png").write_bytes((moved / "4.png").read_bytes())
+    words = [str(word) for word in train_words(job, cache, tmp_path / "run")]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    result = subprocess.run(
+        [sys.executable, *launch, "medalign", *words, "--images", str(moved)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode != 0
+    assert "restore the image" in result.stderr

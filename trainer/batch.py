@@ -109,7 +109,7 @@ class Batch:
         return _each(self, Tensor.pin_memory)
 
 
-Held = TypeVar("Held", Batch, Teacher, Look)
+Held = TypeVar("Held", bound=Batch | Teacher | Look)
 
 
 def _each(held: Held, change: Callable[[Tensor], Tensor]) -> Held:
@@ -119,9 +119,7 @@ def _each(held: Held, change: Callable[[Tensor], Tensor]) -> Held:
         value = getattr(held, field.name)
         if isinstance(value, Tensor):
             changed[field.name] = change(value)
-        elif isinstance(value, Teacher):
-            changed[field.name] = _each(value, change)
-        elif isinstance(value, Look):
+        elif isinstance(value, Teacher | Look):
             changed[field.name] = _each(value, change)
     return replace(held, **changed)
 

@@ -13,7 +13,9 @@ def train(
     manifest: Annotated[Path | None, typer.Option(help="Manifest to train on.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
     student: Annotated[Path | None, typer.Option(help="Folder of a Hugging Face Llava.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE")
+    ] = None,
     override: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override, as in optim.lr=1e-4."),

@@ -1,11 +1,13 @@
 """The folder of one run: what it is, what it measured, what it can go on from."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from ..teacher_cache.durable import make_folder, write_durably
 from .recipe import Recipe, RecipeError
@@ -32,6 +34,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.moved: Path | None = None
+        self._lock: TextIO | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -67,10 +71,11 @@ class RunFolder:
                     f"{self.path} holds something else than a run; choose another --out"
                 )
             if not resume:
-                self._move_away()
+                self.moved = self._move_away()
             else:
                 self._check_same(recipe, identity)
         make_folder(self.checkpoints)
+        self._take()
         write_durably(self.path / "identity.json", _json(identity))
         write_durably(self.path / "recipe.yaml", recipe.to_yaml().encode())
         return self.newest()
@@ -143,11 +148,34 @@ class RunFolder:
         shutil.rmtree(self.adapter, ignore_errors=True)
         partial.rename(self.adapter)
 
-    def _move_away(self) -> None:
+    def release(self) -> None:
+        """Let another process train here."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take(self) -> None:
+        """Keep a second process out; the lock goes with this process, however it ends."""
+        self.release()
+        self._lock = (self.path / ".lock").open("a+")
+        try:
+            # Not flock: forked workers would inherit it, and hold it after a kill of the parent.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            self.release()
+            raise RecipeError(
+                f"another process trains in {self.path}; wait for it, or choose another --out"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+                raise  # a file system without locks is used without one
+
+    def _move_away(self) -> Path:
         number = 1
         while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1
         self.path.rename(old)
+        return old
 
     def _check_same(self, recipe: Recipe, identity: dict[str, Any]) -> None:
         old = Recipe.from_yaml(self.path / "recipe.yaml").flat()

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
@@ -43,7 +43,7 @@ def load_base(
             output_loading_info=True,
             device_map=None if device.type == "cpu" else {"": device},
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise StudentError(f"{path}: cannot load the student: {first_line(error)}") from error
     for kind in ("missing_keys", "mismatched_keys"):
         if keys := sorted(str(key) for key in report.get(kind, ())):
@@ -101,8 +101,11 @@ def load_student(base: Any, adapter: Path, *, probe: bool = False) -> Any:
     weights = adapter / "adapter_model.safetensors"
     if not weights.is_file() or not (adapter / "adapter_config.json").is_file():
         raise StudentError(f"{adapter} is no adapter: adapter_config.json and weights expected")
-    with safe_open(weights, "pt") as file:
-        keys = list(file.keys())
+    try:
+        with safe_open(weights, "pt") as file:
+            keys = list(file.keys())
+    except SafetensorError as error:
+        raise StudentError(f"{weights} is damaged: {first_line(error)}") from error
     found = {int(hit[1]) for key in keys if (hit := re.search(r"layers\.(\d+)\.visual_rot", key))}
     layer = next(iter(found), None)
     if layer is None and probe:

@@ -133,13 +133,30 @@ def train(
         TrainingDivergedError: a loss is not finite.
     """
     ranks = Ranks()
-    first = ranks.rank == 0
     plan = prepare(recipe, cache, ranks.world)
-    if first:
+    if ranks.rank == 0:
         _describe(plan, say)
     folder = RunFolder(out)
+    try:
+        return _train_in(folder, plan, ranks, resume=resume, say=say, report=report)
+    finally:
+        folder.release()
+
+
+def _train_in(
+    folder: RunFolder,
+    plan: Prepared,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    say: Say,
+    report: Callable[[Step, int], None],
+) -> Result:
+    first, out = ranks.rank == 0, folder.path
     checkpoint = _begin(folder, plan, ranks, resume=resume)
     start = 0 if checkpoint is None else step_of(checkpoint)
+    if first and folder.moved is not None:
+        say(f"the earlier run is in {folder.moved} now")
     if checkpoint is not None and start >= plan.steps:
         ranks.first(lambda: folder.finish(checkpoint))
         if first:

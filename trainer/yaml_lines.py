@@ -37,7 +37,10 @@ def read_settings(
         root = yaml.compose(text, Loader=_Loader)
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from error
+        mark = getattr(error, "problem_mark", None)
+        where = path if mark is None else f"{path}:{mark.line + 1}"
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise RecipeError(f"{where}: no valid YAML: {problem}") from error
     if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
         raise RecipeError(f"{path}: a recipe is a mapping of sections, loss and run among them")
     origin = {key: f"{path}:{line}" for key, line in _lines(root, path).items()}

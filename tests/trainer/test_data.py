@@ -1,6 +1,6 @@
 import json
-import re
 import pickle  # noqa: TID251 - what a spawned worker receives
+import re
 from collections.abc import Callable
 from pathlib import Path
 

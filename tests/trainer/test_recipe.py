@@ -48,7 +48,7 @@ def test_a_misspelt_section_names_its_line(tmp_path: Path) -> None:
         ("loss: {layer: 1}\nloss: {layer: 2}\nrun: {steps: 1}\n", "r.yaml:2: loss is given twice"),
         ("- 1\n", "r.yaml: a recipe is a mapping of sections"),
         ("", "r.yaml: a recipe is a mapping of sections"),
-        ("loss: [\n", "r.yaml: no valid YAML"),
+        ("loss: [\n", "r.yaml:2: no valid YAML"),
     ],
 )
 def test_a_wrong_value_names_its_line(tmp_path: Path, text: str, wanted: str) -> None:

@@ -1,5 +1,7 @@
 import errno
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,11 @@ SAME = {"cache": "a", "records": 3}
 
 
 @pytest.fixture
-def folder(tmp_path: Path, recipe: Callable[..., Recipe]) -> RunFolder:
+def folder(tmp_path: Path, recipe: Callable[..., Recipe]) -> Iterator[RunFolder]:
     made = RunFolder(tmp_path / "run")
     made.begin(recipe(), SAME, resume=True)
-    return made
+    yield made
+    made.release()
 
 
 def write(folder: RunFolder, step: int, text: str = "weights", keep: int = 2) -> Path:
@@ -23,6 +26,24 @@ def write(folder: RunFolder, step: int, text: str = "weights", keep: int = 2) ->
     (partial / "adapter" / "w").write_text(f"{text} {step}")
     published: Path = folder.publish(partial, step, keep)
     return published
+
+
+def test_a_second_process_is_kept_out_until_the_first_ends(
+    folder: RunFolder, recipe: Callable[..., Recipe]
+) -> None:
+    (folder.path.parent / "r.yaml").write_text(recipe().to_yaml())
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from medalign.trainer.recipe import Recipe\n"
+        "from medalign.trainer.run_folder import RunFolder\n"
+        f"run = RunFolder(Path({str(folder.path)!r}))\n"
+        f"run.begin(Recipe.from_yaml(run.path.parent / 'r.yaml'), {SAME!r}, resume=True)\n"
+    )
+    words = [sys.executable, "-W", "ignore", "-c", code]
+    refused = subprocess.run(words, capture_output=True, text=True)
+    assert "another process trains in" in refused.stderr
+    folder.release()
+    assert subprocess.run(words, capture_output=True).returncode == 0
 
 
 def test_the_newest_complete_checkpoint_counts_and_old_ones_go(folder: RunFolder) -> None:

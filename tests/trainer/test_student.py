@@ -243,6 +243,22 @@ def test_weights_that_lack_a_tensor_are_refused_by_its_name(copied: Path) -> Non
         load_base(copied, torch.float32)
 
 
+def test_weights_cut_short_are_refused_by_the_folders_name(copied: Path) -> None:
+    whole = (copied / "model.safetensors").read_bytes()
+    (copied / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StudentError, match="student: cannot load the student"):
+        load_base(copied, torch.float32)
+
+
+def test_an_adapter_cut_short_is_refused(students: Callable[..., Path], tmp_path: Path) -> None:
+    model = shaken(students())
+    save_adapter(model, dict(model.named_parameters()), tmp_path, ABOUT)
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(StudentError, match="is damaged"):
+        load_student(load_base(students(), torch.float32), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
