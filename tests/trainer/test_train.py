@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from medalign.trainer.engine import Engine
 from medalign.trainer.loop import NothingToLearnError, Step, TrainingDivergedError
@@ -162,18 +162,16 @@ def test_a_full_disk_while_saving_is_told_and_keeps_the_checkpoint_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data, student = dataset(), students()
-    from medalign.trainer import checkpoint
-
-    save, calls = checkpoint.save_file, 0
+    calls = 0
 
     def full(*args: Any) -> None:
         nonlocal calls
         calls += 1
         if calls > 2:  # the second checkpoint
             raise SafetensorError("I/O error: No space left on device (os error 28)")
-        save(*args)
+        save_file(*args)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("medalign.trainer.checkpoint.save_file", full)
     with pytest.raises(OSError, match="no space left") as error:
         run(recipe(), data, student, tmp_path / "run")
     assert error.value.errno == errno.ENOSPC
