@@ -23,12 +23,13 @@ from ..teacher_cache.durable import make_folder, write_durably
 from ..teacher_cache.reader import TeacherCache
 from ..teacher_cache.seal import seal
 from ..trainer.loop import Step
+from ..trainer.prepare import Say, with_paths
 from ..trainer.probe import attach
 from ..trainer.recipe import Recipe, find_recipe
 from ..trainer.student import load_base, load_student
 from ..trainer.student_spec import StudentSpec, read_student
 from ..trainer.tiny_student import make_demo_student
-from ..trainer.train import Say, train, with_paths
+from ..trainer.train import train
 
 SAMPLE = Path(__file__).parent / "sample"
 PLAIN = ("loss.alpha=0", "loss.beta=0", "loss.rotation=false")

@@ -34,9 +34,9 @@ def train(
     chosen = Recipe.from_yaml(path, override or ())
     quiet_libraries()
     from .live import live_view
+    from .prepare import with_paths
     from .tiny_student import make_demo_student
     from .train import train as run
-    from .train import with_paths
 
     out = out or Path("runs") / path.stem
     if student is None and chosen.student.path == "demo":

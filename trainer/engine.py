@@ -1,5 +1,6 @@
 """DeepSpeed's one door: start ranks, build the engine, gather and restore its state."""
 
+import atexit
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -55,6 +56,7 @@ class Ranks:
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(self.device)
         _deepspeed().init_distributed(dist_backend=None, verbose=False)
+        atexit.register(self.stop)
 
     def sum(self, values: list[float]) -> list[float]:
         """Add each number over all ranks, in float64."""
@@ -97,7 +99,7 @@ class Ranks:
         return cast(T, result)
 
     def stop(self) -> None:
-        """Leave the process group, so that the process ends without a warning."""
+        """Leave the process group; called when the process ends, or NCCL would complain."""
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

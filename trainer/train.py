@@ -2,59 +2,28 @@
 
 import hashlib
 import json
-import math
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-from ..pipeline.manifest import read_manifest
 from ..teacher_cache.durable import write_durably
-from ..teacher_cache.reader import TeacherCache
-from .agreement import absolute, cache_identity, check_agreement
+from .agreement import cache_identity
 from .batch import Batch
 from .checkpoint import load_checkpoint
-from .data import Conversations, Selection, StepOrder, micro_batches, select
+from .data import Conversations, StepOrder, micro_batches
 from .engine import Engine, Ranks
+from .environment import environment_of
 from .loop import Loop, Step
 from .objective import Objective
+from .prepare import Prepared, Say, describe, prepare, uses_bf16
 from .recipe import Recipe, RecipeError
 from .run_folder import RunFolder, step_of
 from .student import add_adapter, checkpoint_activations, load_base
-from .student_spec import StudentSpec, read_student, student_digest
-
-Say = Callable[[str], None]
-_PACKAGES: Final = (
-    "medalign", "torch", "transformers", "peft", "deepspeed", "zarr", "numpy", "pillow",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A run whose parts fit together; nothing heavy is loaded yet.
-
-    Attributes:
-        recipe: complete, with the paths that the command line gave.
-        student: what the student's folder says.
-        cache: the sealed teacher cache, or None for plain LoRA.
-        selection: records to train on.
-        images: folder of the images.
-        steps: updates of the whole run.
-    """
-
-    recipe: Recipe
-    student: StudentSpec
-    cache: TeacherCache | None
-    selection: Selection
-    images: Path
-    steps: int
+from .student_spec import student_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,37 +45,6 @@ class Result:
     started_at: int
     last: Step | None
     skipped: tuple[tuple[str, str], ...] = ()
-
-
-def prepare(recipe: Recipe, cache: Path | None, world: int) -> Prepared:
-    """Check recipe, student, cache, manifest and images against each other.
-
-    Raises:
-        ValueError: of the part that is wrong; `RecipeError`, `StudentError`, `AgreementError`,
-            `TeacherCacheError`, `ManifestError` and `MissingTeacherError` name it.
-    """
-    student = read_student(_given(recipe.student.path, "student"), recipe.student.geometry)
-    manifest = _given(recipe.data.manifest, "manifest")
-    images = _given(recipe.data.images, "images")
-    if not images.is_dir():
-        raise RecipeError(f"--images {images} is no folder")
-    opened = None if cache is None else TeacherCache.open(cache)
-    check_agreement(recipe, opened, student)
-    _check_precision(recipe)
-    selection = select(read_manifest(manifest), opened, recipe.data.on_missing)
-    per_step = recipe.data.batch_size * recipe.data.accumulation * world
-    steps = recipe.run.steps
-    if steps is None:
-        assert recipe.run.epochs is not None
-        steps = math.ceil(recipe.run.epochs * len(selection.records) / per_step)
-    return Prepared(
-        recipe=recipe,
-        student=student,
-        cache=opened,
-        selection=selection,
-        images=images,
-        steps=steps,
-    )
 
 
 def train(
@@ -135,7 +73,7 @@ def train(
     ranks = Ranks()
     plan = prepare(recipe, cache, ranks.world)
     if ranks.rank == 0:
-        _describe(plan, say)
+        describe(plan, say)
     folder = RunFolder(out)
     try:
         return _train_in(folder, plan, ranks, resume=resume, say=say, report=report)
@@ -184,32 +122,12 @@ def _skipped(folder: RunFolder) -> tuple[tuple[str, str], ...]:
     return tuple((str(line["id"]), str(line["reason"])) for line in folder.skipped())
 
 
-def _given(path: str | None, name: str) -> Path:
-    if path is None:
-        raise RecipeError(f"the recipe names no {name}: give --{name}")
-    return Path(path)
-
-
-def _check_precision(recipe: Recipe) -> None:
-    if recipe.deepspeed.stage == 0 and _uses_bf16(recipe):
-        # DeepSpeed's bf16 wrapper of stage 0 steps Adam once on zeros before training.
-        raise RecipeError(
-            "bf16 (student.dtype, auto on a GPU) needs deepspeed.stage 1 or 2, got 0; or set "
-            "student.dtype: fp32"
-        )
-
-
-def _uses_bf16(recipe: Recipe) -> bool:
-    wanted = recipe.student.dtype
-    return wanted == "bf16" or (wanted == "auto" and torch.cuda.is_available())
-
-
 def _begin(folder: RunFolder, plan: Prepared, ranks: Ranks, *, resume: bool) -> Path | None:
     """Let rank 0 open the folder; all ranks start where it says, or stop together."""
 
     def begin() -> str | None:
         found = folder.begin(plan.recipe, _identity(plan, ranks), resume=resume)
-        environment = json.dumps(_environment(ranks), indent=2) + "\n"
+        environment = json.dumps(environment_of(ranks), indent=2) + "\n"
         write_durably(folder.path / "environment.json", environment.encode())
         return None if found is None else found.name
 
@@ -240,7 +158,7 @@ def _identity(plan: Prepared, ranks: Ranks) -> dict[str, Any]:
 
 def _load(plan: Prepared, folder: RunFolder, ranks: Ranks) -> Loop:
     recipe = plan.recipe
-    bf16 = _uses_bf16(recipe)
+    bf16 = uses_bf16(recipe)
     dtype = torch.bfloat16 if bf16 else torch.float32
     base = load_base(plan.student.path, dtype, recipe.student.attention, ranks.device)
     torch.manual_seed(recipe.run.seed)
@@ -295,84 +213,3 @@ def _batches(plan: Prepared, loop: Loop, start: int) -> Iterator[Batch]:
     pad_id = plan.student.processor.tokenizer.pad_token_id
     pad = 0 if pad_id is None else pad_id
     return micro_batches(samples, order, pad, data.workers, data.accumulation)
-
-
-def _describe(plan: Prepared, say: Say) -> None:
-    chosen = plan.selection
-    student = plan.student
-    say(f"student  {student.path}: {student.grid} visual tokens, {student.layers} layers")
-    if plan.cache is not None:
-        card = plan.cache.card
-        say(
-            f"cache    {plan.cache.store}: {len(plan.cache)} images of {card.expert.name}, "
-            f"{card.grid}, geometry {card.geometry}, mode {card.mode}"
-        )
-    say(
-        f"records  {len(chosen.records)} to train on: {chosen.text_only} text only, "
-        f"{chosen.without_teacher} without a teacher; {chosen.dropped} dropped"
-    )
-    for reason, images in chosen.reasons.most_common(5):
-        say(f"         {images} images have no teacher: {reason}")
-    say(f"steps    {plan.steps}")
-
-
-def _environment(ranks: Ranks) -> dict[str, Any]:
-    device = str(ranks.device)
-    if ranks.device.type == "cuda":
-        device = torch.cuda.get_device_name(ranks.device)
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": device,
-        "ranks": ranks.world,
-        "cpus": os.cpu_count(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "git": _git(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git() -> str | None:
-    """Commit of the working folder, where the user's own recipes and scripts live."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def with_paths(
-    recipe: Recipe, *, student: Path | None, manifest: Path | None, images: Path | None
-) -> Recipe:
-    """Fill in the paths that the command line gives, and make all of them absolute."""
-    return recipe.model_copy(
-        update={
-            "student": recipe.student.model_copy(
-                update={"path": _pick(student, recipe.student.path)}
-            ),
-            "data": recipe.data.model_copy(
-                update={
-                    "manifest": _pick(manifest, recipe.data.manifest),
-                    "images": _pick(images, recipe.data.images),
-                }
-            ),
-        }
-    )
-
-
-def _pick(given: Path | None, written: str | None) -> str | None:
-    chosen = written if given is None else str(given)
-    return None if chosen is None else absolute(chosen)

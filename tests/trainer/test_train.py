@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from medalign.trainer.engine import Engine
 from medalign.trainer.loop import NothingToLearnError, Step, TrainingDivergedError
+from medalign.trainer.prepare import with_paths
 from medalign.trainer.recipe import Recipe, RecipeError
-from medalign.trainer.train import Result, train, with_paths
+from medalign.trainer.train import Result, train
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
 
