@@ -1,7 +1,16 @@
-"""How much of the bare expert's speed does `cache build` keep, reading images from disk?
+"""How much of the bare expert's speed does `cache build` keep, and what limits it?
 
-Prints images/s of the expert's forward on ready tensors and of the whole build on as many images,
-in turns, and the ratio. The weights are random: speed does not depend on them.
+Measured in turns on the same images, as images/s:
+
+    forward   the expert alone, on ready tensors, at the build's batch size
+    decode    reading and squaring alone, in as many processes as the build has
+    write     writing shards alone: checksums, digests, fsync
+    build     `cache build` from files to committed shards
+    authors   one image at a time in one process, every block's attention map computed and kept,
+              as the authors' notebooks do; nothing is written
+
+The build overlaps the first three, so the smallest of them limits it. The weights are random:
+speed does not depend on them.
 
 Usage: python benchmarks/build.py [--expert demo|ViT-B-16|...] [--images 64] [--batch 16]
 """
@@ -9,12 +18,14 @@ Usage: python benchmarks/build.py [--expert demo|ViT-B-16|...] [--images 64] [--
 import argparse
 import atexit
 import json
-import platform
 import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def pictures(folder: Path, images: int) -> Path:
@@ -45,40 +56,165 @@ def random_weights(architecture: str) -> Path:
     return path
 
 
+@contextmanager
+def every_map(module: Any) -> Iterator[list[Any]]:
+    """Let every attention of an open_clip tower compute its map, and keep it."""
+    import torch
+
+    kept: list[Any] = []
+    restored = []
+    for attention in module.modules():
+        if not isinstance(attention, torch.nn.MultiheadAttention):
+            continue
+
+        def with_map(*inputs: Any, _plain: Any = attention.forward, **options: Any) -> Any:
+            options |= {"need_weights": True, "average_attn_weights": False}
+            output, weights = _plain(*inputs, **options)
+            kept.append(weights.cpu())
+            return output, weights
+
+        restored.append((attention, attention.forward))
+        setattr(attention, "forward", with_map)  # noqa: B010 - mypy refuses a plain assignment
+    try:
+        yield kept
+    finally:
+        for attention, plain in restored:
+            setattr(attention, "forward", plain)  # noqa: B010
+
+
+class Bench:
+    """One expert, one set of images; each method does them all once and returns images/s."""
+
+    def __init__(self, name: str, folder: Path, given: argparse.Namespace) -> None:
+        import torch
+
+        from medalign.pipeline.experts import load_expert
+
+        self.folder, self.turn = folder, 0
+        self.images: int = given.images
+        self.batch: int = given.batch
+        self.workers: int = given.workers
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        weights = None if name == "demo" else random_weights(name)
+        known = name if name == "demo" else f"openclip:{name}"
+        self.expert = load_expert(known, weights, device=self.device, dtype=dtype)
+        self.manifest = pictures(folder, given.images)
+        side = self.expert.card.image_size
+        self.ready = torch.rand(self.batch, 3, side, side, device=self.device, dtype=dtype)
+
+    def forward(self) -> float:
+        begun = time.perf_counter()
+        for _ in range(self.images // self.batch):
+            self.expert.encode(self.ready).attention.cpu()
+        return self.images // self.batch * self.batch / (time.perf_counter() - begun)
+
+    def decode(self) -> float:
+        from functools import partial
+
+        from medalign.pipeline.geometry import mean_colour
+        from medalign.pipeline.options import STUDENT_GRID
+        from medalign.pipeline.pixels import sha256_file
+        from medalign.pipeline.squares import Source, View, read_squares
+        from medalign.pipeline.workers import Workers
+
+        view = View(
+            root=self.folder,
+            geometry="pad",
+            size=self.expert.card.image_size,
+            fill=mean_colour(),
+            alpha="black",
+            grid=STUDENT_GRID,
+        )
+        names = [f"{k}.jpg" for k in range(self.images)]
+        sources = [Source(name, sha256_file(self.folder / name)) for name in names]
+        tasks = [sources[k : k + 4] for k in range(0, len(sources), 4)]
+        with Workers(self.workers) as workers:
+            list(workers.map(partial(read_squares, view), tasks[: self.workers], 8))  # started
+            begun = time.perf_counter()
+            for _ in workers.map(partial(read_squares, view), tasks, 8):
+                pass
+            return self.images / (time.perf_counter() - begun)
+
+    def write(self) -> float:
+        import numpy as np
+
+        from medalign.pipeline.options import BuildOptions, make_card
+        from medalign.teacher_cache.schema import Plan
+        from medalign.teacher_cache.writer import TeacherCacheWriter
+
+        card = make_card(self.expert, BuildOptions())
+        content = tuple(f"{k:064x}" for k in range(self.images))
+        plan = Plan(content=content, paths={f"{k}.jpg": k for k in range(self.images)})
+        writer = TeacherCacheWriter.begin(self._store(), card, plan)
+        rng = np.random.default_rng(0)
+        features = rng.standard_normal((card.shard_rows, 576, card.expert.width), np.float32)
+        features = features.astype(np.float16)
+        begun = time.perf_counter()
+        for shard in writer.pending():
+            rows = len(writer.rows_of(shard))
+            writer.write(
+                shard,
+                features=features[:rows],
+                attention=np.full((rows, 576), 0.001, np.float32),
+                valid=np.ones((rows, 576), np.bool_),
+                source_size=np.full((rows, 2), 336, np.int32),
+            )
+        return self.images / (time.perf_counter() - begun)
+
+    def build(self) -> float:
+        from medalign.pipeline.build import BuildOptions, build
+
+        options = BuildOptions(batch_size=self.batch, workers=self.workers)
+        report = build(self.manifest, self.folder, self._store(), self.expert, options)
+        rate: float = report.encoded / report.seconds
+        return rate
+
+    def authors(self) -> float:
+        import torch
+        from PIL import Image
+
+        some = max(1, self.images // 8)
+        tower = self.expert._tower  # the whole tower, as the notebooks run it
+        begun = time.perf_counter()
+        with torch.no_grad(), every_map(tower.module) as kept:
+            for k in range(some):
+                image = Image.open(self.folder / f"{k}.jpg").convert("RGB")
+                side = self.expert.card.image_size
+                square = image.resize((side, side), Image.Resampling.BICUBIC)
+                rgb = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
+                pixels = self.expert.normalise(rgb.reshape(1, side, side, 3))
+                tower.run(pixels.to(self.expert.dtype), normalised=False).attention.cpu()
+                kept.clear()
+        return some / (time.perf_counter() - begun)
+
+    def _store(self) -> Path:
+        self.turn += 1
+        return self.folder / f"cache{self.turn}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--expert", default="demo")
     for name, value in (("images", 64), ("batch", 16), ("rounds", 3), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
-    import torch
+    from medalign.trainer.quiet import quiet_libraries
 
-    from medalign.pipeline.build import BuildOptions, build
-    from medalign.pipeline.experts import load_expert
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    name, weights = given.expert, None
-    if name != "demo":
-        weights = random_weights(name)
-        name = f"openclip:{name}"
-    expert = load_expert(name, weights, device=device, dtype=dtype)
-    side = expert.card.image_size
-    ready = torch.rand(given.batch, 3, side, side, device=device, dtype=dtype)
-    bare, whole = [], []
+    quiet_libraries()
+    found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        manifest = pictures(Path(scratch), given.images)
-        for turn in range(given.rounds):
-            begun = time.perf_counter()
-            for _ in range(given.images // given.batch):
-                expert.encode(ready).attention.cpu()
-            bare.append(given.images // given.batch * given.batch / (time.perf_counter() - begun))
-            options = BuildOptions(batch_size=given.batch, workers=given.workers)
-            report = build(manifest, Path(scratch), Path(scratch) / f"c{turn}", expert, options)
-            whole.append(report.encoded / report.seconds)
-    a, b = statistics.median(bare), statistics.median(whole)
-    print(f"bare forward {a:.1f} images/s, cache build {b:.1f} images/s, ratio {b / a:.2f}")
-    print(json.dumps({"bare": bare, "build": whole, "device": device, "cpu": platform.machine()}))
+        bench = Bench(given.expert, Path(scratch), given)
+        for _ in range(given.rounds):
+            for stage in (bench.forward, bench.decode, bench.write, bench.build, bench.authors):
+                found.setdefault(stage.__name__, []).append(stage())
+    rates = {stage: statistics.median(values) for stage, values in found.items()}
+    print(f"{'stage':8} {'images/s':>9} {'of forward':>11}")
+    for name, rate in rates.items():
+        print(f"{name:8} {rate:9.1f} {rate / rates['forward']:11.2f}")
+    limit = min(("forward", "decode", "write"), key=lambda name: rates[name])
+    print(f"limit: {limit}; build reaches {rates['build'] / rates[limit]:.2f} of it")
+    print(json.dumps({**vars(given), "device": bench.device, **found}))
 
 
 if __name__ == "__main__":
