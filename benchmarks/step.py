@@ -100,7 +100,7 @@ def measure(variant: str, folder: Path, batch_size: int, steps: int) -> dict[str
         seen = torch.stack(
             [maps[k, look.rows[k]][:, look.cols[k]].mean(0) for k in range(len(maps))]
         )
-        vis = spatial_alignment(tap.states, teacher.features)
+        vis = spatial_alignment(tap.states, teacher.spatial.features)
         return loss + vis + 0.001 * attention_alignment(seen, teacher.attention)
 
     run = authors if variant == "eager" else ours_or_plain

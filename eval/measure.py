@@ -13,7 +13,7 @@ from ..pipeline.manifest import Record
 from ..teacher_cache.reader import TeacherCache
 from ..trainer.batch import collate
 from ..trainer.data import Conversations
-from ..trainer.losses import attention_alignment_terms, spatial_alignment_terms
+from ..trainer.losses import attention_alignment_terms, gram_alignment_terms
 from ..trainer.objective import look
 from ..trainer.recipe import LossSection
 from ..trainer.student import llava_of
@@ -80,7 +80,7 @@ def measure(
         if batch.teacher is None or tap.states is None or tap.attention is None:
             continue
         teacher = batch.teacher
-        vis = spatial_alignment_terms(tap.states, teacher.features, teacher.valid)
+        vis = gram_alignment_terms(tap.states, teacher.gram(), teacher.valid)
         att = attention_alignment_terms(
             tap.attention, teacher.attention, teacher.valid, loss.attention, loss.temperature
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..teacher_cache.reader import TeacherRow
 from .conversation import IGNORED, Encoded
 from .probe import Look, Tap
+from .teacher import Patches, Teacher, stack_rows
 
 Float32 = npt.NDArray[np.float32]
 
@@ -36,23 +37,6 @@ class Sample:
     teachers: tuple[TeacherRow | None, ...] = ()
     skipped: str = ""
     refused: str = ""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Teacher:
-    """What the expert says about the images of a batch that it has seen. I counts those.
-
-    Attributes:
-        look: where the images and their questions stand in the batch.
-        features: [I, N, D] float16 patches on the student's grid.
-        attention: [I, N] float32 [cls] attention.
-        valid: [I, N] bool, False where a patch is padding.
-    """
-
-    look: Look
-    features: Tensor
-    attention: Tensor
-    valid: Tensor
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -109,7 +93,7 @@ class Batch:
         return _each(self, Tensor.pin_memory)
 
 
-Held = TypeVar("Held", bound=Batch | Teacher | Look)
+Held = TypeVar("Held", bound=Batch | Teacher | Look | Patches)
 
 
 def _each(held: Held, change: Callable[[Tensor], Tensor]) -> Held:
@@ -119,7 +103,7 @@ def _each(held: Held, change: Callable[[Tensor], Tensor]) -> Held:
         value = getattr(held, field.name)
         if isinstance(value, Tensor):
             changed[field.name] = change(value)
-        elif isinstance(value, Teacher | Look):
+        elif isinstance(value, Teacher | Look | Patches):
             changed[field.name] = _each(value, change)
     return replace(held, **changed)
 
@@ -192,10 +176,4 @@ def _teacher(samples: Sequence[Sample], offsets: Sequence[int], keys_ok: Tensor)
         rows_ok=torch.from_numpy(rows_ok),
         keys_ok=keys_ok,
     )
-    cached_rows = [cached for *_, cached in seen]
-    return Teacher(
-        look,
-        features=torch.from_numpy(np.stack([row.features for row in cached_rows])),
-        attention=torch.from_numpy(np.stack([row.attention for row in cached_rows])),
-        valid=torch.from_numpy(np.stack([row.valid for row in cached_rows])),
-    )
+    return stack_rows([cached for *_, cached in seen], look)

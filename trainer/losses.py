@@ -43,13 +43,35 @@ def spatial_alignment_terms(student: Tensor, teacher: Tensor, valid: Tensor | No
         ValueError: the shapes disagree on I or N.
     """
     _same("student and teacher", student.shape[:2], teacher.shape[:2])
+    teacher = teacher.detach()
+    if valid is not None:
+        _same("teacher and valid", teacher.shape[:2], valid.shape)
+        teacher = torch.where(valid[..., None], teacher, 0.0)
+    return gram_alignment_terms(student, cosine_gram(teacher), valid)
+
+
+def gram_alignment_terms(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
+    """The same (Eq. 4), with the teacher's similarity matrices given.
+
+    Args:
+        student: [I, N, C] visual tokens at the input of layer l, after the rotation.
+        teacher: [I, N, N] cosine similarities of the expert's patches; 0 in rows and columns of
+            padding patches.
+        valid: [I, N] bool, False where a patch is padding; None takes every patch.
+
+    Returns:
+        [I] float32, each in [0, 4].
+
+    Raises:
+        ValueError: the shapes disagree on I or N.
+    """
+    _same("student and teacher", student.shape[:2], teacher.shape[:2])
     if valid is None:
-        gap = (cosine_gram(student) - cosine_gram(teacher.detach())).square()
-        return gap.mean(dim=(1, 2))
+        return (cosine_gram(student) - teacher.detach()).square().mean(dim=(1, 2))
     _same("student and valid", student.shape[:2], valid.shape)
     # Before the products, not after: 0 * NaN of a padding token would poison sum and gradient.
-    student, teacher = (torch.where(valid[..., None], x, 0.0) for x in (student, teacher.detach()))
-    gap = (cosine_gram(student) - cosine_gram(teacher)).square()
+    student = torch.where(valid[..., None], student, 0.0)
+    gap = (cosine_gram(student) - teacher.detach()).square()
     return gap.sum(dim=(1, 2)) / valid.sum(-1).square().clamp_min(1)
 
 

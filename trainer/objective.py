@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import Batch
-from .losses import answer_nll, attention_alignment_terms, spatial_alignment_terms
+from .losses import answer_nll, attention_alignment_terms, gram_alignment_terms
 from .probe import Tap
 from .recipe import LossSection
 from .student import llava_of
@@ -81,7 +81,7 @@ class Objective(nn.Module):
             raise RuntimeError("the probed attention has no gradient: re-entrant checkpointing?")
         # A term of weight 0 is measured, not trained on.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.loss.alpha > 0):
-            vis = spatial_alignment_terms(tap.states, teacher.features, teacher.valid).sum()
+            vis = gram_alignment_terms(tap.states, teacher.gram(), teacher.valid).sum()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.loss.beta > 0):
             att = attention_alignment_terms(
                 tap.attention,
