@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ..teacher_cache.durable import write_durably
 from .answers import SHOWN, Answer, AnswersError, parse_answers
 
 
@@ -124,12 +125,8 @@ def _claim(path: Path, identity: Mapping[str, Any]) -> None:
         )
     else:
         # Whole or absent: a kill in the middle must not leave an identity nobody can match.
-        draft = side.with_name(f"{side.name}.{os.getpid()}.partial")
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(identity, indent=2, sort_keys=True) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(side)
+        text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
+        write_durably(side, text.encode("utf-8"))
 
 
 def _read_identity(side: Path) -> dict[str, Any]:
