@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from ..teacher_cache.audit import info, status
 from ..teacher_cache.schema import Failure, Plan
+from ..teacher_cache.storage import LocalStorage, Storage, is_leftover, open_storage
 from ..teacher_cache.writer import TeacherCacheWriter
 from .encode import RowBatch, Shard, encode_batches, row_batches
 from .experts import Expert
@@ -36,7 +37,7 @@ class BuildReport:
     """What a build did and what is left.
 
     Attributes:
-        store: folder of the cache.
+        store: where the cache lies.
         records: number of records in the manifest.
         text_only: how many of them have no image.
         images: distinct image paths.
@@ -51,7 +52,7 @@ class BuildReport:
         size_bytes: of all files of the store.
     """
 
-    store: Path
+    store: Storage
     records: int
     text_only: int
     images: int
@@ -69,7 +70,7 @@ class BuildReport:
 def build(
     manifest: Path,
     images: Path,
-    store: Path,
+    store: Path | str | Storage,
     expert: Expert,
     options: BuildOptions | None = None,
     *,
@@ -83,7 +84,7 @@ def build(
     Args:
         manifest: JSON Lines or LLaVA's JSON array.
         images: folder that its image paths are relative to.
-        store: the cache; created, or gone on with.
+        store: folder or URL of the cache; created, or gone on with.
         expert: from `load_expert`.
         options: None for the defaults.
         progress: told how far it is; None tells nobody.
@@ -97,6 +98,7 @@ def build(
         WorkerDiedError: a worker process was killed.
     """
     options, progress = options or BuildOptions(), progress or NoProgress()
+    store = open_storage(store)
     check_folders(manifest, images, store)
     asked = list_images(manifest)
     with Workers(options.workers) as workers:
@@ -116,7 +118,7 @@ def build(
     return _report(writer, asked, len(pending), encoded, seconds)
 
 
-def check_folders(manifest: Path, images: Path, store: Path) -> None:
+def check_folders(manifest: Path, images: Path, store: Path | str | Storage) -> None:
     """Find at once what would otherwise be found after the expert is loaded.
 
     Raises:
@@ -127,20 +129,21 @@ def check_folders(manifest: Path, images: Path, store: Path) -> None:
         next(iter(iter_records(manifest)), None)  # says what is there instead
     if not images.is_dir():
         raise BuildError(f"{images}: no such image folder")
-    _refuse_stranger(store)
+    _refuse_stranger(open_storage(store))
 
 
-def _refuse_stranger(store: Path) -> None:
+def _refuse_stranger(store: Storage) -> None:
     """Refuse a folder of something else now, not after hours of hashing."""
-    if store.is_dir() and TeacherCacheWriter.load_plan(store) is None:
-        strangers = [path.name for path in store.iterdir() if path.name != "_commit"]
-        if strangers:
-            raise BuildError(
-                f"{store} exists and is not a teacher cache (it holds {min(strangers)}); give "
-                "another --out"
-            )
-    elif store.exists() and not store.is_dir():
+    if isinstance(store, LocalStorage) and store.folder.is_file():
         raise BuildError(f"{store} is a file; --out takes a folder of its own")
+    if TeacherCacheWriter.load_plan(store) is None:
+        names = (name for name, _ in store.files() if not is_leftover(name))
+        stranger = next((name for name in names if not name.startswith("_commit/")), None)
+        if stranger:
+            raise BuildError(
+                f"{store} exists and is not a teacher cache (it holds {stranger}); give another "
+                "--out"
+            )
 
 
 def _encode(

@@ -22,7 +22,7 @@ cache = typer.Typer(
 FAILED = 1
 INTERRUPTED = 130
 
-Store = Annotated[Path, typer.Argument(help="Folder of the cache.", show_default=False)]
+Store = Annotated[str, typer.Argument(help="Folder or URL of the cache.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -42,7 +42,7 @@ def build_command(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the cache.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Folder or URL of the cache.", show_default=False)],
     weights: Annotated[
         Path | None, typer.Option(help="Checkpoint file or folder; never downloaded.")
     ] = None,
@@ -197,7 +197,7 @@ def info_command(store: Store, as_json: Json = False) -> None:
 
 
 @contextmanager
-def _resumable(out: Path) -> Iterator[None]:
+def _resumable(out: str) -> Iterator[None]:
     """Say on Ctrl-C, whenever it comes, that nothing is lost."""
     try:
         yield
@@ -208,7 +208,7 @@ def _resumable(out: Path) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _sound(store: Path) -> str:
+def _sound(store: str) -> str:
     from ..teacher_cache.audit import status
 
     found = status(store)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ..teacher_cache.schema import Failure, Plan
+from ..teacher_cache.storage import Storage
 from ..teacher_cache.writer import TeacherCacheWriter
 from .manifest import ManifestError, read_manifest
 from .pixels import PixelsError
@@ -54,7 +55,7 @@ def list_images(manifest: Path) -> ManifestImages:
     return ManifestImages(len(records), text_only, paths)
 
 
-def stored_plan(store: Path, paths: Sequence[str]) -> Plan | None:
+def stored_plan(store: Path | str | Storage, paths: Sequence[str]) -> Plan | None:
     """Return the plan that an earlier build left at `store`, if it is of these images.
 
     Raises:

@@ -6,7 +6,6 @@ whose shapes, types or codecs lie is refused before anything is allocated.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import MemoryStore
 
-from .durable import read_json
 from .schema import CacheCard, TeacherCacheError
+from .storage import Storage, read_json
 from .strict import canonical_json, strict_fields, within
 
 _CRC_BYTES = 4
@@ -156,14 +155,14 @@ def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
-def check_metadata(path: Path, expected: dict[str, Any]) -> None:
+def check_metadata(storage: Storage, name: str, expected: dict[str, Any]) -> None:
     """Refuse a `zarr.json` that says anything but `expected`; attributes are free.
 
     Raises:
         TeacherCacheError: missing, damaged or different; names file and key.
     """
-    found = read_json(path, _METADATA_BYTES)
-    with within(str(path)):
+    found = read_json(storage, name, _METADATA_BYTES)
+    with within(f"{storage}/{name}"):
         found = strict_fields(found, expected, "zarr.json", _OPTIONAL)
         for key, wanted in {**expected, "storage_transformers": []}.items():
             value = found.get(key, wanted)

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .arrays import group_metadata, metadata_bytes
-from .durable import publish_once, read_json, write_durably
 from .plan import MAX_ROWS
 from .plan_file import FOLDER, check_format, has_plan
 from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
+from .storage import Storage, read_json
 from .strict import (
     DamagedError,
     check_choice,
@@ -76,7 +75,7 @@ class Attributes:
         return -(-self.rows // self.card.shard_rows)
 
 
-def save_attributes(store: Path, attributes: Attributes, *, replace: bool) -> None:
+def save_attributes(store: Storage, attributes: Attributes, *, replace: bool) -> None:
     """Write the root `zarr.json`; without `replace` an existing one stays."""
     fields: dict[str, Any] = {
         "format": FORMAT,
@@ -92,12 +91,12 @@ def save_attributes(store: Path, attributes: Attributes, *, replace: bool) -> No
         fields |= {} if seal.certificate is None else {"certificate": dict(seal.certificate)}
     data = metadata_bytes(group_metadata({"medalign": with_digest(fields)}))
     if replace:
-        write_durably(store / _FILE, data)
+        store.write(_FILE, data)
     else:
-        publish_once(store / _FILE, data)
+        store.publish(_FILE, data)
 
 
-def load_attributes(store: Path) -> Attributes | None:
+def load_attributes(store: Storage) -> Attributes | None:
     """Read the attributes of `store`; None when its build was killed before it wrote any.
 
     Raises:
@@ -105,27 +104,27 @@ def load_attributes(store: Path) -> Attributes | None:
     """
     if not store.exists():
         raise TeacherCacheError(f"{store} does not exist; `medalign cache build` makes a cache")
-    path = store / _FILE
-    if not path.is_file():
+    where = f"{store}/{_FILE}"
+    if store.size(_FILE) is None:
         if has_plan(store):
             return None
         raise TeacherCacheError(f"{store} is not a teacher cache: it has no {_FILE}")
     try:
-        found = _medalign_of(read_json(path, _FILE_BYTES), store)
-        check_format(found, path)  # first: another version may digest in another way
-        fields = without_digest(found, f"{path}: attribute medalign")
+        found = _medalign_of(read_json(store, _FILE, _FILE_BYTES), store)
+        check_format(found, where)  # first: another version may digest in another way
+        fields = without_digest(found, f"{where}: attribute medalign")
     except DamagedError as error:
         if not has_plan(store):
             raise
         raise TeacherCacheError(
-            f"{error}; the shards are not touched by this: delete {path}, then run the same "
+            f"{error}; the shards are not touched by this: delete {where}, then run the same "
             f"`medalign cache build` again and `medalign cache seal {store}`"
         ) from error
-    return _attributes_from(fields, path)
+    return _attributes_from(fields, where)
 
 
-def _attributes_from(found: dict[str, Any], path: Path) -> Attributes:
-    with within(f"{path}: attribute medalign"):
+def _attributes_from(found: dict[str, Any], where: str) -> Attributes:
+    with within(f"{where}: attribute medalign"):
         check_choice(found.get("state"), "state", get_args(State))
         sealed = found["state"] == "sealed"
         names, optional = (_BUILDING + _SEALED, _OPTIONAL) if sealed else (_BUILDING, ())
@@ -138,14 +137,14 @@ def _attributes_from(found: dict[str, Any], path: Path) -> Attributes:
     return Attributes(card=card, rows=fields["rows"], seal=seal)
 
 
-def _medalign_of(root: object, store: Path) -> Mapping[str, Any]:
+def _medalign_of(root: object, store: Storage) -> Mapping[str, Any]:
     fields = root if isinstance(root, dict) else {}
     attributes = fields.get("attributes")
     kind = (fields.get("zarr_format"), fields.get("node_type"))
     if kind == (3, "group") and isinstance(attributes, dict) and "medalign" in attributes:
-        return check_mapping(attributes["medalign"], f"{store / _FILE}: attribute medalign")
-    if (store / FOLDER).is_dir():
-        raise DamagedError(f"{store / _FILE} is damaged: no group with attribute medalign")
+        return check_mapping(attributes["medalign"], f"{store}/{_FILE}: attribute medalign")
+    if next(store.files(FOLDER), None):
+        raise DamagedError(f"{store}/{_FILE} is damaged: no group with attribute medalign")
     raise TeacherCacheError(f"{store} is a Zarr store but not a teacher cache")
 
 

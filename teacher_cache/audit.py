@@ -9,12 +9,13 @@ from .arrays import check_metadata, row_arrays
 from .attributes import Attributes, Seal, State, load_attributes
 from .commits import CommitLog, ShardState, records_digest
 from .index import StoredIndex
-from .plan_file import FOLDER, load_plan, plan_digest
+from .plan_file import FOLDER, PLAN, load_plan, plan_digest
 from .schema import FORMAT, Failure, TeacherCacheError
 from .seal import Progress as Progress
 from .seal import SealReport as SealReport
 from .seal import reopen as reopen
 from .seal import seal as seal
+from .storage import Storage, open_storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class CacheStatus:
         failures: images without a readable row so far.
     """
 
-    store: Path
+    store: Storage
     state: State
     rows: int
     rows_written: int
@@ -73,13 +74,13 @@ class CacheStatus:
         }
 
 
-def status(store: Path) -> CacheStatus:
+def status(store: Path | str | Storage) -> CacheStatus:
     """Judge every shard by its record and the sizes of its files; cheap, reads no data.
 
     Raises:
         TeacherCacheError: missing, something else, or its card or plan is damaged.
     """
-    store = Path(store)
+    store = open_storage(store)
     attributes = load_attributes(store)
     if attributes is not None and attributes.seal is not None:
         log = CommitLog(store, attributes.card, attributes.rows)
@@ -103,7 +104,7 @@ def status(store: Path) -> CacheStatus:
     )
 
 
-def verify(store: Path, progress: Progress | None = None) -> list[Damage]:
+def verify(store: Path | str | Storage, progress: Progress | None = None) -> list[Damage]:
     """Read every byte of a store and list what is not as written; an empty list is a sound store.
 
     Of a store that is still building, only committed shards are read.
@@ -111,7 +112,7 @@ def verify(store: Path, progress: Progress | None = None) -> list[Damage]:
     Raises:
         TeacherCacheError: missing, something else, or damaged in its root `zarr.json`.
     """
-    store = Path(store)
+    store = open_storage(store)
     attributes = load_attributes(store)
     if attributes is None:
         card, plan = load_plan(store)
@@ -129,13 +130,13 @@ def verify(store: Path, progress: Progress | None = None) -> list[Damage]:
     return damages
 
 
-def info(store: Path) -> dict[str, Any]:
+def info(store: Path | str | Storage) -> dict[str, Any]:
     """Describe a store as JSON: card, counts, size in bytes, identity, failures.
 
     Raises:
         TeacherCacheError: missing, something else, or its card or plan is damaged.
     """
-    store = Path(store)
+    store = open_storage(store)
     attributes = load_attributes(store)
     now = status(store)
     card = attributes.card if attributes is not None else load_plan(store)[0]
@@ -148,26 +149,25 @@ def info(store: Path) -> dict[str, Any]:
         "paths": found.paths if found else None,
         "content_hash": found.content_hash if found else None,
         "certificate": dict(found.certificate) if found and found.certificate else None,
-        "size_bytes": sum(path.stat().st_size for path in store.rglob("*") if path.is_file()),
+        "size_bytes": sum(size for _, size in store.files()),
     }
 
 
-def _plan_damages(store: Path, seal: Seal | None) -> Iterator[Damage]:
-    where = f"{FOLDER}/plan.json"
+def _plan_damages(store: Storage, seal: Seal | None) -> Iterator[Damage]:
     try:
         if seal is None:
             load_plan(store)
         elif plan_digest(store) != seal.plan:
-            yield Damage(where, "does not match the seal; no reader needs it, a new build does")
+            yield Damage(PLAN, "does not match the seal; no reader needs it, a new build does")
     except (TeacherCacheError, OSError) as error:
-        yield Damage(where, str(error))
+        yield Damage(PLAN, str(error))
 
 
-def _metadata_damages(store: Path, attributes: Attributes) -> Iterator[Damage]:
+def _metadata_damages(store: Storage, attributes: Attributes) -> Iterator[Damage]:
     for array in row_arrays(attributes.card):
         where = f"{array.name}/zarr.json"
         try:
-            check_metadata(store / where, array.metadata(attributes.rows))
+            check_metadata(store, where, array.metadata(attributes.rows))
         except TeacherCacheError as error:
             yield Damage(where, str(error))
 

@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from .arrays import RowArray, row_arrays
-from .durable import read_json, sha256_bytes, sha256_of, write_durably
+from .durable import sha256_bytes
 from .plan_file import FOLDER, check_format
 from .schema import FORMAT, CacheCard, Failure, Plan, TeacherCacheError
+from .storage import Storage, read_json, sha256_of
 from .strict import (
     canonical_json,
     check_int,
@@ -66,7 +66,7 @@ class ShardRecord:
 class CommitLog:
     """Commit records of the shards of one store."""
 
-    store: Path
+    store: Storage
     card: CacheCard
     rows: int
 
@@ -91,14 +91,14 @@ class CommitLog:
         start = shard * self.card.shard_rows
         return range(start, min(start + self.card.shard_rows, self.rows))
 
-    def path_of(self, shard: int) -> Path:
-        """Return the path of the commit record of `shard`."""
-        return self.store / FOLDER / f"{shard}.json"
+    def name_of(self, shard: int) -> str:
+        """Return the name of the commit record of `shard`."""
+        return f"{FOLDER}/{shard}.json"
 
     def commit(self, shard: int, files: Mapping[str, bytes], failures: Mapping[int, str]) -> None:
         """Write `files` of `shard` and then its record, each on disk before the next step."""
         for name, data in files.items():
-            write_durably(self.store / name, data)
+            self.store.write(name, data)
         records = {name: [len(data), sha256_bytes(data)] for name, data in files.items()}
         fields = {
             "format": FORMAT,
@@ -109,7 +109,7 @@ class CommitLog:
             "files": records,
             "failures": {str(row): reason for row, reason in sorted(failures.items())},
         }
-        write_durably(self.path_of(shard), canonical_json(with_digest(fields)))
+        self.store.write(self.name_of(shard), canonical_json(with_digest(fields)))
 
     def record(self, shard: int) -> ShardRecord:
         """Read and check the record of `shard`; the files themselves are not looked at.
@@ -117,25 +117,26 @@ class CommitLog:
         Raises:
             TeacherCacheError: missing, damaged, or of another store.
         """
-        path = self.path_of(shard)
-        fields = without_digest(read_json(path, _RECORD_BYTES), str(path))
-        check_format(fields, path)
+        name = self.name_of(shard)
+        where = f"{self.store}/{name}"
+        fields = without_digest(read_json(self.store, name, _RECORD_BYTES), where)
+        check_format(fields, where)
         names = ("format", "generation", "fingerprint", "shard", "rows", "files", "failures")
-        fields = strict_fields(fields, names, str(path))
+        fields = strict_fields(fields, names, where)
         rows = self.rows_of(shard)
         wanted = (0, self.card.fingerprint(), shard, [rows.start, rows.stop])
         found = tuple(fields[name] for name in ("generation", "fingerprint", "shard", "rows"))
         if found != wanted:
-            raise TeacherCacheError(f"{path} is not of this store: {found}, should be {wanted}")
+            raise TeacherCacheError(f"{where} is not of this store: {found}, should be {wanted}")
         return ShardRecord(
             shard=shard,
-            files=self._files(fields["files"], rows, path),
-            failures=_failures(fields["failures"], rows, path),
+            files=self._files(fields["files"], rows, where),
+            failures=_failures(fields["failures"], rows, where),
         )
 
     def state(self, shard: int) -> ShardState:
         """Judge `shard` by its record and the sizes of its files, without reading them."""
-        if not self.path_of(shard).exists():
+        if self.store.size(self.name_of(shard)) is None:
             return ShardState.PENDING
         try:
             self.record(shard)
@@ -149,7 +150,7 @@ class CommitLog:
         rows = len(self.rows_of(shard))
         for array in self.arrays:
             file, wanted = array.file_of(shard), array.file_bytes(rows)
-            if (size := size_of(self.store / file)) is None:
+            if (size := self.store.size(file)) is None:
                 return array.name, f"{file} is missing"
             if size != wanted:
                 return array.name, f"{file} has {size} bytes and should have {wanted}"
@@ -182,32 +183,31 @@ class CommitLog:
         try:
             record = self.record(shard)
         except TeacherCacheError as error:
-            yield f"{FOLDER}/{shard}.json", str(error)
+            yield self.name_of(shard), str(error)
             return
         rows = self.rows_of(shard)
         for name, file in record.files.items():
-            path = self.store / name
             where = f"rows {rows.start} to {rows.stop - 1}"
-            if (size := size_of(path)) is None:
+            if (size := self.store.size(name)) is None:
                 yield name, f"is missing; {where} are lost"
             elif size != file.size_bytes:
                 yield name, f"has {size} bytes and should have {file.size_bytes}; it holds {where}"
-            elif sha256_of(path) != file.sha256:
+            elif sha256_of(self.store, name) != file.sha256:
                 yield name, f"does not match its digest; it holds {where}"
 
     def forget(self, shard: int) -> None:
         """Drop the record of `shard`, which makes it pending."""
-        self.path_of(shard).unlink(missing_ok=True)
+        self.store.delete(self.name_of(shard))
 
-    def _files(self, value: object, rows: range, path: Path) -> dict[str, FileRecord]:
+    def _files(self, value: object, rows: range, where: str) -> dict[str, FileRecord]:
         wanted = {array.file_of(rows.start // self.card.shard_rows): array for array in self.arrays}
-        fields = strict_fields(value, wanted, f"{path}: files")
+        fields = strict_fields(value, wanted, f"{where}: files")
         for name, entry in fields.items():
-            check_type(entry, f"{path}: {name}", list)
-            check_int(len(entry), f"{path}: {name}: number of fields", 2, 2)
+            check_type(entry, f"{where}: {name}", list)
+            check_int(len(entry), f"{where}: {name}: number of fields", 2, 2)
             size = wanted[name].file_bytes(len(rows))
-            check_int(entry[0], f"{path}: {name}: size", size, size)
-            check_sha256(entry[1], f"{path}: {name}: digest")
+            check_int(entry[0], f"{where}: {name}: size", size, size)
+            check_sha256(entry[1], f"{where}: {name}: digest")
         return {name: FileRecord(*fields[name]) for name in wanted}
 
 
@@ -230,18 +230,10 @@ def content_hash(card: CacheCard, plan: Plan, records: list[ShardRecord]) -> str
     return sha.hexdigest()
 
 
-def size_of(path: Path) -> int | None:
-    """Return the size of a file in bytes, None when there is no such file."""
-    try:
-        return path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _failures(value: object, rows: range, path: Path) -> dict[int, str]:
+def _failures(value: object, rows: range, where: str) -> dict[int, str]:
     failures: dict[int, str] = {}
-    for row, reason in check_mapping(value, f"{path}: failures").items():
+    for row, reason in check_mapping(value, f"{where}: failures").items():
         if not row.isdecimal() or len(row) > 10 or int(row) not in rows:
-            raise TeacherCacheError(f"{path}: failures name row {row!r:.80}, outside {rows}")
-        failures[int(row)] = check_text(reason, f"{path}: reason", empty=True)
+            raise TeacherCacheError(f"{where}: failures name row {row!r:.80}, outside {rows}")
+        failures[int(row)] = check_text(reason, f"{where}: reason", empty=True)
     return failures

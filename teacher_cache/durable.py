@@ -1,20 +1,14 @@
 """Files that are whole or absent, also after a crash or a loss of power."""
 
 import contextlib
-import errno
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from .strict import DamagedError, TeacherCacheError
 
 PARTIAL = ".partial"
 _ATTEMPTS = 5
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -39,15 +33,14 @@ def publish_once(path: Path, data: bytes) -> bool:
     A hard link cannot replace a file, so of two processes that publish at once one loses and
     knows it. File systems without hard links fall back to a rename.
     """
-    with _temporary(path, data) as temporary:
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError:
-            if path.exists():
+    for _ in range(_ATTEMPTS):
+        with _temporary(path, data) as temporary, contextlib.suppress(FileNotFoundError):
+            if not _link(temporary, path):
                 return False
-            temporary.replace(path)
+            break
+        # another process sealed the store just now and swept our temporary file
+    else:
+        raise FileNotFoundError(f"{path}: temporary files vanish as soon as they are written")
     _sync_folder(path.parent)
     return True
 
@@ -74,42 +67,16 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of the file at `path` in hex, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path, limit: int) -> Any:
-    """Read a JSON file of at most `limit` bytes.
-
-    Raises:
-        TeacherCacheError: missing; a DamagedError if too long or not JSON.
-    """
+def _link(temporary: Path, path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-        if len(data) > limit:
-            raise ValueError(f"longer than the {limit} bytes it may have")
-        return json.loads(data)
-    except FileNotFoundError as error:
-        raise TeacherCacheError(f"{path} is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged: {error}") from error
-
-
-@contextlib.contextmanager
-def explaining_disk_errors(store: Path, doing: str) -> Iterator[None]:
-    """Turn an OSError into an error that says which store, what is safe, and how to go on."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in _FULL
-        raise TeacherCacheError(
-            f"{'no space left' if full else 'failed'} while {doing} {store} ({error}); shards "
-            f"that are committed stay, {'make room and' if full else 'mend the cause and'} run "
-            "the same command again to go on"
-        ) from error
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        if path.exists():
+            return False
+        temporary.replace(path)
+    return True
 
 
 @contextlib.contextmanager

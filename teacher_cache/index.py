@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -27,9 +26,9 @@ from .arrays import (
     table_metadata,
 )
 from .attributes import Seal
-from .commits import size_of
-from .durable import make_folder, sha256_bytes, write_durably
+from .durable import sha256_bytes
 from .plan import Plan
+from .storage import Storage
 from .strict import TeacherCacheError, check_relative, within
 
 Words = npt.NDArray[np.uint64]
@@ -83,7 +82,7 @@ class PlanIndex:
 class StoredIndex:
     """The index of a sealed store; nothing is read before it is asked for."""
 
-    store: Path
+    store: Storage
     rows: int
     seal: Seal
     _tables: dict[str, Array] = field(default_factory=dict, repr=False)
@@ -119,7 +118,7 @@ class StoredIndex:
         text = self._table("index/path_text").tobytes()
         ends = self._table("index/path_end").tolist()
         starts = [0, *ends[:-1]]
-        with within(str(self.store / "index" / "path_text")):
+        with within(f"{self.store}/index/path_text"):
             return [
                 check_relative(_text(text[start:end]))
                 for start, end in zip(starts, ends, strict=True)
@@ -134,13 +133,14 @@ class StoredIndex:
         wanted = table_shapes(self.rows, self.seal.paths, self.seal.text_bytes)
         if set(self.seal.tables) != set(wanted):
             raise TeacherCacheError(f"{self.store}: tables are {sorted(self.seal.tables)}")
-        check_metadata(self.store / "index" / "zarr.json", group_metadata({}))
+        check_metadata(self.store, "index/zarr.json", group_metadata({}))
         for name, (shape, dtype) in wanted.items():
-            check_metadata(self.store / name / "zarr.json", table_metadata(shape, dtype))
+            check_metadata(self.store, f"{name}/zarr.json", table_metadata(shape, dtype))
             for file, size in table_file_bytes(shape, dtype).items():
-                path = self.store / name / file
-                if (found := size_of(path)) != size:
-                    raise TeacherCacheError(f"{path} has {found} bytes and should have {size}")
+                if (found := self.store.size(f"{name}/{file}")) != size:
+                    raise TeacherCacheError(
+                        f"{self.store}/{name}/{file} has {found} bytes and should have {size}"
+                    )
 
     def load(self, name: str) -> Array:
         """Read one table and check its values.
@@ -149,11 +149,11 @@ class StoredIndex:
             TeacherCacheError: unreadable, or not the values that were sealed.
         """
         try:
-            values = np.asarray(zarr.open_array(self.store / name, mode="r")[...])
+            values = np.asarray(zarr.open_array(f"{self.store}/{name}", mode="r")[...])
         except Exception as error:  # zarr's codecs raise many types; all mean unreadable bytes
-            raise TeacherCacheError(f"{self.store / name} is damaged: {error}") from error
+            raise TeacherCacheError(f"{self.store}/{name} is damaged: {error}") from error
         if values_digest(values) != self.seal.tables[name]:
-            raise TeacherCacheError(f"{self.store / name} does not match its digest")
+            raise TeacherCacheError(f"{self.store}/{name} does not match its digest")
         return values
 
     def _table(self, name: str) -> Array:
@@ -202,16 +202,14 @@ def tables_of(plan: Plan) -> dict[str, Array]:
     }
 
 
-def save_tables(store: Path, tables: dict[str, Array]) -> None:
+def save_tables(store: Storage, tables: dict[str, Array]) -> None:
     """Write every table below `store`, durably."""
-    make_folder(store / "index")
-    write_durably(store / "index" / "zarr.json", metadata_bytes(group_metadata({})))
+    store.write("index/zarr.json", metadata_bytes(group_metadata({})))
     for name, values in tables.items():
-        make_folder(store / name)
         for file, data in table_files(values).items():
-            write_durably(store / name / file, data)
+            store.write(f"{name}/{file}", data)
         metadata = table_metadata(values.shape, values.dtype.name)
-        write_durably(store / name / "zarr.json", metadata_bytes(metadata))
+        store.write(f"{name}/zarr.json", metadata_bytes(metadata))
 
 
 def values_digest(values: Array) -> str:

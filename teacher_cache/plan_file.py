@@ -1,52 +1,51 @@
 """The plan on disk: the first file of a store, written once, so that a build can be resumed."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from .durable import publish_once, read_json, sha256_of
 from .schema import FORMAT, CacheCard, Plan, TeacherCacheError
+from .storage import Storage, read_json, sha256_of
 from .strict import canonical_json, check_int, check_mapping, with_digest, within, without_digest
 
 FOLDER = "_commit"
-_PLAN = "plan.json"
+PLAN = f"{FOLDER}/plan.json"
 _PLAN_BYTES = 2**33
 
 
-def save_plan(store: Path, card: CacheCard, plan: Plan) -> bool:
+def save_plan(store: Storage, card: CacheCard, plan: Plan) -> bool:
     """Publish the plan of a new store; False when another process was faster."""
     fields = {"format": FORMAT, "generation": 0, "card": card.to_json(), **plan.to_json()}
-    return publish_once(store / FOLDER / _PLAN, canonical_json(with_digest(fields)))
+    return store.publish(PLAN, canonical_json(with_digest(fields)))
 
 
-def has_plan(store: Path) -> bool:
+def has_plan(store: Storage) -> bool:
     """Say whether a build was ever begun at `store`."""
-    return (store / FOLDER / _PLAN).is_file()
+    return store.size(PLAN) is not None
 
 
-def load_plan(store: Path) -> tuple[CacheCard, Plan]:
+def load_plan(store: Storage) -> tuple[CacheCard, Plan]:
     """Read the plan that a build at `store` goes by.
 
     Raises:
         TeacherCacheError: missing, damaged, or of another format.
     """
-    path = store / FOLDER / _PLAN
-    fields = check_mapping(read_json(path, _PLAN_BYTES), str(path))
-    check_format(fields, path)
-    fields = without_digest(fields, str(path))
-    with within(str(path)):
+    where = f"{store}/{PLAN}"
+    fields = check_mapping(read_json(store, PLAN, _PLAN_BYTES), where)
+    check_format(fields, where)
+    fields = without_digest(fields, where)
+    with within(where):
         del fields["format"]
         check_int(fields.pop("generation", None), "generation", 0, 0)
         card = CacheCard.from_json(fields.pop("card", None))
         return card, Plan.from_json(fields)
 
 
-def plan_digest(store: Path) -> str:
+def plan_digest(store: Storage) -> str:
     """Return the SHA-256 (hex) of the plan's bytes."""
-    return sha256_of(store / FOLDER / _PLAN)
+    return sha256_of(store, PLAN)
 
 
-def check_format(fields: Mapping[str, Any], where: Path) -> None:
+def check_format(fields: Mapping[str, Any], where: str) -> None:
     """Refuse another version of the layout before its fields are judged by ours.
 
     Raises:

@@ -16,6 +16,7 @@ from .commits import CommitLog, ShardState
 from .index import PlanIndex, RowIndex, StoredIndex
 from .plan_file import load_plan
 from .schema import CacheCard, Failure, TeacherCacheError
+from .storage import Storage, open_storage
 from .strict import is_sha256
 
 
@@ -52,14 +53,14 @@ class TeacherCache:
     Files are opened on the first read of each process, and index tables when first asked for.
 
     Attributes:
-        store: folder of the cache.
+        store: where the cache lies.
         card: what the cache holds and where it came from.
         state: `sealed`, or `building` where that was allowed.
         content_hash: identity of what the cache holds; None while it is building.
         fingerprint: identity of the card.
     """
 
-    def __init__(self, store: Path, attributes: Attributes, index: RowIndex) -> None:
+    def __init__(self, store: Storage, attributes: Attributes, index: RowIndex) -> None:
         self.store = store
         self.card: CacheCard = attributes.card
         self.state: State = attributes.state
@@ -78,11 +79,11 @@ class TeacherCache:
         self._forget_handles()
 
     @classmethod
-    def open(cls, store: Path | str, *, allow_building: bool = False) -> Self:
+    def open(cls, store: Path | str | Storage, *, allow_building: bool = False) -> Self:
         """Open the cache at `store`.
 
         Args:
-            store: folder of the cache.
+            store: folder or URL of the cache.
             allow_building: also open a cache that is not sealed; rows of shards that are not
                 committed are errors then.
 
@@ -90,7 +91,7 @@ class TeacherCache:
             TeacherCacheError: missing, something else, unsealed, damaged, of another format, or
                 with metadata that does not fit its card.
         """
-        store = Path(store)
+        store = open_storage(store)
         attributes = load_attributes(store)
         if attributes is not None and attributes.seal is not None:
             stored = StoredIndex(store, attributes.rows, attributes.seal)
@@ -214,7 +215,7 @@ class TeacherCache:
         self._check_written(row)
         try:
             if name not in self._handles:
-                self._handles[name] = zarr.open_array(self.store / name, mode="r")
+                self._handles[name] = zarr.open_array(f"{self.store}/{name}", mode="r")
             values = np.asarray(self._handles[name][row])
         except Exception as error:  # zarr's codecs raise many types; all mean unreadable bytes
             raise self._damaged(row, name, str(error)) from error
@@ -261,6 +262,6 @@ class TeacherCache:
         )
 
 
-def _check_arrays(store: Path, attributes: Attributes) -> None:
+def _check_arrays(store: Storage, attributes: Attributes) -> None:
     for array in row_arrays(attributes.card):
-        check_metadata(store / array.name / "zarr.json", array.metadata(attributes.rows))
+        check_metadata(store, f"{array.name}/zarr.json", array.metadata(attributes.rows))

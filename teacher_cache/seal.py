@@ -7,10 +7,10 @@ from typing import Any
 
 from .attributes import Attributes, Seal, load_attributes, save_attributes
 from .commits import CommitLog, ShardRecord, ShardState, content_hash, records_digest
-from .durable import explaining_disk_errors, sweep_partial
 from .index import save_tables, tables_of, values_digest
 from .plan_file import load_plan, plan_digest
 from .schema import Failure, Plan, TeacherCacheError
+from .storage import Storage, explaining_disk_errors, open_storage
 
 Progress = Callable[[int, int], None]
 """Called with the shards done so far and all of them."""
@@ -26,7 +26,7 @@ class SealReport:
         swept: temporary files of killed writers that were deleted.
     """
 
-    store: Path
+    store: Storage
     rows: int
     shards: int
     failures: tuple[Failure, ...]
@@ -35,7 +35,7 @@ class SealReport:
     swept: int = 0
 
 
-def seal(store: Path, progress: Progress | None = None) -> SealReport:
+def seal(store: Path | str | Storage, progress: Progress | None = None) -> SealReport:
     """Check every byte of every shard against its record, write the index, and seal the store.
 
     A shard that does not match loses its record, so that the next build writes it again.
@@ -43,7 +43,7 @@ def seal(store: Path, progress: Progress | None = None) -> SealReport:
     Raises:
         TeacherCacheError: shards are pending or damaged, named with the way out.
     """
-    store = Path(store)
+    store = open_storage(store)
     attributes = load_attributes(store)
     if attributes is not None and attributes.seal is not None:
         return _report(store, attributes, attributes.seal, already=True)
@@ -54,7 +54,7 @@ def seal(store: Path, progress: Progress | None = None) -> SealReport:
     records = _checked_records(log, progress)
     tables = tables_of(plan)
     with explaining_disk_errors(store, "sealing"):
-        swept = sweep_partial(store)
+        swept = store.sweep()
         save_tables(store, tables)
     sealed = Seal(
         paths=len(plan.paths),
@@ -71,7 +71,7 @@ def seal(store: Path, progress: Progress | None = None) -> SealReport:
     return _report(store, attributes, sealed, already=False, swept=swept)
 
 
-def reopen(store: Path, progress: Progress | None = None) -> list[int]:
+def reopen(store: Path | str | Storage, progress: Progress | None = None) -> list[int]:
     """Put a store back to building, its damaged shards pending, so that a build mends it.
 
     Returns:
@@ -80,7 +80,7 @@ def reopen(store: Path, progress: Progress | None = None) -> list[int]:
     Raises:
         TeacherCacheError: not a store, or its plan is damaged.
     """
-    store = Path(store)
+    store = open_storage(store)
     load_attributes(store)
     card, plan = load_plan(store)
     log = CommitLog(store, card, len(plan.content))
@@ -128,7 +128,7 @@ def _some(shards: list[int]) -> str:
     return f"shards {', '.join(map(str, shards[:_SHOWN]))}{more}"
 
 
-def _report(store: Path, attributes: Attributes, sealed: Seal, **fields: Any) -> SealReport:
+def _report(store: Storage, attributes: Attributes, sealed: Seal, **fields: Any) -> SealReport:
     return SealReport(
         store=store,
         rows=attributes.rows,

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from .arrays import check_metadata, metadata_bytes, row_arrays
 from .attributes import Attributes, load_attributes, save_attributes
 from .commits import CommitLog, ShardState
-from .durable import PARTIAL, explaining_disk_errors, make_folder, write_durably
-from .plan_file import FOLDER, has_plan, load_plan, save_plan
+from .plan_file import FOLDER, PLAN, has_plan, load_plan, save_plan
 from .schema import CacheCard, Plan, TeacherCacheError
+from .storage import LocalStorage, Storage, explaining_disk_errors, is_leftover, open_storage
 
 
 class TeacherCacheWriter:
@@ -22,13 +22,13 @@ class TeacherCacheWriter:
     leaves its shard pending, and writers of different shards never touch the same file.
 
     Attributes:
-        store: folder of the cache.
+        store: where the cache lies.
         card: what the cache holds, as its first builder wrote it.
         plan: which image becomes which row.
         sealed: whether there is nothing left to do.
     """
 
-    def __init__(self, store: Path, card: CacheCard, plan: Plan, *, sealed: bool) -> None:
+    def __init__(self, store: Storage, card: CacheCard, plan: Plan, *, sealed: bool) -> None:
         self.store = store
         self.card = card
         self.plan = plan
@@ -36,7 +36,7 @@ class TeacherCacheWriter:
         self._log = CommitLog(store, card, len(plan.content))
 
     @classmethod
-    def begin(cls, store: Path, card: CacheCard, plan: Plan) -> Self:
+    def begin(cls, store: Path | str | Storage, card: CacheCard, plan: Plan) -> Self:
         """Create the cache at `store`, or go on with the one that is there.
 
         A sealed cache is left as it is, unless a shard of it is missing or has the wrong size:
@@ -46,7 +46,7 @@ class TeacherCacheWriter:
             TeacherCacheError: `store` is something else, was begun with another card or plan,
                 or cannot be written.
         """
-        store = Path(store)
+        store = open_storage(store)
         with explaining_disk_errors(store, "beginning"):
             _claim(store, card, plan)
             card, plan = _resume(store, card, plan)
@@ -58,22 +58,24 @@ class TeacherCacheWriter:
             return writer
 
     @staticmethod
-    def load_plan(store: Path) -> Plan | None:
+    def load_plan(store: Path | str | Storage) -> Plan | None:
         """Return the plan of an earlier build, so that a resumed one need not hash again.
 
         Raises:
             TeacherCacheError: there is one, and it is damaged.
         """
-        return load_plan(Path(store))[1] if has_plan(Path(store)) else None
+        store = open_storage(store)
+        return load_plan(store)[1] if has_plan(store) else None
 
     @staticmethod
-    def load_card(store: Path) -> CacheCard | None:
+    def load_card(store: Path | str | Storage) -> CacheCard | None:
         """Return the card that an earlier build began with, None where there is none.
 
         Raises:
             TeacherCacheError: there is one, and it is damaged.
         """
-        return load_plan(Path(store))[0] if has_plan(Path(store)) else None
+        store = open_storage(store)
+        return load_plan(store)[0] if has_plan(store) else None
 
     @property
     def shards(self) -> int:
@@ -188,34 +190,28 @@ class TeacherCacheWriter:
         _refuse(rows, good & flat, "source_size holds a side below 1 pixel")
 
 
-def _claim(store: Path, card: CacheCard, plan: Plan) -> None:
+def _claim(store: Storage, card: CacheCard, plan: Plan) -> None:
     """Make `store` ours by publishing the plan, unless one is there already."""
     if has_plan(store):
         return
-    if store.exists() and not store.is_dir():
+    if isinstance(store, LocalStorage) and store.folder.is_file():
         raise TeacherCacheError(f"{store} is a file; a cache takes a folder of its own")
-    if store.is_dir():
-        # a build killed before its plan leaves nothing but temporary files
-        strangers = [
-            path.name
-            for path in (*store.iterdir(), *(store / FOLDER).glob("*"))
-            if path != store / FOLDER and not path.name.endswith(PARTIAL)
-        ]
-        if (store / "zarr.json").is_file() and (store / FOLDER).is_dir():
-            raise TeacherCacheError(
-                f"{store / FOLDER / 'plan.json'} is missing: a sealed cache can be read without "
-                "it, but no build can go on; restore it, or choose another folder"
-            )
-        if strangers:
-            raise TeacherCacheError(
-                f"{store} exists and is not a teacher cache (it holds {min(strangers)!r}); "
-                "choose another folder for the cache"
-            )
-    make_folder(store / FOLDER)
+    # a build killed before its plan leaves nothing but temporary files
+    stranger = next((name for name, _ in store.files() if not is_leftover(name)), None)
+    if store.size("zarr.json") is not None and next(store.files(FOLDER), None):
+        raise TeacherCacheError(
+            f"{store}/{PLAN} is missing: a sealed cache can be read without it, but no build "
+            "can go on; restore it, or choose another folder"
+        )
+    if stranger:
+        raise TeacherCacheError(
+            f"{store} exists and is not a teacher cache (it holds {stranger!r}); choose another "
+            "folder for the cache"
+        )
     save_plan(store, card, plan)
 
 
-def _resume(store: Path, card: CacheCard, plan: Plan) -> tuple[CacheCard, Plan]:
+def _resume(store: Storage, card: CacheCard, plan: Plan) -> tuple[CacheCard, Plan]:
     begun_card, begun_plan = load_plan(store)
     differences = begun_card.differences(card) + begun_plan.differences(plan)
     if differences:
@@ -226,14 +222,13 @@ def _resume(store: Path, card: CacheCard, plan: Plan) -> tuple[CacheCard, Plan]:
     return begun_card, begun_plan
 
 
-def _ensure_metadata(store: Path, card: CacheCard, rows: int) -> Attributes:
+def _ensure_metadata(store: Storage, card: CacheCard, rows: int) -> Attributes:
     for array in row_arrays(card):
-        path, metadata = store / array.name / "zarr.json", array.metadata(rows)
+        name, metadata = f"{array.name}/zarr.json", array.metadata(rows)
         try:
-            check_metadata(path, metadata)
+            check_metadata(store, name, metadata)
         except TeacherCacheError:  # missing or damaged: it follows from the plan, so write it
-            make_folder(path.parent)
-            write_durably(path, metadata_bytes(metadata))
+            store.write(name, metadata_bytes(metadata))
     wanted = Attributes(card=card, rows=rows)
     save_attributes(store, wanted, replace=False)
     found = load_attributes(store)

@@ -22,6 +22,7 @@ from medalign.teacher_cache.arrays import (
     table_metadata,
 )
 from medalign.teacher_cache.schema import CacheCard, TeacherCacheError
+from medalign.teacher_cache.storage import LocalStorage
 
 
 @given(rows=st.integers(1, 5), patches=st.integers(1, 4), width=st.integers(1, 3))
@@ -100,19 +101,19 @@ def test_metadata_that_lies_is_refused_by_file_and_key(tmp_path: Path, key: str,
     metadata = RowArray("features", (6, 5), "float16", "NaN", 4).metadata(10)
     path = tmp_path / "zarr.json"
     path.write_bytes(metadata_bytes(metadata | {"attributes": {"mine": 1}}))
-    check_metadata(path, metadata)
+    check_metadata(LocalStorage(tmp_path), "zarr.json", metadata)
     path.write_text(json.dumps(metadata | {key: lie}))
     with pytest.raises(TeacherCacheError, match=f"zarr.json: .*({key}|JSON)"):
-        check_metadata(path, metadata)
+        check_metadata(LocalStorage(tmp_path), "zarr.json", metadata)
 
 
 def test_metadata_that_is_missing_or_endless_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "zarr.json"
     with pytest.raises(TeacherCacheError, match=r"zarr\.json is missing"):
-        check_metadata(path, {})
+        check_metadata(LocalStorage(tmp_path), "zarr.json", {})
     path.write_bytes(b" " * 2**17)
     with pytest.raises(TeacherCacheError, match="longer than"):
-        check_metadata(path, {})
+        check_metadata(LocalStorage(tmp_path), "zarr.json", {})
     path.write_bytes(b"[" * 60_000)
     with pytest.raises(TeacherCacheError, match="damaged"):
-        check_metadata(path, {})
+        check_metadata(LocalStorage(tmp_path), "zarr.json", {})

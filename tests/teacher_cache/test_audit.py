@@ -10,6 +10,7 @@ from medalign.teacher_cache.audit import info, reopen, seal, status, verify
 from medalign.teacher_cache.commits import CommitLog
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Failure, TeacherCacheError
+from medalign.teacher_cache.storage import LocalStorage
 
 Job = Callable[[Path, Callable[[int, int], None]], object]
 
@@ -145,7 +146,7 @@ def test_verify_notices_a_valid_record_that_was_not_sealed(small: Any, tmp_path:
     store = tmp_path / "cache"
     small.write(small.begin(store))
     seal(store)
-    log = CommitLog(store, small.card, 10)
+    log = CommitLog(LocalStorage(store), small.card, 10)
     files = {array.file_of(1): (store / array.file_of(1)).read_bytes() for array in log.arrays}
     log.commit(1, files, {6: "another reason"})
     [damage] = verify(store)

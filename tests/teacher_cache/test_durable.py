@@ -6,14 +6,11 @@ from pathlib import Path
 import pytest
 
 from medalign.teacher_cache.durable import (
-    explaining_disk_errors,
     make_folder,
     publish_once,
-    read_json,
     sweep_partial,
     write_durably,
 )
-from medalign.teacher_cache.strict import DamagedError, TeacherCacheError
 
 Write = Callable[[Path, bytes], object]
 
@@ -117,27 +114,3 @@ def test_folders_are_made_with_their_parents(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b" / "c")
     make_folder(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()
-
-
-def test_json_that_cannot_be_read_is_told_apart(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    with pytest.raises(TeacherCacheError, match=r"x\.json is missing") as caught:
-        read_json(path, 10)
-    assert not isinstance(caught.value, DamagedError)
-    for data in (b"", b"{", b'"\xff"', b"[" * 9, b"1" * 11):
-        path.write_bytes(data)
-        with pytest.raises(DamagedError, match=r"x\.json is damaged"):
-            read_json(path, 10)
-    path.write_bytes(b"[1, 2]")
-    assert read_json(path, 6) == [1, 2]
-
-
-def test_disk_errors_name_the_store_and_the_way_on(tmp_path: Path) -> None:
-    def fail(number: int) -> None:
-        with explaining_disk_errors(tmp_path, "sealing"):
-            raise OSError(number, os.strerror(number))
-
-    with pytest.raises(TeacherCacheError, match=f"no space left while sealing {tmp_path}"):
-        fail(errno.ENOSPC)
-    with pytest.raises(TeacherCacheError, match=f"failed while sealing {tmp_path}"):
-        fail(errno.EACCES)
