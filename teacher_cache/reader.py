@@ -19,6 +19,8 @@ from .schema import CacheCard, Failure, TeacherCacheError
 from .storage import Storage, open_storage
 from .strict import is_sha256
 
+_TINY = 1e-12
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TeacherRow:
@@ -35,6 +37,15 @@ class TeacherRow:
     attention: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     source_size: tuple[int, int]
+
+    def gram(self) -> npt.NDArray[np.float32]:
+        """Return the cosine similarity of all patches, [N, N], its diagonal 1; padding included."""
+        patches = self.features.astype(np.float32)
+        # A patch of zeros is like no other, and must not become NaN.
+        patches /= np.maximum(np.linalg.norm(patches, axis=1, keepdims=True), _TINY)
+        gram: npt.NDArray[np.float32] = patches @ patches.T
+        np.fill_diagonal(gram, 1)
+        return gram
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +69,7 @@ class TeacherCache:
         state: `sealed`, or `building` where that was allowed.
         content_hash: identity of what the cache holds; None while it is building.
         fingerprint: identity of the card.
+        certificate: what recomputing rows with the expert showed; None if that was not done.
     """
 
     def __init__(self, store: Storage, attributes: Attributes, index: RowIndex) -> None:
@@ -66,6 +78,7 @@ class TeacherCache:
         self.state: State = attributes.state
         self.content_hash = attributes.seal.content_hash if attributes.seal else None
         self.fingerprint = attributes.card.fingerprint()
+        self.certificate = attributes.seal.certificate if attributes.seal else None
         self._log = CommitLog(store, attributes.card, attributes.rows)
         self._index = index
         self._failed: dict[int, str] = {}

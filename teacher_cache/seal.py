@@ -1,6 +1,6 @@
 """Turn a finished build into a sealed cache, and a damaged one back into a build."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,14 @@ from .attributes import Attributes, Seal, load_attributes, save_attributes
 from .commits import CommitLog, ShardRecord, ShardState, content_hash, records_digest
 from .index import save_tables, tables_of, values_digest
 from .plan_file import load_plan, plan_digest
+from .reader import TeacherCache
 from .schema import Failure, Plan, TeacherCacheError
 from .storage import Storage, explaining_disk_errors, open_storage
 
 Progress = Callable[[int, int], None]
 """Called with the shards done so far and all of them."""
+Certify = Callable[[TeacherCache], Mapping[str, Any]]
+"""Given the complete cache before it is sealed; returns its certificate, or raises."""
 _SHOWN = 10
 
 
@@ -35,10 +38,20 @@ class SealReport:
     swept: int = 0
 
 
-def seal(store: Path | str | Storage, progress: Progress | None = None) -> SealReport:
+def seal(
+    store: Path | str | Storage,
+    progress: Progress | None = None,
+    *,
+    certify: Certify | None = None,
+) -> SealReport:
     """Check every byte of every shard against its record, write the index, and seal the store.
 
     A shard that does not match loses its record, so that the next build writes it again.
+
+    Args:
+        store: folder or URL of the cache.
+        progress: told of every shard.
+        certify: makes the certificate that the seal carries; if it raises, nothing is sealed.
 
     Raises:
         TeacherCacheError: shards are pending or damaged, named with the way out.
@@ -52,6 +65,8 @@ def seal(store: Path | str | Storage, progress: Progress | None = None) -> SealR
         raise TeacherCacheError(f"{store}: zarr.json does not fit the plan; delete it and build")
     log = CommitLog(store, card, len(plan.content))
     records = _checked_records(log, progress)
+    whole = TeacherCache.open(store, allow_building=True)
+    certificate = None if certify is None else certify(whole)
     tables = tables_of(plan)
     with explaining_disk_errors(store, "sealing"):
         swept = store.sweep()
@@ -64,6 +79,7 @@ def seal(store: Path | str | Storage, progress: Progress | None = None) -> SealR
         plan=plan_digest(store),
         records=records_digest(records),
         tables={name: values_digest(values) for name, values in tables.items()},
+        certificate=certificate,
     )
     attributes = Attributes(card=card, rows=log.rows, seal=sealed)
     with explaining_disk_errors(store, "sealing"):
