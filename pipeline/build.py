@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..teacher_cache.audit import info, status
+from ..teacher_cache.origin import Origin, load_origin, save_origin
 from ..teacher_cache.schema import Failure, Plan
 from ..teacher_cache.storage import LocalStorage, Storage, is_leftover, open_storage
 from ..teacher_cache.writer import TeacherCacheWriter
@@ -46,6 +47,7 @@ class BuildReport:
         written: shards that this run wrote.
         pending: shards that are still to be written, by this part or another.
         failures: images without a row, of this and earlier runs.
+        never_read: how many of them, the first ones, could not even be read as files.
         encoded: rows that this run computed, unreadable ones included.
         seconds: time that took.
         sealed: the cache is sealed.
@@ -61,6 +63,7 @@ class BuildReport:
     written: int
     pending: int
     failures: tuple[Failure, ...]
+    never_read: int
     encoded: int
     seconds: float
     sealed: bool
@@ -74,6 +77,7 @@ def build(
     expert: Expert,
     options: BuildOptions | None = None,
     *,
+    origin: Origin | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Write what `expert` says of every image of `manifest` into the cache at `store`.
@@ -87,6 +91,7 @@ def build(
         store: folder or URL of the cache; created, or gone on with.
         expert: from `load_expert`.
         options: None for the defaults.
+        origin: what the store remembers of how it is built, for those who finish or check it.
         progress: told how far it is; None tells nobody.
 
     Raises:
@@ -109,6 +114,8 @@ def build(
             strict = options.on_error == "fail"
             plan = make_plan(images, asked.paths, workers, progress, strict=strict)
         writer = TeacherCacheWriter.begin(store, make_card(expert, options), plan)
+        if origin is not None and origin != load_origin(store):
+            save_origin(store, origin)
         pending = writer.pending(options.part.index, options.part.count)
         if there := writer.shards - len(writer.pending()):
             progress.say(f"{there} of {writer.shards} shards are there already and stay")
@@ -254,6 +261,7 @@ def _report(
         written=written,
         pending=now.shards - now.complete,
         failures=now.failures,
+        never_read=now.never_read,
         encoded=encoded,
         seconds=seconds,
         sealed=writer.sealed,

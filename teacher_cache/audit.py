@@ -41,6 +41,8 @@ class CacheStatus:
         pending: shards without a record.
         damaged: shards whose record or file sizes do not fit; contents are not read.
         failures: images without a readable row so far.
+        never_read: how many of them, the first ones, could not even be read as files; they have
+            no row at all.
     """
 
     store: Storage
@@ -52,6 +54,7 @@ class CacheStatus:
     pending: tuple[int, ...]
     damaged: tuple[int, ...]
     failures: tuple[Failure, ...]
+    never_read: int
 
     @property
     def complete(self) -> int:
@@ -71,6 +74,7 @@ class CacheStatus:
             "pending": list(self.pending),
             "damaged": list(self.damaged),
             "failures": [[failure.path, failure.reason] for failure in self.failures],
+            "never_read": self.never_read,
         }
 
 
@@ -85,10 +89,12 @@ def status(store: Path | str | Storage) -> CacheStatus:
     if attributes is not None and attributes.seal is not None:
         log = CommitLog(store, attributes.card, attributes.rows)
         failures = [failure for failure, _ in attributes.seal.failures]
+        never_read = sum(row is None for _, row in attributes.seal.failures)
     else:
         card, plan = load_plan(store)
         log = CommitLog(store, card, len(plan.content))
         failures = log.failures(plan)
+        never_read = len(plan.failures)
     states = [log.state(shard) for shard in range(log.shards)]
     complete = [shard for shard, state in enumerate(states) if state is ShardState.COMPLETE]
     return CacheStatus(
@@ -101,6 +107,7 @@ def status(store: Path | str | Storage) -> CacheStatus:
         pending=tuple(k for k, state in enumerate(states) if state is ShardState.PENDING),
         damaged=tuple(k for k, state in enumerate(states) if state is ShardState.DAMAGED),
         failures=tuple(failures),
+        never_read=never_read,
     )
 
 
