@@ -271,7 +271,8 @@ class TeacherCache:
     def _damaged(self, row: int, name: str, reason: str) -> TeacherCacheError:
         return TeacherCacheError(
             f"row {row} of {self.store}: {name} is damaged: {reason}; "
-            f"`medalign cache verify {self.store}` lists all damage"
+            f"`medalign cache verify --mend {self.store}` lists all damage, and makes it pending "
+            "for the next build"
         )
 
 

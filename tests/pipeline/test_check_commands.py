@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from medalign.cli import main
 from medalign.pipeline.certificate import CertificateError, DriftError
 from medalign.pipeline.commands import cache
 from medalign.teacher_cache.reader import TeacherCache
@@ -140,6 +141,27 @@ def test_rows_that_are_not_the_experts_are_not_sealed_and_fail_verify(altered: P
     assert "outside the tolerance, row 6 (6.png): cosine" in result.stdout
     answer = json.loads(run("verify", altered, "--recompute", "16", "--json").stdout)
     assert answer["outside"][0].startswith("cosine ")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [((), 1, "row 6 (6.png) is not what"), (("--images", "/nowhere"), 2, "is no folder")],
+)
+def test_drift_is_a_failed_check_and_missing_images_are_wrong_input(
+    altered: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["medalign", "cache", "seal", str(altered), *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == code
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("medalign: ")
+    assert said in error
 
 
 def test_damage_is_told_without_recomputing(store: Path) -> None:
