@@ -15,11 +15,13 @@ from ..eval.measure import Measured, measure
 from ..eval.score import Scores, score
 from ..eval.source import Source
 from ..pipeline.build import build
+from ..pipeline.certificate import certifier
 from ..pipeline.experts import load_expert
 from ..pipeline.manifest import read_manifest
 from ..pipeline.options import BuildOptions
 from ..teacher_cache.audit import info
 from ..teacher_cache.durable import make_folder, write_durably
+from ..teacher_cache.origin import Origin
 from ..teacher_cache.reader import TeacherCache
 from ..teacher_cache.seal import seal
 from ..trainer.loop import Step
@@ -127,11 +129,22 @@ def _cache(out: Path, say: Say) -> Path:
     both = b"".join((SAMPLE / f"{split}.jsonl").read_bytes() for split in ("train", "test"))
     write_durably(manifest, both)
     say("cache    expert `demo` looks once at every image")
-    build(manifest, SAMPLE, store, load_expert("demo"), BuildOptions(shard_rows=8, workers=2))
-    sealed = seal(store)
+    expert = load_expert("demo")
+    options = BuildOptions(shard_rows=8, workers=2)
+    build(manifest, SAMPLE, store, expert, options, origin=_origin(manifest, store, options))
+    sealed = seal(store, certify=certifier(SAMPLE, expert))
     again = "was sealed before and is used again" if sealed.already else "sealed"
     say(f"cache    {store} {again}: {sealed.rows} images")
     return store
+
+
+def _origin(manifest: Path, store: Path, options: BuildOptions) -> Origin:
+    """Let `medalign cache` find manifest, images and expert, as if it had built the cache."""
+    listed, images, out = (str(path.resolve()) for path in (manifest, SAMPLE, store))
+    words = ("--images", images, "--expert", "demo", "--out", out)
+    rows = ("--shard-rows", str(options.shard_rows))
+    command = ("medalign", "cache", "build", listed, *words, *rows)
+    return Origin(command=command, manifest=listed, images=images, expert="demo")
 
 
 def _claim(out: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..teacher_cache.audit import status
+from ..teacher_cache.origin import Origin, load_origin, save_origin
 from ..teacher_cache.schema import Failure, Plan
 from ..teacher_cache.storage import Storage, open_storage
 from ..teacher_cache.writer import TeacherCacheWriter, check_claimable
@@ -54,6 +55,7 @@ class BuildReport:
         written: shards that this run wrote.
         pending: shards that are still to be written, by this part or another.
         failures: images without a row, of this and earlier runs.
+        never_read: how many of them, the first ones, could not even be read as files.
         encoded: rows that this run computed, unreadable ones included.
         seconds: time that took.
         sealed: the cache is sealed.
@@ -69,6 +71,7 @@ class BuildReport:
     written: int
     pending: int
     failures: tuple[Failure, ...]
+    never_read: int
     encoded: int
     seconds: float
     sealed: bool
@@ -82,6 +85,7 @@ def build(
     expert: Expert,
     options: BuildOptions | None = None,
     *,
+    origin: Origin | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Write what `expert` says of every image of `manifest` into the cache at `store`.
@@ -95,6 +99,7 @@ def build(
         store: folder or URL of the cache; created, or gone on with.
         expert: from `load_expert`.
         options: None for the defaults.
+        origin: what the store remembers of how it is built, for those who finish or check it.
         progress: told how far it is; None tells nobody.
 
     Raises:
@@ -112,6 +117,8 @@ def build(
     with Workers(options.workers) as workers:
         plan = _plan(store, images, asked.paths, workers, options, progress)
         writer = TeacherCacheWriter.begin(store, make_card(expert, options), plan)
+        if origin is not None and origin != load_origin(store):
+            save_origin(store, origin)
         pending = writer.pending(options.part.index, options.part.count)
         if there := writer.shards - len(writer.pending()):
             progress.say(f"{there} of {writer.shards} shards are there already and stay")
@@ -293,6 +300,7 @@ def _report(
         written=written,
         pending=now.shards - now.complete,
         failures=now.failures,
+        never_read=now.never_read,
         encoded=encoded,
         seconds=seconds,
         sealed=writer.sealed,

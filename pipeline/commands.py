@@ -1,33 +1,30 @@
-"""The `medalign cache` commands: build, status, seal, verify, info.
+"""The `medalign cache` commands: build, status, info; seal and verify are in `check_commands`.
 
 Everything heavy is imported inside a command, so that `medalign --help` answers at once.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from .experts import Expert
+from .check_commands import seal_command, verify_command
+from .command_options import FAILED, INTERRUPTED, Json, Store
+from .report import build_facts, info_facts, plural, print_facts, status_facts
+from .retyped import quoted, retyped
 
 cache = typer.Typer(
     no_args_is_help=True, help="Run the expert once over all images, and keep what it sees."
 )
 
-FAILED = 1
-INTERRUPTED = 130
-
-Store = Annotated[str, typer.Argument(help="Folder or URL of the cache.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 @cache.command("build")
 def build_command(
+    context: typer.Context,
     manifest: Annotated[
         Path, typer.Argument(help="JSON Lines or LLaVA's JSON array.", show_default=False)
     ],
@@ -93,13 +90,15 @@ def build_command(
 
     Images that a cache does not know yet are added to it, and nothing that is there is moved.
     """
-    with _resumable(out):
+    origin = retyped(context)
+    command = quoted(origin.command)
+    with _resumable(out, command):
         from ..teacher_cache.schema import PatchGrid
         from ..teacher_cache.writer import TeacherCacheWriter
+        from .asked_expert import describe, load_asked
         from .build import BuildError, BuildOptions, build, check_folders
         from .parts import Part
         from .progress import ConsoleProgress
-        from .report import build_facts
         from .workers import default_workers
 
         if mode == "paper" and geometry not in (None, "crop"):
@@ -124,10 +123,10 @@ def build_command(
         progress = ConsoleProgress()
         if options.part.source:
             progress.say(f"part {options.part}, by {options.part.source}")
-        tower = _load(expert, weights, features, device, dtype)
-        progress.say(_describe(tower))
-        report = build(manifest, images, out, tower, options, progress=progress)
-    _print(build_facts(report, options.part))
+        tower = load_asked(expert, weights, features, device, dtype)
+        progress.say(describe(tower))
+        report = build(manifest, images, out, tower, options, origin=origin, progress=progress)
+    print_facts(build_facts(report, options.part, command))
     if report.failures:
         raise typer.Exit(FAILED)
 
@@ -136,141 +135,53 @@ def build_command(
 def status_command(store: Store, as_json: Json = False) -> None:
     """Say how far a cache is and which images it lacks; reads no data."""
     from ..teacher_cache.audit import status
-    from .report import status_facts
+    from .finish import finishing
 
     found = status(store)
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=2))
+        typer.echo(json.dumps({**found.to_json(), "next": finishing(store, found)}, indent=2))
     else:
-        _print(status_facts(found))
-
-
-@cache.command("seal")
-def seal_command(store: Store) -> None:
-    """Check every shard and finish the cache; training takes sealed caches only."""
-    from ..teacher_cache.audit import seal
-    from .report import failure_facts
-
-    with _shards("sealing") as progress:
-        report = seal(store, progress)
-    done = "was sealed before" if report.already else "sealed"
-    _print(
-        [
-            ("store", f"{report.store} {done}"),
-            ("rows", f"{report.rows} in {report.shards} shards"),
-            ("content", report.content_hash),
-            *failure_facts(report.failures),
-        ]
-    )
-
-
-@cache.command("verify")
-def verify_command(
-    store: Store,
-    as_json: Json = False,
-    mend: Annotated[
-        bool, typer.Option("--mend", help="Make damaged shards pending, for the next build.")
-    ] = False,
-) -> None:
-    """Read every byte and list what is not as it was written; exit 1 if anything is."""
-    from ..teacher_cache.audit import reopen, verify
-    from .report import some_numbers
-
-    with _shards("verifying") as progress:
-        damages = verify(store, progress)
-    if as_json:
-        typer.echo(json.dumps([{"where": each.where, "reason": each.reason} for each in damages]))
-    else:
-        for damage in damages:
-            typer.echo(str(damage))
-        typer.echo(f"{len(damages)} damaged" if damages else _sound(store))
-    if not damages:
-        return
-    if mend:
-        shards = reopen(store)
-        typer.echo(f"pending again: {some_numbers(shards) or 'none'}; build, then seal", err=True)
-    elif not as_json:
-        typer.echo("--mend makes damaged shards pending, so that the next build mends them")
-    raise typer.Exit(FAILED)
+        print_facts(status_facts(found, finishing(store, found)))
 
 
 @cache.command("info")
 def info_command(store: Store, as_json: Json = False) -> None:
     """Say what a cache holds, and what made it."""
     from ..teacher_cache.audit import info
-    from .report import info_facts
 
     found = info(store)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
-        _print(info_facts(found))
+        print_facts(info_facts(found))
 
 
 @contextmanager
-def _resumable(out: str) -> Iterator[None]:
-    """Say on Ctrl-C, whenever it comes, that nothing is lost."""
+def _resumable(out: str, command: str) -> Iterator[None]:
+    """Say on Ctrl-C and SIGTERM, whenever they come, what is kept and how to go on."""
+    from .interrupt import interruptible
+
     try:
-        yield
+        with interruptible():
+            yield
     except KeyboardInterrupt:
-        typer.echo(
-            f"stopped; what is written in {out} stays: run the same command to go on", err=True
-        )
+        typer.echo(f"{_kept(out)}:\n  {command}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _sound(store: str) -> str:
+def _kept(out: str) -> str:
     from ..teacher_cache.audit import status
+    from ..teacher_cache.schema import TeacherCacheError
 
-    found = status(store)
-    if found.complete == found.shards:
-        return f"{store}: all as it was written"
+    try:
+        found = status(out)
+    except TeacherCacheError:
+        return f"stopped before anything was written to {out}; to begin again"
     return (
-        f"{store}: {found.complete} of {found.shards} shards are there, all as they were written; "
-        "the others are pending"
+        f"stopped; {found.complete} of {plural(found.shards, 'shard')} are written in {out} and "
+        "stay; to go on"
     )
 
 
-def _load(
-    name: str,
-    weights: Path | None,
-    features: Literal["last", "ln_post"],
-    device: str,
-    dtype: Literal["bf16", "fp32"] | None,
-) -> "Expert":
-    import torch
-
-    from .experts import load_expert
-
-    if device == "auto":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        count = torch.cuda.device_count()
-        device = f"cuda:{local % count}" if count else "cpu"
-    narrow = dtype == "bf16" or (dtype is None and device.startswith("cuda"))
-    kind = torch.bfloat16 if narrow else torch.float32
-    return load_expert(name, weights, features=features, device=device, dtype=kind)
-
-
-def _describe(expert: "Expert") -> str:
-    card = expert.card
-    kind = str(expert.dtype).removeprefix("torch.")
-    return (
-        f"expert {card.name}: {card.image_size} px, {card.grid} patches of width {card.width}, "
-        f"{kind} on {expert.device}"
-    )
-
-
-def _print(facts: Iterable[tuple[str, str]]) -> None:
-    from .report import aligned
-
-    for line in aligned(facts):
-        typer.echo(line)
-
-
-@contextmanager
-def _shards(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show progress over shards, as `seal` and `verify` tell it: done, of how many."""
-    from .progress import ConsoleProgress
-
-    with ConsoleProgress(unit="shards").counting(what) as told:
-        yield told
+cache.command("seal")(seal_command)
+cache.command("verify")(verify_command)

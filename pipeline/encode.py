@@ -144,6 +144,24 @@ def _one_behind(launched: Iterable[_Launched]) -> Iterator[_Launched]:
 
 
 @torch.no_grad()
+def look(
+    expert: Expert, grid: PatchGrid, squares: Sequence[NDArray[np.uint8]]
+) -> tuple[Tensor, Tensor]:
+    """Return what the expert says of images [S, S, 3] on the student's grid.
+
+    Patches [B, N, b] and attention [B, N], float32; on a GPU they may still be under way.
+    """
+    rgb = torch.from_numpy(np.stack(squares))
+    if expert.device.type == "cuda":
+        rgb = rgb.pin_memory()  # so that the copy does not wait for the batch before
+    return to_grid(
+        expert.encode(expert.normalise(rgb)),
+        expert.card.grid,
+        grid,
+        normalise_before=expert.card.normalise_before_interpolation,
+    )
+
+
 def _launch(
     expert: Expert, grid: PatchGrid, batch: RowBatch, squares: Iterator[Square | Unreadable]
 ) -> _Launched:
@@ -152,15 +170,7 @@ def _launch(
     if not readable:
         empty = torch.zeros(0, grid.size)
         return _Launched(batch, found, empty.unsqueeze(-1), empty)
-    rgb = torch.from_numpy(np.stack(readable))
-    if expert.device.type == "cuda":
-        rgb = rgb.pin_memory()  # so that the copy does not wait for the batch before
-    patches, attention = to_grid(
-        expert.encode(expert.normalise(rgb)),
-        expert.card.grid,
-        grid,
-        normalise_before=expert.card.normalise_before_interpolation,
-    )
+    patches, attention = look(expert, grid, readable)
     return _Launched(batch, found, patches.half(), attention)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..teacher_cache.schema import ExpertCard, FeatureChoice
 from .demo_weights import demo_weights
+from .expert_names import UNIMED, is_folder
 from .fit import check_fit
 from .resample import ExpertOutput, to_grid
 from .tower import CONFIG_NAME, Tower, TowerConfig, architectures, named_config, read_config
@@ -20,9 +21,6 @@ from .weights import (
 )
 
 __all__ = ["EXPERT_NAMES", "Expert", "ExpertError", "ExpertOutput", "load_expert", "to_grid"]
-
-UNIMED = {"unimed-l": "ViT-L-14-336-quickgelu", "unimed-b": "ViT-B-16-quickgelu"}
-"""The UniMed-CLIP towers and open_clip's names of their architectures."""
 
 EXPERT_NAMES = (*UNIMED, "biomedclip", "demo", "openclip:ARCH", f"a folder with {CONFIG_NAME}")
 """What `load_expert` takes."""
@@ -189,7 +187,7 @@ def _find(name: str, weights: Path | None) -> _Source:
         folder = _needed(name, weights)
         folder = folder.parent if folder.is_file() else folder
         return _from_folder(name, folder, weights, _BIOMEDCLIP_LICENCE)
-    if Path(name).is_dir():
+    if is_folder(name):
         return _from_folder(Path(name).resolve().name, Path(name), weights, _UNKNOWN_LICENCE)
     raise ExpertError(f"unknown expert {name!r}; known are {', '.join(EXPERT_NAMES)}")
 

@@ -66,7 +66,6 @@ class BuildOptions:
 
 def make_card(expert: Expert, options: BuildOptions) -> CacheCard:
     """Return the card of a cache that `expert` would fill with `options`."""
-    versions = {name: _version(name) for name in _RECORDED}
     return CacheCard(
         expert=expert.card,
         grid=options.grid,
@@ -78,8 +77,13 @@ def make_card(expert: Expert, options: BuildOptions) -> CacheCard:
         interpolation=INTERPOLATION,
         codec="fp16",
         shard_rows=options.shard_rows,
-        versions=versions,
+        versions=library_versions(),
     )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that take part in what a cache holds."""
+    return {name: _version(name) for name in _RECORDED}
 
 
 def _version(package: str) -> str:

@@ -72,7 +72,10 @@ class ConsoleProgress:
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Give a function to be called with (done, total); the stage begins with its first call."""
+        """Give a function to be called with (done, total).
+
+        The stage begins with its first call, and ends when all is done or with the block.
+        """
         with ExitStack() as stack:
             before = 0
 
@@ -82,6 +85,8 @@ class ConsoleProgress:
                     stack.enter_context(self.stage(what, total=total))
                 self.advance(done - before)
                 before = done
+                if done == total:
+                    stack.close()  # another stage may follow within the block
 
             yield told
 

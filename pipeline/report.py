@@ -1,17 +1,28 @@
 """How a build and a cache read on the screen: aligned facts, the same on a terminal or piped."""
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from ..teacher_cache.certificate import floored, read_certificate
 from ..teacher_cache.schema import Failure
 
 if TYPE_CHECKING:
     from ..teacher_cache.audit import CacheStatus
+    from ..teacher_cache.certificate import Certificate
     from .build import BuildReport
     from .parts import Part
 
 FAILURES_SHOWN = 10
 """How many failures are listed before the rest is counted."""
+
+_STATES = {
+    "sealed": "sealed",
+    "building": "building, not for training yet",
+    "growing": "sealed and growing: the new rows are not for training yet",
+}
 
 Fact = tuple[str, str]
 
@@ -24,8 +35,14 @@ def aligned(facts: Iterable[Fact]) -> Iterator[str]:
         yield f"{name:<{width}}  {value}".rstrip()
 
 
-def build_facts(report: "BuildReport", part: "Part") -> Iterator[Fact]:
-    """Say what a build did, what it left, and the next command."""
+def print_facts(facts: Iterable[Fact]) -> None:
+    """Print one line per fact."""
+    for line in aligned(facts):
+        typer.echo(line)
+
+
+def build_facts(report: "BuildReport", part: "Part", command: str) -> Iterator[Fact]:
+    """Say what a build did, what it left, and the next commands; `command` builds what is left."""
     yield "store", str(report.store)
     images = f"{report.images} in {plural(report.records, 'record')}"
     yield "images", f"{images}, {report.rows} distinct and readable"
@@ -37,31 +54,37 @@ def build_facts(report: "BuildReport", part: "Part") -> Iterator[Fact]:
         seconds = f"{report.seconds:.1f} s, {rate:.1f} images/s"
         yield "this run", f"{plural(report.encoded, 'row')} in {seconds}"
     yield "size", size(report.size_bytes)
-    yield from failure_facts(report.failures)
+    yield from failure_facts(report.failures, report.never_read)
+    seal = f"medalign cache seal {shlex.quote(str(report.store))}"
     if report.sealed:
         yield "next", "nothing; the cache is sealed"
     elif not report.pending:
-        yield "next", f"medalign cache seal {report.store}"
+        yield "next", seal
     else:
-        others = "the other parts" if part.count > 1 else "the same command"
-        yield "next", f"{others}, then: medalign cache seal {report.store}"
+        others = "the other parts, or for all that is left: " if part.count > 1 else ""
+        yield "next", f"{others}{command}"
+        yield "then", seal
 
 
-def status_facts(status: "CacheStatus") -> Iterator[Fact]:
-    """Say how far a cache is, and the next command."""
+def status_facts(status: "CacheStatus", commands: Sequence[str]) -> Iterator[Fact]:
+    """Say how far a cache is, and the commands that finish it."""
     yield "store", str(status.store)
-    yield "state", status.state
-    yield "rows", f"{status.rows_written} of {status.rows} written, {status.rows_failed} unreadable"
-    yield "shards", f"{status.complete} of {status.shards} complete"
-    if status.pending:
-        yield "pending", some_numbers(status.pending)
-    if status.damaged:
-        yield "damaged", some_numbers(status.damaged)
-    yield from failure_facts(status.failures)
-    if status.pending or status.damaged:
-        yield "next", "the `medalign cache build` that it was begun with"
-    elif status.state == "building":
-        yield "next", f"medalign cache seal {status.store}"
+    yield "state", _STATES.get(status.state, status.state)
+    yield "rows", f"{status.rows_written} of {status.rows} written{_undecoded(status)}"
+    yield (
+        "shards",
+        ", ".join(
+            [f"{status.complete} of {status.shards} complete"]
+            + [f"{len(each)} {name}" for name, each in _unfinished(status) if each]
+        ),
+    )
+    for name, each in _unfinished(status):
+        if each:
+            # "damaged 0" would read as none
+            yield name, f"number{'s' * (len(each) != 1)} {some_numbers(each)}, counted from 0"
+    yield from failure_facts(status.failures, status.never_read)
+    for name, command in zip(("next", "then"), commands, strict=False):
+        yield name, command
 
 
 def info_facts(info: Mapping[str, Any]) -> Iterator[Fact]:
@@ -81,15 +104,55 @@ def info_facts(info: Mapping[str, Any]) -> Iterator[Fact]:
     yield "versions", ", ".join(f"{name} {text}" for name, text in card["versions"].items())
     yield "fingerprint", info["fingerprint"]
     yield "content", info["content_hash"] or "not sealed yet"
-    yield from failure_facts([Failure(*failure) for failure in info["failures"]])
+    if info["content_hash"]:
+        yield from certificate_facts(read_certificate(info["certificate"]))
+    yield from failure_facts(
+        [Failure(*failure) for failure in info["failures"]], info["never_read"]
+    )
 
 
-def failure_facts(failures: Sequence[Failure]) -> Iterator[Fact]:
-    """List the first failures and count the rest; nothing when there are none."""
+def certificate_facts(
+    certificate: "Certificate | None", name: str = "certificate"
+) -> Iterator[Fact]:
+    """Say what recomputing rows showed, and what was allowed."""
+    if certificate is None:
+        yield name, "none: sealed with --recompute 0"
+        return
+    found, allowed = certificate.deviation, certificate.tolerance
+    rows = plural(len(certificate.rows), "row")
+    yield name, f"{rows} recomputed, {certificate.date[:10]}, seed {certificate.seed}"
+    yield "", f"in {certificate.dtype} on {certificate.device}"
+    if found.cosine is not None:
+        yield "", f"cosine at least {floored(found.cosine)} (limit {floored(allowed.cosine)})"
+    yield "", f"Gram error at most {found.gram:.1e} (limit {allowed.gram:.1e})"
+    share = f"{found.attention_share:.1e} of its largest (limit {allowed.attention:.1e})"
+    yield "", f"attention error at most {found.attention:.1e}, {share}"
+    yield "", f"worst in row {certificate.worst_row}, {certificate.worst_path}"
+    if certificate.skipped:
+        yield "", f"{plural(len(certificate.skipped), 'drawn row')} could not be recomputed"
+    for each in certificate.skipped[:FAILURES_SHOWN]:
+        yield "", f"  row {each.row}, {each.path}: {each.reason}"
+
+
+def failure_facts(failures: Sequence[Failure], never_read: int = 0) -> Iterator[Fact]:
+    """List the first failures and count the rest; nothing when there are none.
+
+    Args:
+        failures: images without a row to read.
+        never_read: how many of them, the first ones, were no readable file in the first place.
+    """
     if not failures:
         return
     count = len(failures)
-    yield "unreadable", f"{plural(count, 'image')} without a row"
+    parts = [
+        f"{many} {what}"
+        for many, what in (
+            (never_read, "could not be read as files"),
+            (count - never_read, "could not be decoded"),
+        )
+        if many
+    ]
+    yield "unreadable", f"{plural(count, 'image')}: {', '.join(parts)}"
     for failure in failures[:FAILURES_SHOWN]:
         yield "", f"{failure.path}: {failure.reason}"
     if count > FAILURES_SHOWN:
@@ -122,3 +185,13 @@ def _shards(report: "BuildReport") -> str:
     if not report.written:
         return f"{there} of {report.shards} are there; nothing to do in this run"
     return f"{there} of {report.shards} are there, {report.written} written by this run"
+
+
+def _unfinished(status: "CacheStatus") -> list[tuple[str, Sequence[int]]]:
+    return [("pending", status.pending), ("damaged", status.damaged)]
+
+
+def _undecoded(status: "CacheStatus") -> str:
+    if not status.rows_failed:
+        return ""
+    return f"; {status.rows_failed} of them without data, as the image could not be decoded"

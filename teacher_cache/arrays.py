@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import zstd
 
-from .layout import MAX_ROWS
 from .schema import CacheCard, TeacherCacheError
 from .storage import Storage, read_json
-from .strict import DamagedError, canonical_json, strict_fields, within
+from .strict import MAX_ROWS, DamagedError, canonical_json, strict_fields, within
 
 _CRC_BYTES = 4
 _INDEX_ENTRY_BYTES = 16

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from .arrays import group_metadata, metadata_bytes
-from .layout import MAX_ROWS, Layout
+from .layout import Layout
 from .plan_file import FOLDER, check_format, has_plan
 from .schema import FORMAT, CacheCard, TeacherCacheError
 from .storage import Storage, read_json
 from .strict import (
+    MAX_ROWS,
     DamagedError,
     check_choice,
     check_int,

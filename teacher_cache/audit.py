@@ -47,6 +47,8 @@ class CacheStatus:
         pending: shards without a record.
         damaged: shards whose record or file sizes do not fit; contents are not read.
         failures: images without a readable row so far.
+        never_read: how many of them, the first ones, could not even be read as files; they have
+            no row at all.
     """
 
     store: Storage
@@ -59,6 +61,7 @@ class CacheStatus:
     pending: tuple[int, ...]
     damaged: tuple[int, ...]
     failures: tuple[Failure, ...]
+    never_read: int
 
     @property
     def complete(self) -> int:
@@ -79,6 +82,7 @@ class CacheStatus:
             "pending": list(self.pending),
             "damaged": list(self.damaged),
             "failures": [[failure.path, failure.reason] for failure in self.failures],
+            "never_read": self.never_read,
         }
 
 
@@ -111,7 +115,12 @@ def _status(found: _Found) -> CacheStatus:
     log = found.log
     states = log.states()
     complete = [shard for shard, state in states.items() if state is ShardState.COMPLETE]
-    failures = log.failures(found.chain) if found.chain else listed_failures(found.seal)
+    if found.chain is not None:
+        failures, never_read = log.failures(found.chain), len(found.chain.failures)
+    else:
+        listed = found.seal.failures if found.seal else ()
+        failures = list(listed_failures(found.seal))
+        never_read = sum(each.row is None for each in listed)
     return CacheStatus(
         store=log.store,
         state=found.state,
@@ -123,6 +132,7 @@ def _status(found: _Found) -> CacheStatus:
         pending=tuple(k for k, state in states.items() if state is ShardState.PENDING),
         damaged=tuple(k for k, state in states.items() if state is ShardState.DAMAGED),
         failures=tuple(failures),
+        never_read=never_read,
     )
 
 

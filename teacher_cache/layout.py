@@ -12,9 +12,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from .strict import TeacherCacheError, check_int
+from .strict import MAX_ROWS, TeacherCacheError, check_int
 
-MAX_ROWS = 2**31 - 1
 MAX_GENERATIONS = 2**16
 
 

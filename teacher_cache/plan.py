@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .layout import MAX_ROWS
 from .strict import (
+    MAX_ROWS,
     TeacherCacheError,
     check_int,
     check_mapping,

@@ -7,11 +7,12 @@ import numpy as np
 
 from .chain import Generation, PlanChain, check_distinct, check_generation
 from .durable import sha256_bytes
-from .layout import MAX_GENERATIONS, MAX_ROWS, Layout
+from .layout import MAX_GENERATIONS, Layout
 from .plan import Failure
 from .schema import FORMAT, CacheCard, TeacherCacheError
 from .storage import Storage, sha256_of
 from .strict import (
+    MAX_ROWS,
     canonical_json,
     check_int,
     check_type,

@@ -20,6 +20,8 @@ from .shard_file import RowReader
 from .storage import Storage, open_storage
 from .strict import is_sha256
 
+_TINY = 1e-12
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TeacherRow:
@@ -36,6 +38,15 @@ class TeacherRow:
     attention: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     source_size: tuple[int, int]
+
+    def gram(self) -> npt.NDArray[np.float32]:
+        """Return the cosine similarity of all patches, [N, N], its diagonal 1; padding included."""
+        patches = self.features.astype(np.float32)
+        # A patch of zeros is like no other, and must not become NaN.
+        patches /= np.maximum(np.linalg.norm(patches, axis=1, keepdims=True), _TINY)
+        gram: npt.NDArray[np.float32] = patches @ patches.T
+        np.fill_diagonal(gram, 1)
+        return gram
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,8 +69,8 @@ class TeacherCache:
         card: what the cache holds and where it came from.
         state: `sealed`, or `building` where that was allowed.
         content_hash: identity of what the cache holds; None while it is building.
-        certificate: what recomputing rows showed when it was sealed, if that was done.
         fingerprint: identity of the card.
+        certificate: what recomputing rows with the expert showed; None if that was not done.
     """
 
     def __init__(
@@ -261,7 +272,8 @@ class TeacherCache:
     def _damaged(self, row: int, name: str, reason: str) -> TeacherCacheError:
         return TeacherCacheError(
             f"row {row} of {self.store}: {name} is damaged: {reason}; "
-            f"`medalign cache verify {self.store}` lists all damage"
+            f"`medalign cache verify --mend {self.store}` lists all damage, and makes it pending "
+            "for the next build"
         )
 
 

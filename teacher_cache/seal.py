@@ -77,6 +77,8 @@ def seal(
         raise TeacherCacheError(f"{store}: zarr.json does not fit the plan; delete it and build")
     log = CommitLog.of_chain(store, card, chain)
     sums = _checked_records(log, before, progress)
+    whole = TeacherCache(store, card, PlanIndex(chain), log)
+    certificate = certify(whole) if certify else None
     with explaining_disk_errors(store, "sealing"):
         ensure_metadata(store, card, chain.layout.extent)
         swept = store.sweep()
@@ -91,7 +93,7 @@ def seal(
         plans=chain.digests,
         records=sums.digest,
         tables={name: values_digest(values) for name, values in tables.items()},
-        certificate=certify(TeacherCache(store, card, PlanIndex(chain), log)) if certify else None,
+        certificate=certificate,
     )
     with explaining_disk_errors(store, "sealing"):
         save_attributes(store, Attributes(card=card, seal=sealed), replace=True)

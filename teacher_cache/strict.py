@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 MAX_TEXT = 2**20
+MAX_ROWS = 2**31 - 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

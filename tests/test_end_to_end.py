@@ -99,8 +99,18 @@ def train_words(job: Path, cache: Path, out: Path) -> list[str | Path]:
 @pytest.fixture(scope="module")
 def finished(job: Path, cache: Path) -> Path:
     out = job / "run"
-    assert str(out / "adapter") in medalign(*train_words(job, cache, out))
+    said = medalign(*train_words(job, cache, out))
+    assert str(out / "adapter") in said
+    assert "11 rows recomputed" in said
     return out
+
+
+def test_a_run_remembers_its_cache_and_the_certificate(cache: Path, finished: Path) -> None:
+    known = json.loads((finished / "environment.json").read_text())["cache"]
+    info = json.loads(medalign("cache", "info", cache, "--json"))
+    for key in ("store", "rows", "content_hash", "certificate"):
+        assert known[key] == info[key]
+    assert known["certificate"]["dtype"] == "float32"
 
 
 def test_a_run_folder_holds_everything_the_contract_names(finished: Path) -> None:

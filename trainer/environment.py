@@ -1,4 +1,4 @@
-"""What a run was made with: command, versions, device."""
+"""What a run was made with: command, versions, device, teacher cache."""
 
 import os
 import platform
@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 
+from ..teacher_cache.reader import TeacherCache
 from .engine import Ranks
 
 _PACKAGES: Final = (
@@ -17,8 +18,8 @@ _PACKAGES: Final = (
 )  # fmt: skip
 
 
-def environment_of(ranks: Ranks) -> dict[str, Any]:
-    """Describe this process for `environment.json`."""
+def environment_of(ranks: Ranks, cache: TeacherCache | None) -> dict[str, Any]:
+    """Describe this process and its cache for `environment.json`."""
     device = str(ranks.device)
     if ranks.device.type == "cuda":
         device = torch.cuda.get_device_name(ranks.device)
@@ -31,6 +32,18 @@ def environment_of(ranks: Ranks) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "git": _git(),
+        "cache": None if cache is None else _cache(cache),
+    }
+
+
+def _cache(cache: TeacherCache) -> dict[str, Any]:
+    """Which cache, and what its seal says of it; a run may be judged by that years later."""
+    return {
+        "store": str(cache.store),
+        "rows": len(cache),
+        "fingerprint": cache.fingerprint,
+        "content_hash": cache.content_hash,
+        "certificate": None if cache.certificate is None else dict(cache.certificate),
     }
 
 

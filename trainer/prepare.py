@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..pipeline.manifest import read_manifest
+from ..teacher_cache.certificate import read_certificate
 from ..teacher_cache.reader import TeacherCache
 from .agreement import absolute, check_agreement
 from .data import Selection, select
@@ -80,6 +81,9 @@ def describe(plan: Prepared, say: Say) -> None:
             f"cache    {plan.cache.store}: {len(plan.cache)} images of {card.expert.name}, "
             f"{card.grid}, geometry {card.geometry}, mode {card.mode}"
         )
+        found = read_certificate(plan.cache.certificate)
+        said = "no certificate: sealed with --recompute 0" if found is None else found.summary()
+        say(f"         {said}")
     say(
         f"records  {len(chosen.records)} to train on: {chosen.text_only} text only, "
         f"{chosen.without_teacher} without a teacher; {chosen.dropped} dropped"

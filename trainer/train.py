@@ -127,7 +127,7 @@ def _begin(folder: RunFolder, plan: Prepared, ranks: Ranks, *, resume: bool) -> 
 
     def begin() -> str | None:
         found = folder.begin(plan.recipe, _identity(plan, ranks), resume=resume)
-        environment = json.dumps(environment_of(ranks), indent=2) + "\n"
+        environment = json.dumps(environment_of(ranks, plan.cache), indent=2) + "\n"
         write_durably(folder.path / "environment.json", environment.encode())
         return None if found is None else found.name
 

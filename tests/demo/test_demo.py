@@ -7,6 +7,8 @@ from medalign.cli import main
 from medalign.demo.run import SAMPLE, run_demo
 from medalign.demo.show import draw, table
 from medalign.pipeline.manifest import read_manifest, resolve_image
+from medalign.teacher_cache.origin import load_origin
+from medalign.teacher_cache.reader import TeacherCache
 from medalign.trainer.quiet import quiet_libraries
 from medalign.trainer.recipe import find_recipe
 
@@ -39,6 +41,10 @@ def test_the_demo_does_the_whole_job_and_the_second_run_uses_it_again(tmp_path: 
     said: list[str] = []
     first = run_demo(out, said.append, lambda _step, _of: None)
     assert first.images == 24
+    assert TeacherCache.open(out / "cache").certificate is not None
+    origin = load_origin(out / "cache")
+    assert origin is not None
+    assert Path(origin.images) == SAMPLE
     assert [run.name for run in first.trained] == ["plain LoRA", "MedAlign"]
     console = Console(record=True, width=100)
     console.print(table(first))

@@ -189,3 +189,27 @@ class Job:
 def job(tmp_path: Path, tiny_expert: Expert) -> Job:
     """Prepare ten images to be built into a cache with `tiny_expert`."""
     return Job(tmp_path, tiny_expert)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a manifest, `images/` with ten small pictures, and one text-only record."""
+    (tmp_path / "images").mkdir()
+    draw = np.random.default_rng(1)
+    lines = []
+    for number in range(10):
+        pixels = draw.integers(0, 256, size=(40, 30 + number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+        lines.append(_record(number, f"{number}.png"))
+    lines.append(_record(10, None))
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def _record(number: int, image: str | None) -> str:
+    turns = [
+        {"from": "human", "value": "<image>\nWhat?" if image else "What?"},
+        {"from": "gpt", "value": "That."},
+    ]
+    fields = {"id": number, "conversations": turns}
+    return json.dumps({**fields, "image": image} if image else fields)

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -7,9 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from typer.testing import CliRunner, Result
 
 from medalign.pipeline.build import BuildError
@@ -17,34 +16,10 @@ from medalign.pipeline.commands import cache
 from medalign.pipeline.experts import ExpertError
 from medalign.pipeline.parts import PartError
 from medalign.pipeline.pixels import PixelsError
-from medalign.teacher_cache.reader import TeacherCache
+from medalign.teacher_cache.origin import load_origin
 from medalign.teacher_cache.schema import TeacherCacheError
 
 IMAGES = 10
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with a manifest, `images/` with ten small pictures, and one text-only record."""
-    (tmp_path / "images").mkdir()
-    draw = np.random.default_rng(1)
-    lines = []
-    for number in range(IMAGES):
-        pixels = draw.integers(0, 256, size=(40, 30 + number, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
-        lines.append(record(number, f"{number}.png"))
-    lines.append(record(IMAGES, None))
-    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
-    return tmp_path
-
-
-def record(number: int, image: str | None) -> str:
-    turns = [
-        {"from": "human", "value": "<image>\nWhat?" if image else "What?"},
-        {"from": "gpt", "value": "That."},
-    ]
-    fields = {"id": number, "conversations": turns}
-    return json.dumps({**fields, "image": image} if image else fields)
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
@@ -82,7 +57,7 @@ def test_a_second_build_says_what_it_reuses(folder: Path, store: Path) -> None:
     assert result.exit_code == 0
     assert "3 of 3 are there; nothing to do in this run" in result.stdout
     assert "3 of 3 shards are there already and stay" in result.stderr
-    assert run("seal", store).exit_code == 0
+    assert run("seal", store, "--recompute", "0").exit_code == 0
     assert "nothing; the cache is sealed" in run(*arguments(folder)).stdout
 
 
@@ -91,51 +66,80 @@ def test_unreadable_images_are_listed_and_exit_1(folder: Path) -> None:
     (folder / "images" / "4.png").write_bytes(b"nothing")
     result = run(*arguments(folder))
     assert result.exit_code == 1
-    assert "2 images without a row" in result.stdout
+    assert "2 images: 1 could not be read as files, 1 could not be decoded" in result.stdout
     assert "3.png: is empty (0 bytes)" in result.stdout
     assert "4.png: is not an image" in result.stdout
     failures = json.loads(run("status", folder / "store", "--json").stdout)["failures"]
     assert [path for path, _ in failures] == ["3.png", "4.png"]
 
 
-def test_status_seal_info_and_verify_tell_of_the_cache(store: Path) -> None:
-    status = run("status", store)
-    assert (status.exit_code, status.stdout.splitlines()[1].split()) == (0, ["state", "building"])
-    assert json.loads(run("status", store, "--json").stdout)["complete"] == 3
-    assert f"{store} sealed" in run("seal", store).stdout
-    assert f"{store} was sealed before" in run("seal", store).stdout
-    info = json.loads(run("info", store, "--json").stdout)
-    assert (info["state"], info["rows"], info["card"]["geometry"]) == ("sealed", 10, "pad")
-    text = run("info", store).stdout
-    assert info["fingerprint"] in text
-    assert "demo (demo-ViT-14-336-quickgelu)" in text
-    verify = run("verify", store)
-    assert (verify.exit_code, verify.stdout) == (0, f"{store}: all as it was written\n")
-    assert json.loads(run("verify", store, "--json").stdout) == []
+def test_status_counts_shards_so_that_number_0_is_no_count(folder: Path, store: Path) -> None:
+    (store / "attention" / "c.0.0").unlink()
+    (store / "_commit" / "2.json").unlink()
+    lines = run("status", store).stdout.splitlines()
+    assert lines[1] == "state    building, not for training yet"
+    assert lines[2:6] == [
+        "rows     4 of 10 written",
+        "shards   1 of 3 complete, 1 pending, 1 damaged",
+        "pending  number 2, counted from 0",
+        "damaged  number 0, counted from 0",
+    ]
+    (folder / "images" / "0.png").write_bytes(b"nothing")
+    assert run(*arguments(folder, "--out", str(folder / "other"))).exit_code == 1
+    rows = run("status", folder / "other").stdout.splitlines()[2]
+    assert rows.endswith("; 1 of them without data, as the image could not be decoded")
 
 
-def flip_a_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    file.write_bytes(content)
+def test_status_gives_the_exact_commands_that_finish_a_build(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spaced = folder / "a b"
+    spaced.mkdir()
+    monkeypatch.chdir(folder)
+    words = ["build", "manifest.jsonl", "--images", "images", "--expert", "demo"]
+    more = ["--out", "a b/store", "--workers", "0", "--shard-rows", "4", "--part", "2/2"]
+    done = run(*words, *more).stdout.splitlines()
+    finishing = json.loads(run("status", spaced / "store", "--json").stdout)["next"]
+    assert finishing[0].startswith(f"medalign cache build {folder}/manifest.jsonl --images ")
+    assert "--part" not in finishing[0]
+    assert done[-2].endswith(f"or for all that is left: {finishing[0]}")
+    assert done[-1] == "then       medalign cache seal 'a b/store'"
+    monkeypatch.chdir(tmp_path.parent)
+    for command in finishing:
+        program, group, *rest = shlex.split(command)
+        assert (program, group) == ("medalign", "cache")
+        assert run(*rest).exit_code == 0
+    assert json.loads(run("status", spaced / "store", "--json").stdout)["next"] == []
 
 
-def test_verify_names_damage_exits_1_and_can_mend(folder: Path, store: Path) -> None:
-    run("seal", store)
-    sound = {path: TeacherCache.open(store)[path].features for path in ("0.png", "5.png")}
-    damaged = max((store / "features").rglob("*"), key=lambda path: path.stat().st_size)
-    flip_a_bit(damaged)
-    result = run("verify", store)
-    assert result.exit_code == 1
-    assert result.stdout.startswith(str(damaged.relative_to(store)))
-    assert json.loads(run("verify", store, "--json").stdout)[0]["where"] in str(damaged)
-    assert run("verify", store, "--mend").exit_code == 1
-    assert json.loads(run("status", store, "--json").stdout)["state"] == "building"
-    rebuilt = run(*arguments(folder))
-    assert "1 written by this run" in rebuilt.stdout
-    assert run("seal", store).exit_code == run("verify", store).exit_code == 0
-    for path, features in sound.items():
-        np.testing.assert_array_equal(TeacherCache.open(store)[path].features, features)
+def test_a_store_that_does_not_know_its_build_gives_a_general_command(store: Path) -> None:
+    (store / "_commit" / "1.json").unlink()
+    for origin in ("not JSON", "[]", '{"command": ["rm", "-rf", "/"]}', None):
+        (store / "_commit" / "origin.json").unlink()
+        if origin is not None:
+            (store / "_commit" / "origin.json").write_text(origin)
+        text = run("status", store).stdout
+        assert (
+            f"next     medalign cache build MANIFEST --images DIR --expert NAME --out {store}"
+            in (text)
+        )
+        (store / "_commit" / "origin.json").touch()
+
+
+def test_a_weights_file_is_remembered_by_its_absolute_path(
+    folder: Path, small_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small_folder.parent)
+    weights = "small-clip/open_clip_pytorch_model.bin"
+    words = arguments(folder, "--expert", "small-clip", "--weights", weights, "--grid", "4x4")
+    assert run(*words).exit_code == 0
+    origin = load_origin(folder / "store")
+    assert origin is not None
+    assert (origin.expert, origin.weights) == (
+        str(small_folder),
+        str(small_folder.parent / weights),
+    )
+    assert str(small_folder.parent / weights) in origin.command
 
 
 def test_parts_are_taken_from_the_option_or_the_environment(
@@ -143,7 +147,7 @@ def test_parts_are_taken_from_the_option_or_the_environment(
 ) -> None:
     result = run(*arguments(folder, "--part", "2/2"))
     assert "1 of 3 are there, 1 written by this run" in result.stdout
-    assert "the other parts, then: medalign cache seal" in result.stdout
+    assert "the other parts, or for all that is left: medalign cache build" in result.stdout
     for name, value in {"ID": "0", "COUNT": "2", "MIN": "0", "MAX": "1"}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     result = run(*arguments(folder))
@@ -224,7 +228,7 @@ def finish(folder: Path) -> None:
     result = run(*arguments(folder, *words))
     assert result.exit_code == 0, result.output
     assert f"10 of 10 are there, {IMAGES - done} written by this run" in result.stdout
-    assert run("seal", folder / "store").exit_code == 0
+    assert run("seal", folder / "store", "--recompute", "0").exit_code == 0
     assert run("verify", folder / "store").exit_code == 0
 
 
@@ -234,9 +238,45 @@ def test_ctrl_c_loses_nothing_and_says_how_to_go_on(
     os.killpg(running.pid, signal.SIGINT)  # a terminal sends it to the workers as well
     _, errors = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert errors.splitlines()[-1].startswith("stopped; what is written in")
-    assert "Traceback" not in errors
+    told(folder, errors)
     finish(folder)
+
+
+def told(folder: Path, errors: str) -> None:
+    """Check that a stopped build said what is kept and how to go on, and nothing else."""
+    done = json.loads(run("status", folder / "store", "--json").stdout)["complete"]
+    store = folder / "store"
+    *_, kept, command = errors.splitlines()
+    assert kept == f"stopped; {done} of 10 shards are written in {store} and stay; to go on:"
+    assert command.startswith(f"  medalign cache build {folder}/manifest.jsonl ")
+    for word in ("Traceback", "leaked", "semaphore", "worker process died"):
+        assert word not in errors
+
+
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_sigterm_ends_a_build_as_ctrl_c_does(
+    folder: Path, running: "subprocess.Popen[str]", whole_group: bool
+) -> None:
+    (os.killpg if whole_group else os.kill)(running.pid, signal.SIGTERM)
+    _, errors = running.communicate(timeout=30)
+    assert running.returncode == 130
+    told(folder, errors)
+    finish(folder)
+
+
+def test_a_build_stopped_before_anything_is_written_says_that(folder: Path) -> None:
+    code = (
+        "import os, signal\n"
+        "import medalign.pipeline.build as build\n"
+        "build.check_folders = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "from medalign.pipeline.commands import cache; cache()"
+    )
+    words = [sys.executable, "-c", code, *arguments(folder)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 130
+    said, command = done.stderr.splitlines()
+    assert said == f"stopped before anything was written to {folder / 'store'}; to begin again:"
+    assert command.startswith("  medalign cache build ")
 
 
 def test_a_killed_build_is_finished_by_the_next_run(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from medalign.trainer.engine import Engine
 from medalign.trainer.loop import NothingToLearnError, Step, TrainingDivergedError
-from medalign.trainer.prepare import with_paths
+from medalign.trainer.prepare import describe, prepare, with_paths
 from medalign.trainer.recipe import Recipe, RecipeError
 from medalign.trainer.train import Result, train
 
@@ -237,3 +237,13 @@ def test_a_run_in_bfloat16_trains_and_resumes(
     run(chosen, data, student, tmp_path / "cut", stop_after=3)
     _, rest = run(chosen, data, student, tmp_path / "cut")
     assert [(s.lm, s.vis, s.att) for s in rest] == [(s.lm, s.vis, s.att) for s in whole[2:]]
+
+
+def test_a_cache_without_a_certificate_is_told(
+    dataset: Dataset, students: Callable[..., Path], recipe: Callable[..., Recipe]
+) -> None:
+    manifest, images, cache = dataset()
+    said: list[str] = []
+    chosen = with_paths(recipe(), student=students(), manifest=manifest, images=images)
+    describe(prepare(chosen, cache, world=1), said.append)
+    assert "         no certificate: sealed with --recompute 0" in said

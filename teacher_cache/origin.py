@@ -1,0 +1,66 @@
+"""How a store was last built: a hint for whoever goes on with it, no part of what it holds."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from .plan_file import FOLDER
+from .storage import Storage, open_storage, read_json
+from .strict import TeacherCacheError, check_mapping, check_text, check_type
+
+_FILE = f"{FOLDER}/origin.json"
+_FILE_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """The last build of a store; all paths absolute.
+
+    Attributes:
+        command: words of the command line that builds what is left, whatever part was built.
+        manifest: file with the records.
+        images: folder that its image paths are relative to.
+        expert: as given to `--expert`.
+        weights: checkpoint file or folder, None where the expert needs none.
+    """
+
+    command: tuple[str, ...]
+    manifest: str
+    images: str
+    expert: str
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        # It may come from a stranger's store, and ends up on a terminal to be typed again.
+        if self.command[:3] != ("medalign", "cache", "build"):
+            raise TeacherCacheError(f"command is not `medalign cache build`: {self.command!r:.80}")
+        weights = () if self.weights is None else (self.weights,)
+        for text in (*self.command, self.manifest, self.images, self.expert, *weights):
+            if not check_text(text, "origin").isprintable():
+                raise TeacherCacheError(f"origin takes printable text, got {text!r:.80}")
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """Read the JSON form; fields of later versions are left alone.
+
+        Raises:
+            TeacherCacheError: a field is missing, or a value cannot be.
+        """
+        fields = {**dict.fromkeys(cls.__slots__), **check_mapping(value, "origin")}
+        check_type(fields["command"], "command", list)
+        known = {name: fields[name] for name in cls.__slots__}
+        return cls(**{**known, "command": tuple(known["command"])})
+
+
+def save_origin(store: Path | str | Storage, origin: Origin) -> None:
+    """Remember how `store` is being built."""
+    open_storage(store).write(_FILE, json.dumps(asdict(origin), indent=2).encode())
+
+
+def load_origin(store: Path | str | Storage) -> Origin | None:
+    """Return how `store` was last built, None where that is not known: never an error."""
+    try:
+        return Origin.from_json(read_json(open_storage(store), _FILE, _FILE_BYTES))
+    except (TeacherCacheError, OSError):
+        return None
