@@ -24,6 +24,7 @@ from medalign.teacher_cache.arrays import (
 )
 from medalign.teacher_cache.schema import CacheCard, TeacherCacheError
 from medalign.teacher_cache.storage import LocalStorage
+from medalign.teacher_cache.strict import DamagedError
 
 
 @given(rows=st.integers(1, 5), patches=st.integers(1, 4), width=st.integers(1, 3))
@@ -137,6 +138,20 @@ def test_rows_that_cannot_be_compressed_fit_their_limit() -> None:
             row = rng.integers(0, 256, size, np.uint8)
             assert len(array.chunk(row)) <= array.chunk_limit
             assert array.may_have(len(array.encode([row])), 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shard_that_is_taken_apart_is_checked(kind: str) -> None:
+    array = KINDS[kind]
+    data = array.encode(rows_of(array, 3))
+    assert array.split(data, 3) == [array.chunk(row) for row in rows_of(array, 3)]
+    for place in range(len(data)):
+        spoilt = bytearray(data)
+        spoilt[place] ^= 64
+        with pytest.raises(DamagedError, match="checksum"):
+            array.split(bytes(spoilt), 3)
+    with pytest.raises(DamagedError, match="checksum"):
+        array.split(b"", 3)
 
 
 def test_a_row_of_another_size_is_refused() -> None:
