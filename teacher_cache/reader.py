@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import check_metadata, row_arrays
-from .attributes import Attributes, State, load_attributes
+from .attributes import Seal, State, load_attributes
 from .commits import CommitLog, ShardState
 from .index import PlanIndex, RowIndex, StoredIndex
+from .layout import Layout
 from .open_files import keep_open
-from .plan_file import load_plan
+from .plan_file import load_plans
 from .schema import CacheCard, Failure, TeacherCacheError
 from .shard_file import RowReader
 from .storage import Storage, open_storage
@@ -57,35 +58,45 @@ class TeacherCache:
         card: what the cache holds and where it came from.
         state: `sealed`, or `building` where that was allowed.
         content_hash: identity of what the cache holds; None while it is building.
+        certificate: what recomputing rows showed when it was sealed, if that was done.
         fingerprint: identity of the card.
     """
 
-    def __init__(self, store: Storage, attributes: Attributes, index: RowIndex) -> None:
+    def __init__(
+        self,
+        store: Storage,
+        card: CacheCard,
+        index: RowIndex,
+        log: CommitLog,
+        seal: Seal | None = None,
+    ) -> None:
         self.store = store
-        self.card: CacheCard = attributes.card
-        self.state: State = attributes.state
-        self.content_hash = attributes.seal.content_hash if attributes.seal else None
-        self.fingerprint = attributes.card.fingerprint()
-        self._log = CommitLog(store, attributes.card, attributes.rows)
+        self.card = card
+        self.state: State = "building" if seal is None else "sealed"
+        self.content_hash = seal.content_hash if seal else None
+        self.certificate = seal.certificate if seal else None
+        self.fingerprint = card.fingerprint()
+        self._log = log
         self._index = index
         self._failed: dict[int, str] = {}
         self._unplanned: dict[str, str] = {}
-        self._sealed_failures = attributes.seal.failures if attributes.seal else ()
-        for failure, row in self._sealed_failures:
-            if row is None:
-                self._unplanned[failure.path] = failure.reason
-            else:
-                self._failed[row] = f"{failure.path}: {failure.reason}"
+        self._sealed_failures = seal.failures if seal else ()
+        for failed in self._sealed_failures:
+            if failed.row is not None:
+                where = f"{failed.path}: " if failed.path else ""
+                self._failed[failed.row] = f"{where}{failed.reason}"
+            elif failed.path is not None:
+                self._unplanned[failed.path] = failed.reason
+        if isinstance(index, PlanIndex):
+            self._unplanned = {each.path: each.reason for each in index.chain.failures}
         # a shard of a building store may be written again, so its files are not kept open
-        ranges = store if attributes.seal is None else keep_open(store)
-        self._readers = {
-            array.name: RowReader(ranges, array, self._log.rows_of) for array in self._log.arrays
-        }
+        ranges = store if seal is None else keep_open(store)
+        self._readers = {array.name: RowReader(ranges, array, log.rows_of) for array in log.arrays}
         self._ready: set[int] = set()
 
     @classmethod
     def open(cls, store: Path | str | Storage, *, allow_building: bool = False) -> Self:
-        """Open the cache at `store`.
+        """Open the cache at `store`, as it was sealed last.
 
         Args:
             store: folder or URL of the cache.
@@ -99,23 +110,24 @@ class TeacherCache:
         store = open_storage(store)
         attributes = load_attributes(store)
         if attributes is not None and attributes.seal is not None:
-            stored = StoredIndex(store, attributes.rows, attributes.seal)
+            card, seal = attributes.card, attributes.seal
+            stored = StoredIndex(store, seal)
             stored.check()
-            _check_arrays(store, attributes)
-            return cls(store, attributes, stored)
-        card, plan = load_plan(store)
-        log = CommitLog(store, card, len(plan.content))
+            _check_arrays(store, card, seal.layout)
+            return cls(store, card, stored, CommitLog(store, card, seal.layout, seal.plans), seal)
+        card, chain = load_plans(store)
+        log = CommitLog.of_chain(store, card, chain)
         if not allow_building:
             raise TeacherCacheError(log.unsealed())
-        attributes = Attributes(card=card, rows=len(plan.content))
-        _check_arrays(store, attributes)
-        cache = cls(store, attributes, PlanIndex(plan))
-        cache._unplanned = {failure.path: failure.reason for failure in plan.failures}
-        return cache
+        _check_arrays(store, card, chain.layout)
+        return cls(store, card, PlanIndex(chain), log)
 
     def __len__(self) -> int:
-        """Return the number of rows: distinct image contents, decoded or not."""
-        return self._log.rows
+        """Return the number of rows: distinct image contents, decoded or not.
+
+        Row numbers may have holes where images were added to the store, see `row_numbers`.
+        """
+        return self._log.layout.rows
 
     def __contains__(self, key: object) -> bool:
         """Say whether `key` has a row to read: its image did not fail, its shard was committed.
@@ -188,6 +200,15 @@ class TeacherCache:
             )
 
     @property
+    def generations(self) -> int:
+        """How many times images were added, the first build included."""
+        return len(self._log.layout.counts)
+
+    def row_numbers(self) -> npt.NDArray[np.int64]:
+        """Return the numbers of all rows, ascending; adding images may leave holes."""
+        return self._log.layout.numbers()
+
+    @property
     def paths(self) -> list[str]:
         """Every manifest path that has a row, in manifest order."""
         return self._index.paths()
@@ -196,9 +217,9 @@ class TeacherCache:
     def failures(self) -> list[Failure]:
         """Images without a readable row, and why."""
         if self.state == "sealed":
-            return [failure for failure, _ in self._sealed_failures]
-        _, plan = load_plan(self.store)
-        return self._log.failures(plan)
+            return [Failure(each.path, each.reason) for each in self._sealed_failures if each.path]
+        _, chain = load_plans(self.store)
+        return self._log.failures(chain)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_ready": set()}
@@ -211,7 +232,7 @@ class TeacherCache:
                 row = self._index.content_row(key)
         elif isinstance(key, int | np.integer):
             row = int(key)
-        return row if row is not None and 0 <= row < len(self) else None
+        return row if row is not None and row in self._log.layout else None
 
     def _failures_of(self, shard: int) -> Mapping[int, str]:
         if self.state == "building":
@@ -219,29 +240,22 @@ class TeacherCache:
         return self._failed
 
     def _check_written(self, row: int) -> None:
-        """Refuse rows that zarr-python would read as fill values without a word."""
+        """Refuse rows that hold nothing yet, and those of images that failed."""
         shard = row // self.card.shard_rows
-        if shard not in self._ready:
-            if self.state == "building" and self._log.state(shard) is not ShardState.COMPLETE:
+        if self.state == "building" and shard not in self._ready:
+            if self._log.state(shard) is not ShardState.COMPLETE:
                 raise TeacherCacheError(
                     f"row {row} of {self.store} is not written yet: shard {shard} is pending; "
                     "run the same `medalign cache build` again"
                 )
-            if wrong := self._log.wrong_size(shard):
-                raise self._damaged(row, *wrong)
             self._ready.add(shard)
         if row in (failed := self._failures_of(shard)):
             raise TeacherCacheError(
                 f"row {row} of {self.store} holds no data: its image failed: {failed[row]}"
             )
 
-    def _damaged(self, row: int, name: str, reason: str) -> TeacherCacheError:
-        return TeacherCacheError(
-            f"row {row} of {self.store}: {name} is damaged: {reason}; "
-            f"`medalign cache verify {self.store}` lists all damage"
-        )
 
-
-def _check_arrays(store: Storage, attributes: Attributes) -> None:
-    for array in row_arrays(attributes.card):
-        check_metadata(store, f"{array.name}/zarr.json", array.metadata(attributes.rows))
+def _check_arrays(store: Storage, card: CacheCard, layout: Layout) -> None:
+    for array in row_arrays(card):
+        metadata = array.metadata(layout.extent)
+        check_metadata(store, f"{array.name}/zarr.json", metadata, may_be_longer=True)
