@@ -200,18 +200,6 @@ class CommitLog:
             for shard in (range(self.shards) if shards is None else shards)
         }
 
-    def wrong_size(self, shard: int) -> tuple[str, str] | None:
-        """Return array and reason if a file of `shard` is not as long as the card makes it."""
-        rows = len(self.rows_of(shard))
-        for array in self.arrays:
-            file = array.file_of(shard)
-            if (size := self.store.size(file)) is None:
-                return array.name, f"{file} is missing"
-            if not array.may_have(size, rows):
-                wanted = array.file_bytes(rows)
-                return array.name, f"{file} has {size} bytes and should have {wanted}"
-        return None
-
     def failures(self, chain: PlanChain) -> list[Failure]:
         """List the images that failed so far, under every path that leads to them."""
         reasons: dict[int, str] = {}
