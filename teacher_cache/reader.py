@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,16 +12,18 @@ import numpy.typing as npt
 from .arrays import check_metadata, row_arrays
 from .attributes import Seal, State, load_attributes
 from .commits import CommitLog, ShardState
+from .in_flight import InFlight
 from .index import PlanIndex, RowIndex, StoredIndex
 from .layout import Layout
 from .open_files import keep_open
 from .plan_file import load_plans
 from .schema import CacheCard, Failure, TeacherCacheError
 from .shard_file import RowReader
-from .storage import Storage, open_storage
+from .storage import LocalStorage, Storage, open_storage
 from .strict import is_sha256
 
 _TINY = 1e-12
+_IN_FLIGHT = 32  # requests at once; what a row takes is nearly all waiting
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,9 +105,8 @@ class TeacherCache:
             self._unplanned = {each.path: each.reason for each in index.chain.failures}
         # a shard of a building store may be written again, so its files are not kept open
         ranges = store if seal is None else keep_open(store)
-        self._readers = {
-            array.name: RowReader(ranges, array, self._log.rows_of) for array in self._log.arrays
-        }
+        self._readers = {array.name: RowReader(ranges, array, log.rows_of) for array in log.arrays}
+        self._flight = InFlight(1 if isinstance(store, LocalStorage) else _IN_FLIGHT)
         self._ready: set[int] = set()
 
     @classmethod
@@ -164,7 +166,8 @@ class TeacherCache:
         """
         row = self.row_of(key)
         self._check_written(row)
-        arrays = {name: reader.read(row) for name, reader in self._readers.items()}
+        found = self._flight.each(lambda reader: reader.read(row), self._readers.values())
+        arrays: dict[str, Any] = dict(zip(self._readers, found, strict=True))
         height, width = arrays.pop("source_size").tolist()
         return TeacherRow(**arrays, source_size=(height, width))
 
@@ -173,12 +176,15 @@ class TeacherCache:
         numbers = [self.row_of(int(row)) for row in rows]
         for row in numbers:
             self._check_written(row)
-        arrays = {}
-        for array in self._log.arrays:
-            values = np.empty((len(numbers), *array.row_shape), array.dtype)
-            for place, row in enumerate(numbers):
-                values[place] = self._readers[array.name].read(row)
-            arrays[array.name] = values
+        arrays = {
+            name: np.empty((len(numbers), *reader.layout.row_shape), reader.layout.dtype)
+            for name, reader in self._readers.items()
+        }
+
+        def fill(name: str, place: int) -> None:
+            arrays[name][place] = self._readers[name].read(numbers[place])
+
+        self._flight.each(lambda each: fill(*each), product(arrays, range(len(numbers))))
         return TeacherBatch(**arrays)
 
     def row_of(self, key: str | int) -> int:
@@ -253,28 +259,19 @@ class TeacherCache:
         return self._failed
 
     def _check_written(self, row: int) -> None:
-        """Refuse rows that zarr-python would read as fill values without a word."""
+        """Refuse rows that hold nothing yet, and those of images that failed."""
         shard = row // self.card.shard_rows
-        if shard not in self._ready:
-            if self.state == "building" and self._log.state(shard) is not ShardState.COMPLETE:
+        if self.state == "building" and shard not in self._ready:
+            if self._log.state(shard) is not ShardState.COMPLETE:
                 raise TeacherCacheError(
                     f"row {row} of {self.store} is not written yet: shard {shard} is pending; "
                     "run the same `medalign cache build` again"
                 )
-            if wrong := self._log.wrong_size(shard):
-                raise self._damaged(row, *wrong)
             self._ready.add(shard)
         if row in (failed := self._failures_of(shard)):
             raise TeacherCacheError(
                 f"row {row} of {self.store} holds no data: its image failed: {failed[row]}"
             )
-
-    def _damaged(self, row: int, name: str, reason: str) -> TeacherCacheError:
-        return TeacherCacheError(
-            f"row {row} of {self.store}: {name} is damaged: {reason}; "
-            f"`medalign cache verify --mend {self.store}` lists all damage, and makes it pending "
-            "for the next build"
-        )
 
 
 def _check_arrays(store: Storage, card: CacheCard, layout: Layout) -> None:

@@ -24,13 +24,17 @@ FORMAT = 1
 """Version of the layout on disk; a reader of another version refuses the store."""
 FeatureChoice = Literal["last", "ln_post"]
 CacheMode = Literal["aligned", "paper"]
-CODECS = ("fp16",)
+CODECS = ("fp16", "gram")
 
 # Far above any vision tower, far below what would exhaust memory when a store lies.
 MAX_SIDE = 1024
 MAX_WIDTH = 65_536
 MAX_ROW_BYTES = 2**28
 MAX_SHARD_ROWS = 65_536
+
+# A code cannot be finer than float32 sums; a coarser one than this teaches noise.
+MIN_GRAM_ERROR = 1e-6
+MAX_GRAM_ERROR = 0.1
 
 _OPTIONS = {"shard_rows": " (--shard-rows)"}
 _NOT_NUMBERS = ("versions", "shard_rows")
@@ -135,7 +139,9 @@ class CacheCard:
         alpha: colour behind transparent pixels.
         dtype: what the expert computed in.
         interpolation: how patches were resampled.
-        codec: how features are stored.
+        codec: `fp16` stores patch features, `gram` their similarities in compact form.
+        max_gram_error: RMS error of the cosine Gram that codec `gram` may make in an image; None
+            for `fp16`.
         shard_rows: S, rows per shard; one shard is one unit of writing and resuming.
         versions: versions of the libraries that took part; not part of the identity.
     """
@@ -149,6 +155,7 @@ class CacheCard:
     dtype: str
     interpolation: str
     codec: str
+    max_gram_error: float | None = None
     shard_rows: int
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
 
@@ -159,6 +166,7 @@ class CacheCard:
             check_text(getattr(self, name), name)
         check_choice(self.mode, "mode", get_args(CacheMode))
         check_choice(self.codec, "codec", CODECS)
+        _check_gram_error(self.codec, self.max_gram_error)
         check_int(self.shard_rows, "shard_rows", 1, MAX_SHARD_ROWS)
         check_type(self.fill, "fill", tuple)
         check_int(len(self.fill), "number of fill values", 3, 3)
@@ -221,4 +229,14 @@ class CacheCard:
                 "grid": PatchGrid.parse(fields["grid"]),
                 "fill": tuple(fill) if isinstance(fill, list) else fill,
             }
+        )
+
+
+def _check_gram_error(codec: str, error: object) -> None:
+    if codec != "gram":
+        if error is not None:
+            raise TeacherCacheError(f"codec {codec} takes no max_gram_error, got {error!r:.80}")
+    elif not isinstance(error, float) or not MIN_GRAM_ERROR <= error <= MAX_GRAM_ERROR:
+        raise TeacherCacheError(
+            f"max_gram_error takes {MIN_GRAM_ERROR} to {MAX_GRAM_ERROR}, got {error!r:.80}"
         )

@@ -19,7 +19,6 @@ from .arrays import RowArray
 from .strict import DamagedError, TeacherCacheError
 
 _CRC_BYTES = 4
-_ENTRY_BYTES = 16
 _CACHED_BYTES = 2**25
 _ZSTD_HEADER = 14
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -45,27 +44,16 @@ class RowReader:
         storage: where the store lies.
         layout: name of the array, and how its files are laid out.
         rows_of: says which rows a shard holds.
-        compressed: whether a Zstandard frame stands between the values and their checksum.
     """
 
-    def __init__(
-        self,
-        storage: Ranges,
-        layout: RowArray,
-        rows_of: Callable[[int], range],
-        *,
-        compressed: bool = False,
-    ) -> None:
+    def __init__(self, storage: Ranges, layout: RowArray, rows_of: Callable[[int], range]) -> None:
         self.storage = storage
         self.layout = layout
         self.rows_of = rows_of
-        self.compressed = compressed
         self._dtype = np.dtype(layout.dtype).newbyteorder("<")
-        self._row_bytes = int(np.prod(layout.row_shape)) * self._dtype.itemsize
-        # what Zstandard makes of random bytes is longer than they are, by less than this
-        room = self._row_bytes // 128 + 512 if compressed else 0
-        self._longest = self._row_bytes + room + _CRC_BYTES
-        entry = 8 * layout.shard_rows + 256 if compressed else 256
+        self._row_bytes, self._longest = layout.row_bytes, layout.chunk_limit
+        self._compressed = layout.zstd_level is not None
+        entry = 8 * layout.shard_rows + 256 if self._compressed else 256
         self._capacity = max(16, _CACHED_BYTES // entry)
         self._ends: OrderedDict[int, Sequence[int]] = OrderedDict()
 
@@ -80,13 +68,21 @@ class RowReader:
                 or not as written, or holds what is not a finite number. Names row, array, file.
         """
         try:
-            body = self._chunk(row)[:-_CRC_BYTES]
-            if self.compressed:
-                body = _decompressed(body, self._row_bytes)
-            values = body.view(self._dtype)
-            _check_values(values)
+            return self.decode(self._chunk(row))
         except (OSError, DamagedError) as error:
             raise self._damaged(row, error) from error
+
+    def decode(self, chunk: Bytes) -> Array:
+        """Return the values of a chunk whose checksum was verified.
+
+        Raises:
+            DamagedError: it is not of one row, or holds what is not a finite number.
+        """
+        body = chunk[:-_CRC_BYTES]
+        if self._compressed:
+            body = _decompressed(body, self._row_bytes)
+        values = body.view(self._dtype)
+        _check_values(values)
         return values.reshape(self.layout.row_shape)
 
     def raw_chunk(self, row: int) -> bytes:
@@ -124,12 +120,14 @@ class RowReader:
 
     def _load_index(self, shard: int, name: str) -> Sequence[int]:
         rows = len(self.rows_of(shard))
-        size = self.storage.size(name) if self.compressed else self.layout.file_bytes(rows)
+        size = self.storage.size(name)
         if size is None:
-            raise FileNotFoundError(f"{name} is missing")
-        index = np.empty(self.layout.shard_rows * _ENTRY_BYTES + _CRC_BYTES, np.uint8)
-        if size < index.size:
-            raise DamagedError(f"it has {size} bytes, and its index alone takes {index.size}")
+            raise FileNotFoundError("it is missing")
+        if not self.layout.may_have(size, rows):
+            raise DamagedError(
+                f"it has {size} bytes and should have {self.layout.file_bytes(rows)}"
+            )
+        index = np.empty(self.layout.index_bytes, np.uint8)
         self.storage.read_into(name, size - index.size, index.data)
         _check_crc(index, "index")
         ends = self._checked_ends(index[:-_CRC_BYTES].view("<u8").reshape(-1, 2), rows)
@@ -139,13 +137,13 @@ class RowReader:
 
     def _checked_ends(self, index: npt.NDArray[np.uint64], rows: int) -> Sequence[int]:
         starts, lengths = index[:rows, 0], index[:rows, 1]
-        shortest = _CRC_BYTES + 1 if self.compressed else self._longest
+        shortest = _CRC_BYTES + 1 if self._compressed else self._longest
         if lengths.min() < shortest or lengths.max() > self._longest:
             raise DamagedError("its index holds rows that are shorter or longer than can be")
         ends = np.cumsum(lengths)
         if (starts != ends - lengths).any() or (~index[rows:]).any():
             raise DamagedError(f"its index does not hold {rows} rows, one after another")
-        if self.compressed:
+        if self._compressed:
             return array("Q", ends.astype(np.uint64).tobytes())
         return range(self._longest, rows * self._longest + 1, self._longest)
 
@@ -153,7 +151,7 @@ class RowReader:
         file = self.layout.file_of(row // self.layout.shard_rows)
         return DamagedError(
             f"row {row} of {self.storage}: {self.layout.name} is damaged: {file}: {error}; "
-            f"`medalign cache verify {self.storage}` lists all damage"
+            f"`medalign cache verify --mend {self.storage}` lists all damage and makes it pending"
         )
 
 
