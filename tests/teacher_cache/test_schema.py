@@ -106,10 +106,24 @@ def test_every_field_that_decides_numbers_changes_the_fingerprint(
     assert difference.startswith(f"{field} is ")
 
 
+def test_codec_and_error_of_the_gram_belong_together(
+    synthetic_card: Callable[..., CacheCard],
+) -> None:
+    card = synthetic_card()
+    coarse = replace(card, codec="gram", max_gram_error=1e-3)
+    fine = replace(coarse, max_gram_error=1e-5)
+    assert len({each.fingerprint() for each in (card, coarse, fine)}) == 3
+    assert CacheCard.from_json(json.loads(json.dumps(fine.to_json()))) == fine
+    for codec, error in (("fp16", 1e-3), ("gram", None), ("gram", 0.5), ("gram", float("nan"))):
+        with pytest.raises(TeacherCacheError, match="max_gram_error"):
+            replace(card, codec=codec, max_gram_error=error)
+
+
 def test_no_field_of_a_card_is_forgotten_by_the_test_above() -> None:
     assert {f.name for f in fields(CacheCard)} - set(CHANGES) == {
         "expert",
         "codec",
+        "max_gram_error",
         "shard_rows",
         "versions",
     }
