@@ -118,10 +118,11 @@ def build(
         begun = time.monotonic()
         tools = _Tools(writer, images, expert, options, workers, progress)
         encoded = _encode(tools, {shard: writer.rows_of(shard) for shard in pending}, _write)
-        if options.retry:
-            encoded += _retry(tools)
+        again = _decodable_now(tools) if options.retry else {}
+        if again:
+            encoded += _encode(tools, again, _write_again)
         seconds = time.monotonic() - begun
-    return _report(writer, asked, len(pending), encoded, seconds)
+    return _report(writer, asked, len(pending) + len(again), encoded, seconds)
 
 
 def check_folders(manifest: Path, images: Path, store: Path | str | Storage) -> None:
@@ -215,8 +216,8 @@ def _encode(tools: _Tools, wanted: Mapping[int, Sequence[int]], write: Write) ->
     return rows
 
 
-def _retry(tools: _Tools) -> int:
-    """Encode what can be decoded now of the rows that failed; return how many rows that are."""
+def _decodable_now(tools: _Tools) -> dict[int, list[int]]:
+    """Return the rows of complete shards that failed and need not fail any more, by shard."""
     writer, part = tools.writer, tools.options.part
     paths = writer.plan.path_of_rows()
     failed = {
@@ -232,7 +233,7 @@ def _retry(tools: _Tools) -> int:
     wanted = {shard: rows for shard, rows in readable.items() if rows}
     found, tried = sum(map(len, wanted.values())), sum(map(len, failed.values()))
     tools.progress.say(f"{found} of {tried} images that could not be decoded can be now")
-    return _encode(tools, wanted, _write_again) if wanted else 0
+    return wanted
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

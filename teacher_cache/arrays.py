@@ -68,9 +68,18 @@ class RowArray:
         return self.shard_rows * _INDEX_ENTRY_BYTES + _CRC_BYTES
 
     def split(self, data: bytes, rows: int) -> list[bytes]:
-        """Return the chunks of a shard file that `assemble` made; its bytes were checked."""
-        index = np.frombuffer(data[-self.index_bytes : -_CRC_BYTES], "<u8").reshape(-1, 2)
-        return [data[start : start + length] for start, length in index[:rows].tolist()]
+        """Return the chunks of a shard file, one per row, for `assemble`.
+
+        Raises:
+            DamagedError: the index or a chunk fails its checksum.
+        """
+        whole = np.frombuffer(data, np.uint8)
+        index = _checked(whole[-self.index_bytes :], "the index").view("<u8").reshape(-1, 2)
+        chunks = []
+        for place, (start, length) in enumerate(index[:rows].tolist()):
+            _checked(whole[start : start + length], f"row {place} of the shard")
+            chunks.append(data[start : start + length])
+        return chunks
 
     def metadata(self, rows: int) -> dict[str, Any]:
         """Return `zarr.json` of the array with `rows` rows."""
@@ -104,24 +113,31 @@ class RowArray:
 
     def encode(self, values: Array | Sequence[Array]) -> bytes:
         """Return the bytes of a shard file that holds `values` [R, ...]."""
-        return self.assemble([self.chunk(row) for row in values])
+        return self._shard([self._body(row) for row in values])
 
     def chunk(self, row: Array) -> bytes:
         """Return the bytes of one row on disk, with its checksum."""
-        data: memoryview | bytes = _little(row)
-        if len(data) != self.row_bytes:
-            raise ValueError(f"a row of {self.name} has {self.row_bytes} bytes, got {len(data)}")
-        if self.zstd_level is not None:
-            data = zstd.compress(data, self.zstd_level)
+        data = self._body(row)
         return b"".join((data, _crc(data)))
 
     def assemble(self, chunks: Sequence[bytes]) -> bytes:
         """Return the bytes of a shard file that holds these chunks, one per row."""
+        return self._shard([memoryview(chunk)[:-_CRC_BYTES] for chunk in chunks])
+
+    def _body(self, row: Array) -> memoryview | bytes:
+        data = _little(row)
+        if len(data) != self.row_bytes:
+            raise ValueError(f"a row of {self.name} has {self.row_bytes} bytes, got {len(data)}")
+        return data if self.zstd_level is None else bytes(zstd.compress(data, self.zstd_level))
+
+    def _shard(self, bodies: Sequence[memoryview | bytes]) -> bytes:
+        # joined at once from views: fresh memory for 75 MB costs more than hashing them
         index = np.full((self.shard_rows, 2), _ABSENT, "<u8")
-        lengths = np.array([len(chunk) for chunk in chunks], "<u8")
-        index[: len(chunks), 0] = np.cumsum(lengths) - lengths
-        index[: len(chunks), 1] = lengths
-        return b"".join((*chunks, index.tobytes(), _crc(index.tobytes())))
+        lengths = np.array([len(body) + _CRC_BYTES for body in bodies], "<u8")
+        index[: len(bodies), 0] = np.cumsum(lengths) - lengths
+        index[: len(bodies), 1] = lengths
+        parts = [part for body in bodies for part in (body, _crc(body))]
+        return b"".join((*parts, index.tobytes(), _crc(index.tobytes())))
 
 
 def row_arrays(card: CacheCard) -> tuple[RowArray, ...]:
@@ -273,7 +289,7 @@ def _crc(data: bytes | memoryview) -> bytes:
 
 def _checked(data: Array, what: str) -> Array:
     """Return bytes without the CRC-32C that ends them."""
-    if _crc(data[:-_CRC_BYTES].data) != data[-_CRC_BYTES:].tobytes():
+    if len(data) < _CRC_BYTES or _crc(data[:-_CRC_BYTES].data) != data[-_CRC_BYTES:].tobytes():
         raise DamagedError(f"{what} does not match its checksum")
     return data[:-_CRC_BYTES]
 

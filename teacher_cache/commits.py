@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -131,9 +132,12 @@ class CommitLog:
         failures: Mapping[int, str],
     ) -> None:
         """Write `files` of `shard` and then its record, each on disk before the next step."""
-        for name, data in files.items():
-            self.store.write(name, data)
-        records = {name: [len(data), sha256_bytes(data)] for name, data in files.items()}
+        with ThreadPoolExecutor(1) as aside:  # hashing and waiting for the disk take turns
+            sums = aside.map(sha256_bytes, files.values())
+            for name, data in files.items():
+                self.store.write(name, data)
+        sizes = zip(map(len, files.values()), sums, strict=True)
+        records = dict(zip(files, map(list, sizes), strict=True))
         rows = self.rows_of(shard)
         fields = self._identity(shard) | {
             "files": records,

@@ -1,6 +1,7 @@
 """Write a teacher cache one shard at a time, in any order, by any number of processes."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -174,11 +175,14 @@ class TeacherCacheWriter:
             if self._done(shard):
                 return
             stored = self._stored(self.rows_of(shard), arrays, failed)
-            files = {
-                array.file_of(shard): array.encode(stored[array.name]) for array in self._log.arrays
-            }
+            with ThreadPoolExecutor(1) as aside:  # hashing lets other threads run
+                digests = aside.submit(row_digests_of, stored)
+                files = {
+                    array.file_of(shard): array.encode(stored[array.name])
+                    for array in self._log.arrays
+                }
             if not self._done(shard):  # encoding took a while, others may have been faster
-                self._log.commit(shard, files, row_digests_of(stored), failed)
+                self._log.commit(shard, files, digests.result(), failed)
 
     def write_again(
         self,
@@ -279,8 +283,9 @@ class TeacherCacheWriter:
             raise ValueError(f"shard {shard} holds {rows}, got failures of rows {strangers}")
         good = np.array([row not in failed for row in rows])
         for name in ("features", "attention"):
-            finite = np.isfinite(arrays[name]).reshape(len(rows), -1).all(axis=1)
-            _refuse(rows, good & ~finite, f"{name} holds NaN or infinite values")
+            # row by row, so that what is computed on the way stays in the processor's cache
+            infinite = np.array([not np.isfinite(row).all() for row in arrays[name]])
+            _refuse(rows, good & infinite, f"{name} holds NaN or infinite values")
         negative = (arrays["attention"] < 0).any(axis=1)
         _refuse(rows, good & negative, "attention holds negative values")
         flat = (arrays["source_size"] < 1).any(axis=1)
