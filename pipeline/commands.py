@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .copy_commands import merge_command, subset_command
+
 if TYPE_CHECKING:
     from .experts import Expert
 
@@ -274,3 +276,7 @@ def _shards(what: str) -> Iterator[Callable[[int, int], None]]:
 
     with ConsoleProgress(unit="shards").counting(what) as told:
         yield told
+
+
+cache.command("merge")(merge_command)
+cache.command("subset")(subset_command)

@@ -82,13 +82,21 @@ class RowReader:
                 or not as written, or holds what is not a finite number. Names row, array, file.
         """
         try:
-            body = self._chunk(row)[:-_CRC_BYTES]
-            if self._compressed:
-                body = _decompressed(body, self._row_bytes)
-            values = body.view(self._dtype)
-            _check_values(values)
+            return self.decode(self._chunk(row))
         except (OSError, DamagedError) as error:
             raise self._damaged(row, error) from error
+
+    def decode(self, chunk: Bytes) -> Array:
+        """Return the values of a chunk whose checksum was verified.
+
+        Raises:
+            DamagedError: it is not of one row, or holds what is not a finite number.
+        """
+        body = chunk[:-_CRC_BYTES]
+        if self._compressed:
+            body = _decompressed(body, self._row_bytes)
+        values = body.view(self._dtype)
+        _check_values(values)
         return values.reshape(self.layout.row_shape)
 
     def raw_chunk(self, row: int) -> bytes:
