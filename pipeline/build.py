@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,18 +10,25 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..teacher_cache.audit import info, status
+from ..teacher_cache.audit import status
 from ..teacher_cache.origin import Origin, load_origin, save_origin
 from ..teacher_cache.schema import Failure, Plan
-from ..teacher_cache.storage import LocalStorage, Storage, is_leftover, open_storage
-from ..teacher_cache.writer import TeacherCacheWriter
+from ..teacher_cache.storage import Storage, open_storage
+from ..teacher_cache.writer import TeacherCacheWriter, check_claimable
 from .encode import RowBatch, Shard, encode_batches, row_batches
 from .experts import Expert
 from .geometry import mean_colour
 from .manifest import iter_records
 from .options import BuildOptions, make_card
 from .pixels import PixelsError
-from .planning import BuildError, ManifestImages, list_images, make_plan, stored_plan
+from .planning import (
+    BuildError,
+    ManifestImages,
+    list_images,
+    make_plan,
+    refuse_empty,
+    to_hash,
+)
 from .progress import NoProgress, Progress
 from .squares import Source, Square, Unreadable, View, read_squares
 from .workers import Workers
@@ -31,6 +38,7 @@ __all__ = ["BuildError", "BuildOptions", "BuildReport", "build", "check_folders"
 _IMAGES_A_TASK = 4  # amortises the queue; few enough to keep all workers busy in a small batch
 
 Item = TypeVar("Item")
+Write = Callable[[TeacherCacheWriter, Shard], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +115,7 @@ def build(
     check_folders(manifest, images, store)
     asked = list_images(manifest)
     with Workers(options.workers) as workers:
-        plan = stored_plan(store, asked.paths)
-        if plan is not None:
-            progress.say(f"{store} was begun before: its images are not hashed again")
-        else:
-            strict = options.on_error == "fail"
-            plan = make_plan(images, asked.paths, workers, progress, strict=strict)
+        plan = _plan(store, images, asked.paths, workers, options, progress)
         writer = TeacherCacheWriter.begin(store, make_card(expert, options), plan)
         if origin is not None and origin != load_origin(store):
             save_origin(store, origin)
@@ -120,9 +123,13 @@ def build(
         if there := writer.shards - len(writer.pending()):
             progress.say(f"{there} of {writer.shards} shards are there already and stay")
         begun = time.monotonic()
-        encoded = _encode(writer, pending, images, expert, options, workers, progress)
+        tools = _Tools(writer, images, expert, options, workers, progress)
+        encoded = _encode(tools, {shard: writer.rows_of(shard) for shard in pending}, _write)
+        again = _decodable_now(tools) if options.retry else {}
+        if again:
+            encoded += _encode(tools, again, _write_again)
         seconds = time.monotonic() - begun
-    return _report(writer, asked, len(pending), encoded, seconds)
+    return _report(writer, asked, len(pending) + len(again), encoded, seconds)
 
 
 def check_folders(manifest: Path, images: Path, store: Path | str | Storage) -> None:
@@ -130,77 +137,110 @@ def check_folders(manifest: Path, images: Path, store: Path | str | Storage) -> 
 
     Raises:
         ManifestError: no manifest.
-        BuildError: no image folder, or the store is something else.
+        BuildError: no image folder.
+        TeacherCacheError: the store is something else.
     """
     if not manifest.is_file():
         next(iter(iter_records(manifest)), None)  # says what is there instead
     if not images.is_dir():
         raise BuildError(f"{images}: no such image folder")
-    _refuse_stranger(open_storage(store))
+    check_claimable(open_storage(store))
 
 
-def _refuse_stranger(store: Storage) -> None:
-    """Refuse a folder of something else now, not after hours of hashing."""
-    if isinstance(store, LocalStorage) and store.folder.is_file():
-        raise BuildError(f"{store} is a file; --out takes a folder of its own")
-    if TeacherCacheWriter.load_plan(store) is None:
-        names = (name for name, _ in store.files() if not is_leftover(name))
-        stranger = next((name for name in names if not name.startswith("_commit/")), None)
-        if stranger:
-            raise BuildError(
-                f"{store} exists and is not a teacher cache (it holds {stranger}); give another "
-                "--out"
-            )
-
-
-def _encode(
-    writer: TeacherCacheWriter,
-    pending: Sequence[int],
+def _plan(
+    store: Storage,
     images: Path,
-    expert: Expert,
-    options: BuildOptions,
+    paths: Sequence[str],
     workers: Workers,
+    options: BuildOptions,
     progress: Progress,
-) -> int:
-    """Write the pending shards; return how many rows they have."""
-    paths = _path_of_row(writer.plan)
-    view = View(
-        root=images,
-        geometry=options.expert_geometry,
-        size=expert.card.image_size,
-        fill=mean_colour(),
-        alpha=options.alpha,
-        grid=options.grid,
+) -> Plan:
+    strict = options.on_error == "fail"
+    known = TeacherCacheWriter.load_plan(store)
+    if known is None:
+        plan = make_plan(images, paths, workers, progress, strict=strict)
+        refuse_empty(images, plan)
+        return plan
+    unknown = to_hash(store, known, paths, rehash=options.rehash)
+    progress.say(
+        f"{store} knows {sum(path in known.paths for path in paths)} of {len(paths)} images; "
+        f"{len(unknown) or 'none'} to hash"
     )
+    return make_plan(images, unknown, workers, progress, strict=strict, known=known.paths)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    """What encoding takes, whichever rows it is for."""
+
+    writer: TeacherCacheWriter
+    images: Path
+    expert: Expert
+    options: BuildOptions
+    workers: Workers
+    progress: Progress
+
+    def read(self, rows: Iterable[int], paths: Mapping[int, str]) -> Iterator[Square | Unreadable]:
+        """Decode the images of `rows` in the worker processes, in order."""
+        options = self.options
+        view = View(
+            root=self.images,
+            geometry=options.expert_geometry,
+            size=self.expert.card.image_size,
+            fill=mean_colour(),
+            alpha=options.alpha,
+            grid=options.grid,
+        )
+        plan = self.writer.plan
+        sources = (Source(paths.get(row, ""), plan.content_of(row)) for row in rows)
+        # Two batches of decoded images wait at most, and what the workers have in hand.
+        ahead = 2 * options.batch_size // _IMAGES_A_TASK + 2 * self.workers.count
+        tasks = _chunks(sources, _IMAGES_A_TASK)
+        found = self.workers.map(partial(read_squares, view), tasks, ahead)
+        return itertools.chain.from_iterable(found)
+
+
+def _encode(tools: _Tools, wanted: Mapping[int, Sequence[int]], write: Write) -> int:
+    """Encode rows by shard and write them; return how many they are."""
+    options, plan = tools.options, tools.writer.plan
+    paths = plan.path_of_rows()
     batches = [
         batch
-        for shard in pending
-        for batch in row_batches(shard, writer.rows_of(shard), paths, options.batch_size)
+        for shard, rows in wanted.items()
+        for batch in row_batches(shard, rows, paths, options.batch_size)
     ]
-    rows = sum(len(batch.rows) for batch in batches)
-    sources = (Source(paths[row], writer.plan.content[row]) for b in batches for row in b.rows)
-    # Two batches of decoded images wait at most, and what the workers have in hand.
-    ahead = 2 * options.batch_size // _IMAGES_A_TASK + 2 * workers.count
-    tasks = _chunks(sources, _IMAGES_A_TASK)
-    found = workers.map(partial(read_squares, view), tasks, ahead)
-    squares: Iterator[Square | Unreadable] = itertools.chain.from_iterable(found)
+    rows = sum(len(batch.paths) for batch in batches)
+    squares = tools.read((row for batch in batches for row in batch.rows), paths)
     if options.on_error == "fail":
         squares = _refuse_unreadable(squares, batches)
-    whole = len(writer.plan.content) if options.part.count == 1 else rows
-    with progress.stage("encoding", total=whole, done=whole - rows), _writing(writer) as write:
-        for batch, shard in encode_batches(expert, options.grid, batches, squares):
+    whole = plan.layout.rows if options.part.count == 1 else rows
+    stage = tools.progress.stage("encoding", total=whole, done=whole - rows)
+    with stage, _writing(partial(write, tools.writer)) as hand_over:
+        for batch, shard in encode_batches(tools.expert, options.grid, batches, squares):
             if shard is not None:
-                write(shard)
-            progress.advance(len(batch.rows))
+                hand_over(shard)
+            tools.progress.advance(len(batch.paths))
     return rows
 
 
-def _path_of_row(plan: Plan) -> list[str]:
-    """Return one manifest path for each row: the first that holds its content."""
-    paths = [""] * len(plan.content)
-    for path, row in plan.paths.items():
-        paths[row] = paths[row] or path
-    return paths
+def _decodable_now(tools: _Tools) -> dict[int, list[int]]:
+    """Return the rows of complete shards that failed and need not fail any more, by shard."""
+    writer, part = tools.writer, tools.options.part
+    paths = writer.plan.path_of_rows()
+    failed = {
+        shard: [row for row in rows if row in paths]
+        for shard, rows in writer.failed_rows().items()
+        if shard % part.count == part.index - 1
+    }
+    squares = tools.read(itertools.chain.from_iterable(failed.values()), paths)
+    readable = {
+        shard: [row for row in rows if isinstance(next(squares), Square)]
+        for shard, rows in failed.items()
+    }
+    wanted = {shard: rows for shard, rows in readable.items() if rows}
+    found, tried = sum(map(len, wanted.values())), sum(map(len, failed.values()))
+    tools.progress.say(f"{found} of {tried} images that could not be decoded can be now")
+    return wanted
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -220,7 +260,7 @@ def _refuse_unreadable(
 
 
 @contextmanager
-def _writing(writer: TeacherCacheWriter) -> Iterator[Callable[[Shard], None]]:
+def _writing(write: Callable[[Shard], None]) -> Iterator[Callable[[Shard], None]]:
     """Write shards in a thread while the next is computed; one is written, none waits.
 
     However the block ends, a shard that was handed over is written to its end.
@@ -228,23 +268,23 @@ def _writing(writer: TeacherCacheWriter) -> Iterator[Callable[[Shard], None]]:
     last: Future[None] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="shard-writer") as thread:
 
-        def write(shard: Shard) -> None:
+        def hand_over(shard: Shard) -> None:
             nonlocal last
             if last is not None:
                 last.result()  # bounds the memory, and tells of a full disk
-            last = thread.submit(
-                writer.write,
-                shard.index,
-                features=shard.features,
-                attention=shard.attention,
-                valid=shard.valid,
-                source_size=shard.source_size,
-                failures=shard.failures,
-            )
+            last = thread.submit(write, shard)
 
-        yield write
+        yield hand_over
         if last is not None:
             last.result()
+
+
+def _write(writer: TeacherCacheWriter, shard: Shard) -> None:
+    writer.write(shard.index, **shard.arrays(), failures=shard.failures)
+
+
+def _write_again(writer: TeacherCacheWriter, shard: Shard) -> None:
+    writer.write_again(shard.index, shard.rows, **shard.arrays(), failures=shard.failures)
 
 
 def _report(
@@ -265,5 +305,5 @@ def _report(
         encoded=encoded,
         seconds=seconds,
         sealed=writer.sealed,
-        size_bytes=info(writer.store)["size_bytes"],
+        size_bytes=sum(size for _, size in writer.store.files()),
     )

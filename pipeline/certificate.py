@@ -258,7 +258,7 @@ def _tolerance(cache: TeacherCache, dtype: str) -> Tolerance:
 
 def _draw(cache: TeacherCache, count: int, seed: int) -> list[int]:
     """Draw rows that hold data, without repeats."""
-    order = np.random.default_rng(seed).permutation(len(cache)).tolist()
+    order = np.random.default_rng(seed).permutation(cache.row_numbers()).tolist()
     drawn = list(itertools.islice((row for row in order if row in cache), count))
     if not drawn:
         raise CertificateError(

@@ -79,8 +79,17 @@ def build_command(
     on_error: Annotated[
         Literal["skip", "fail"], typer.Option(help="What an unreadable image does.")
     ] = "skip",
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Look for known images whose bytes changed.")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Decode images again that could not be decoded.")
+    ] = False,
 ) -> None:
-    """Fill a cache; run the same command again to go on after any interruption."""
+    """Fill a cache; run the same command again to go on after any interruption.
+
+    Images that a cache does not know yet are added to it, and nothing that is there is moved.
+    """
     origin = retyped(context)
     command = quoted(origin.command)
     with _resumable(out, command):
@@ -108,6 +117,8 @@ def build_command(
             workers=default_workers() if workers is None else workers,
             part=Part.parse(part) if part else Part.from_environment(os.environ),
             on_error=on_error,
+            rehash=rehash,
+            retry=retry,
         )
         progress = ConsoleProgress()
         if options.part.source:

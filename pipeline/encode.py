@@ -1,9 +1,9 @@
 """From squares to shards: the expert runs batch by batch, shard by shard, in row order."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,23 +25,29 @@ class RowBatch:
 
     Attributes:
         shard: the shard that the rows belong to.
-        shard_rows: all rows of that shard.
-        rows: the rows of this batch.
-        paths: one manifest path per row.
+        shard_rows: all rows of that shard that are encoded.
+        first: place of the batch's first row among them.
+        paths: one manifest path per row; empty where none leads to it.
     """
 
     shard: int
-    shard_rows: range
-    rows: range
+    shard_rows: Sequence[int]
+    first: int
     paths: Sequence[str]
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """The rows of this batch."""
+        return self.shard_rows[self.first : self.first + len(self.paths)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """All rows of one shard, as the writer takes them.
+    """Rows of one shard, as the writer takes them.
 
     Attributes:
         index: which shard.
+        rows: their numbers; all of the shard, unless only some are written again.
         features: float16 [R, N, b].
         attention: float32 [R, N].
         valid: bool [R, N].
@@ -50,6 +56,7 @@ class Shard:
     """
 
     index: int
+    rows: Sequence[int]
     features: NDArray[np.float16]
     attention: NDArray[np.float32]
     valid: NDArray[np.bool_]
@@ -57,15 +64,22 @@ class Shard:
     failures: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, index: int, rows: int, patches: int, width: int) -> Self:
-        """Return a shard of `rows` rows to be filled."""
+    def empty(cls, index: int, rows: Sequence[int], patches: int, width: int) -> Self:
+        """Return a shard to be filled with `rows`."""
+        count = len(rows)
         return cls(
             index=index,
-            features=np.zeros((rows, patches, width), np.float16),
-            attention=np.zeros((rows, patches), np.float32),
-            valid=np.zeros((rows, patches), np.bool_),
-            source_size=np.zeros((rows, 2), np.int32),
+            rows=rows,
+            features=np.zeros((count, patches, width), np.float16),
+            attention=np.zeros((count, patches), np.float32),
+            valid=np.zeros((count, patches), np.bool_),
+            source_size=np.zeros((count, 2), np.int32),
         )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by the names they are stored under."""
+        names = ("features", "attention", "valid", "source_size")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +95,13 @@ class _Launched:
     attention: Tensor
 
 
-def row_batches(shard: int, rows: range, paths: Sequence[str], size: int) -> Iterator[RowBatch]:
-    """Cut a shard into batches of at most `size` rows; `paths` are those of all rows, by row."""
-    for start in range(rows.start, rows.stop, size):
-        part = range(start, min(start + size, rows.stop))
-        yield RowBatch(shard, rows, part, paths[part.start : part.stop])
+def row_batches(
+    shard: int, rows: Sequence[int], paths: Mapping[int, str], size: int
+) -> Iterator[RowBatch]:
+    """Cut rows of a shard into batches of at most `size`; `paths` are those of rows by number."""
+    for first in range(0, len(rows), size):
+        named = [paths.get(row, "") for row in rows[first : first + size]]
+        yield RowBatch(shard, rows, first, named)
 
 
 def encode_batches(
@@ -109,9 +125,9 @@ def encode_batches(
     for done in _one_behind(_launch(expert, grid, batch, squares) for batch in batches):
         rows = done.batch.shard_rows
         if shard is None:
-            shard = Shard.empty(done.batch.shard, len(rows), grid.size, expert.card.width)
+            shard = Shard.empty(done.batch.shard, rows, grid.size, expert.card.width)
         _fill(shard, done)
-        whole = done.batch.rows.stop == rows.stop
+        whole = done.batch.first + len(done.batch.paths) == len(rows)
         yield done.batch, shard if whole else None
         shard = None if whole else shard
 
@@ -149,7 +165,7 @@ def look(
 def _launch(
     expert: Expert, grid: PatchGrid, batch: RowBatch, squares: Iterator[Square | Unreadable]
 ) -> _Launched:
-    found = list(itertools.islice(squares, len(batch.rows)))
+    found = list(itertools.islice(squares, len(batch.paths)))
     readable = [square.rgb for square in found if isinstance(square, Square)]
     if not readable:
         empty = torch.zeros(0, grid.size)
@@ -164,15 +180,14 @@ def _fill(shard: Shard, done: _Launched) -> None:
     finite = np.isfinite(patches).all(axis=(1, 2)) & np.isfinite(attention).all(axis=1)
     results = zip(patches, attention, finite, strict=True)
     broken = []
-    first = done.batch.shard_rows.start
-    for row, path, square in zip(done.batch.rows, done.batch.paths, done.squares, strict=True):
+    images = zip(done.batch.rows, done.batch.paths, done.squares, strict=True)
+    for at, (row, path, square) in enumerate(images, done.batch.first):
         if isinstance(square, Unreadable):
             shard.failures[row] = square.reason
             continue
         features, probabilities, good = next(results)
         if not good:
             broken.append(path)
-        at = row - first
         shard.features[at], shard.attention[at] = features, probabilities
         shard.valid[at], shard.source_size[at] = square.valid, square.source_size
     if broken:

@@ -34,6 +34,8 @@ class BuildOptions:
         workers: processes that decode; 0 decodes in this process.
         part: which share of the shards to build.
         on_error: `skip` lists unreadable images, `fail` stops at the first.
+        rehash: read every image of the store again, to find those whose bytes changed.
+        retry: try images again that could not be decoded, now that a decoder is installed.
     """
 
     grid: PatchGrid = STUDENT_GRID
@@ -45,6 +47,8 @@ class BuildOptions:
     workers: int = field(default_factory=default_workers)
     part: Part = WHOLE
     on_error: Literal["skip", "fail"] = "skip"
+    rehash: bool = False
+    retry: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("shard_rows", 1), ("batch_size", 1), ("workers", 0)):

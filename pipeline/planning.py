@@ -1,14 +1,15 @@
-"""Which image becomes which row: hash the manifest's images, or take an earlier build's plan."""
+"""Which image becomes which row: hash the images that a cache does not know yet."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..teacher_cache.audit import status
+from ..teacher_cache.chain import PlanChain
 from ..teacher_cache.schema import Failure, Plan
 from ..teacher_cache.storage import Storage
-from ..teacher_cache.writer import TeacherCacheWriter
 from .manifest import ManifestError, read_manifest
 from .pixels import PixelsError
 from .progress import Progress
@@ -16,7 +17,6 @@ from .squares import Unreadable, hash_files
 from .workers import Workers
 
 _FILES_A_TASK = 16
-_SHOWN = 3
 
 
 class BuildError(ValueError):
@@ -55,32 +55,34 @@ def list_images(manifest: Path) -> ManifestImages:
     return ManifestImages(len(records), text_only, paths)
 
 
-def stored_plan(store: Path | str | Storage, paths: Sequence[str]) -> Plan | None:
-    """Return the plan that an earlier build left at `store`, if it is of these images.
+def to_hash(store: Storage, known: PlanChain, paths: Sequence[str], *, rehash: bool) -> list[str]:
+    """Return the paths whose files have to be read before the store can take them.
 
-    Raises:
-        BuildError: the store holds something else, or was planned for other images.
-        TeacherCacheError: the plan is damaged.
+    Those are images that the store does not know, and those that failed: perhaps they were
+    restored meanwhile.
+
+    Args:
+        store: the cache.
+        known: what was planned for it up to now.
+        paths: distinct manifest paths.
+        rehash: read known images too, in case their bytes changed.
     """
-    plan = TeacherCacheWriter.load_plan(store)
-    if plan is None:
-        return None
-    planned = {*plan.paths, *(failure.path for failure in plan.failures)}
-    added, gone = [path for path in paths if path not in planned], planned - set(paths)
-    if added or gone:
-        examples = ", ".join([*added, *sorted(gone)][:_SHOWN])
-        raise BuildError(
-            f"{store} was begun for another list of images: {len(added)} are new in this "
-            f"manifest, {len(gone)} are gone (for example {examples}); give another --out, or "
-            "the manifest that it was begun with"
-        )
-    return plan
+    if rehash:
+        return list(paths)
+    failed = {failure.path for failure in status(store).failures}
+    return [path for path in paths if path not in known.paths or path in failed]
 
 
 def make_plan(
-    root: Path, paths: Sequence[str], workers: Workers, progress: Progress, *, strict: bool
+    root: Path,
+    paths: Sequence[str],
+    workers: Workers,
+    progress: Progress,
+    *,
+    strict: bool,
+    known: Container[str] = (),
 ) -> Plan:
-    """Hash every image and give each distinct content a row, in order of first appearance.
+    """Hash images and plan a row for each distinct content, in order of first appearance.
 
     Args:
         root: folder that the paths are relative to.
@@ -88,11 +90,13 @@ def make_plan(
         workers: processes that read the files.
         progress: told of every file.
         strict: stop at the first file that cannot be read.
+        known: paths that have a row already; it stays if their file cannot be read now.
 
     Raises:
         PixelsError: with `strict`, a file cannot be read.
-        BuildError: not one of them can be read.
     """
+    if not paths:
+        return Plan(content=(), paths={})
     rows: dict[str, int] = {}
     path_rows: dict[str, int] = {}
     failures: list[Failure] = []
@@ -108,10 +112,21 @@ def make_plan(
             else:
                 failures.append(Failure(path, digest.reason))
             progress.advance(1)
-    if not rows:
-        first = f"{failures[0].path}: {failures[0].reason}"
+    if gone := [failure.path for failure in failures if failure.path in known]:
+        progress.say(f"{len(gone)} known images cannot be read now, {gone[0]} first; rows stay")
+    lost = tuple(failure for failure in failures if failure.path not in known)
+    return Plan(content=tuple(rows), paths=path_rows, failures=lost)
+
+
+def refuse_empty(root: Path, plan: Plan) -> None:
+    """Refuse to begin a cache with no image that can be read.
+
+    Raises:
+        BuildError: says how many were tried, and why the first failed.
+    """
+    if not plan.content:
+        first = f"{plan.failures[0].path}: {plan.failures[0].reason}"
         raise BuildError(
-            f"none of the {len(paths)} images can be read under {root} (the first: {first}); "
-            "is --images the folder that the manifest's paths are relative to"
+            f"none of the {len(plan.failures)} images can be read under {root} (the first: "
+            f"{first}); is --images the folder that the manifest's paths are relative to"
         )
-    return Plan(content=tuple(rows), paths=path_rows, failures=tuple(failures))

@@ -41,7 +41,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One row's image file: its manifest path and the SHA-256 (hex) it had when planned."""
+    """One row's image file: its manifest path, if any, and the SHA-256 (hex) when planned."""
 
     path: str
     sha256: str
@@ -90,6 +90,8 @@ def _hash_file(root: Path, path: str) -> str | Unreadable:
 
 
 def _read_square(view: View, source: Source) -> Square | Unreadable:
+    if not source.path:
+        return Unreadable("no path leads to this image any more")
     try:
         image = read_image(resolve_image(view.root, source.path), alpha=view.alpha)
     except PixelsError as error:

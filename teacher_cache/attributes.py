@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from .arrays import group_metadata, metadata_bytes
-from .plan import MAX_ROWS
+from .layout import MAX_ROWS, Layout
 from .plan_file import FOLDER, check_format, has_plan
-from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
+from .schema import FORMAT, CacheCard, TeacherCacheError
 from .storage import Storage, read_json
 from .strict import (
     DamagedError,
@@ -24,11 +24,36 @@ from .strict import (
 )
 
 State = Literal["building", "sealed"]
-_FILE = "zarr.json"
-_FILE_BYTES = 2**28
-_BUILDING = ("format", "state", "card", "fingerprint", "rows")
-_SEALED = ("paths", "text_bytes", "failures", "content_hash", "plan", "records", "tables")
+ROOT = "zarr.json"
+_ROOT_BYTES = 2**28
+_BUILDING = ("format", "state", "card", "fingerprint")
+_SEALED = (
+    "generations",
+    "rows",
+    "paths",
+    "text_bytes",
+    "failures",
+    "content_hash",
+    "plans",
+    "records",
+    "tables",
+)
 _OPTIONAL = ("certificate",)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedFailure:
+    """An image without a readable row.
+
+    Attributes:
+        path: in the manifest; None where no path leads to the row any more.
+        reason: why.
+        row: whose image could not be decoded; None if it could not even be read for hashing.
+    """
+
+    path: str | None
+    reason: str
+    row: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,24 +61,47 @@ class Seal:
     """What is only known once every shard was checked.
 
     Attributes:
+        layout: the generations and rows that were there.
         paths: number of manifest paths that have a row.
         text_bytes: bytes of those paths together, as UTF-8.
-        failures: images without a readable row, with that row if they have one.
+        failures: images without a readable row.
         content_hash: identity of what the cache holds.
-        plan: SHA-256 (hex) of the plan file.
+        plans: SHA-256 (hex) of each generation's plan file.
         records: SHA-256 (hex) over all commit records.
         tables: name of an index array -> SHA-256 (hex) of its values.
         certificate: what recomputing rows with the expert showed; None if that was not done.
     """
 
+    layout: Layout
     paths: int
     text_bytes: int
-    failures: tuple[tuple[Failure, int | None], ...]
+    failures: tuple[SealedFailure, ...]
     content_hash: str
-    plan: str
+    plans: tuple[str, ...]
     records: str
     tables: Mapping[str, str] = field(hash=False)
     certificate: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    @property
+    def generations(self) -> int:
+        """Number of generations that are sealed."""
+        return len(self.plans)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        certificate = {} if self.certificate is None else {"certificate": dict(self.certificate)}
+        return {
+            "generations": list(self.layout.counts),
+            "rows": self.layout.rows,
+            "paths": self.paths,
+            "text_bytes": self.text_bytes,
+            "failures": [[failed.path, failed.reason, failed.row] for failed in self.failures],
+            "content_hash": self.content_hash,
+            "plans": list(self.plans),
+            "records": self.records,
+            "tables": dict(self.tables),
+            **certificate,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,18 +109,12 @@ class Attributes:
     """The attribute in full; `seal` is None while the store is building."""
 
     card: CacheCard
-    rows: int
     seal: Seal | None = None
 
     @property
     def state(self) -> State:
         """`sealed` once the seal is set."""
         return "building" if self.seal is None else "sealed"
-
-    @property
-    def shards(self) -> int:
-        """Number of shards, the last of which may be short."""
-        return -(-self.rows // self.card.shard_rows)
 
 
 def save_attributes(store: Storage, attributes: Attributes, *, replace: bool) -> None:
@@ -82,18 +124,14 @@ def save_attributes(store: Storage, attributes: Attributes, *, replace: bool) ->
         "state": attributes.state,
         "card": attributes.card.to_json(),
         "fingerprint": attributes.card.fingerprint(),
-        "rows": attributes.rows,
     }
-    if (seal := attributes.seal) is not None:
-        fields |= {name: getattr(seal, name) for name in _SEALED}
-        fields["failures"] = [[fail.path, fail.reason, row] for fail, row in seal.failures]
-        fields["tables"] = dict(seal.tables)
-        fields |= {} if seal.certificate is None else {"certificate": dict(seal.certificate)}
+    if attributes.seal is not None:
+        fields |= attributes.seal.to_json()
     data = metadata_bytes(group_metadata({"medalign": with_digest(fields)}))
     if replace:
-        store.write(_FILE, data)
-    else:
-        store.publish(_FILE, data)
+        store.write(ROOT, data)
+    elif store.size(ROOT) is None:  # a store with nothing to do may be read-only
+        store.publish(ROOT, data)
 
 
 def load_attributes(store: Storage) -> Attributes | None:
@@ -104,13 +142,13 @@ def load_attributes(store: Storage) -> Attributes | None:
     """
     if not store.exists():
         raise TeacherCacheError(f"{store} does not exist; `medalign cache build` makes a cache")
-    where = f"{store}/{_FILE}"
-    if store.size(_FILE) is None:
+    where = f"{store}/{ROOT}"
+    if store.size(ROOT) is None:
         if has_plan(store):
             return None
-        raise TeacherCacheError(f"{store} is not a teacher cache: it has no {_FILE}")
+        raise TeacherCacheError(f"{store} is not a teacher cache: it has no {ROOT}")
     try:
-        found = _medalign_of(read_json(store, _FILE, _FILE_BYTES), store)
+        found = _medalign_of(read_json(store, ROOT, _ROOT_BYTES), store)
         check_format(found, where)  # first: another version may digest in another way
         fields = without_digest(found, f"{where}: attribute medalign")
     except DamagedError as error:
@@ -132,9 +170,8 @@ def _attributes_from(found: dict[str, Any], where: str) -> Attributes:
         card = CacheCard.from_json(fields["card"])
         if fields["fingerprint"] != card.fingerprint():
             raise TeacherCacheError("fingerprint does not fit the card")
-        check_int(fields["rows"], "rows", 1, MAX_ROWS)
-        seal = _seal_from(fields) if sealed else None
-    return Attributes(card=card, rows=fields["rows"], seal=seal)
+        seal = _seal_from(fields, card.shard_rows) if sealed else None
+    return Attributes(card=card, seal=seal)
 
 
 def _medalign_of(root: object, store: Storage) -> Mapping[str, Any]:
@@ -142,43 +179,52 @@ def _medalign_of(root: object, store: Storage) -> Mapping[str, Any]:
     attributes = fields.get("attributes")
     kind = (fields.get("zarr_format"), fields.get("node_type"))
     if kind == (3, "group") and isinstance(attributes, dict) and "medalign" in attributes:
-        return check_mapping(attributes["medalign"], f"{store}/{_FILE}: attribute medalign")
+        return check_mapping(attributes["medalign"], f"{store}/{ROOT}: attribute medalign")
     if next(store.files(FOLDER), None):
-        raise DamagedError(f"{store}/{_FILE} is damaged: no group with attribute medalign")
+        raise DamagedError(f"{store}/{ROOT} is damaged: no group with attribute medalign")
     raise TeacherCacheError(f"{store} is a Zarr store but not a teacher cache")
 
 
-def _seal_from(fields: Mapping[str, Any]) -> Seal:
-    rows = fields["rows"]
-    for name in ("content_hash", "plan", "records"):
+def _seal_from(fields: Mapping[str, Any], shard_rows: int) -> Seal:
+    for name in ("generations", "plans", "failures"):
+        check_type(fields[name], name, list)
+    layout = Layout(shard_rows, tuple(fields["generations"]))
+    check_int(fields["rows"], "rows", layout.rows, layout.rows)
+    check_int(len(fields["plans"]), "number of plans", len(layout.counts), len(layout.counts))
+    for name in ("content_hash", "records"):
         check_sha256(fields[name], name)
+    for digest in fields["plans"]:
+        check_sha256(digest, "plans")
     tables = check_mapping(fields["tables"], "tables")
     for name, digest in tables.items():
         check_sha256(digest, f"tables: {name}")
-    check_int(fields["paths"], "paths", rows, MAX_ROWS)
+    check_int(fields["paths"], "paths", 1, MAX_ROWS)
     check_int(fields["text_bytes"], "text_bytes", fields["paths"], 2**40)
     certificate = fields.get("certificate")
     if certificate is not None:
         check_mapping(certificate, "certificate")
-    check_type(fields["failures"], "failures", list)
     return Seal(
+        layout=layout,
         paths=fields["paths"],
         text_bytes=fields["text_bytes"],
-        failures=tuple(_failure(item, rows) for item in fields["failures"]),
+        failures=tuple(_failure(item, layout) for item in fields["failures"]),
         content_hash=fields["content_hash"],
-        plan=fields["plan"],
+        plans=tuple(fields["plans"]),
         records=fields["records"],
         tables=tables,
         certificate=certificate,
     )
 
 
-def _failure(item: object, rows: int) -> tuple[Failure, int | None]:
+def _failure(item: object, layout: Layout) -> SealedFailure:
     if not isinstance(item, list) or len(item) != 3:
         raise TeacherCacheError(f"failures take path, reason and row, got {item!r:.80}")
     path, reason, row = item
-    check_text(path, "failures: path")
+    if path is not None or row is None:
+        check_text(path, "failures: path")
     check_text(reason, "failures: reason", empty=True)
     if row is not None:
-        check_int(row, "failures: row", 0, rows - 1)
-    return Failure(path, reason), row
+        check_int(row, "failures: row", 0, layout.extent - 1)
+        if row not in layout:
+            raise TeacherCacheError(f"failures: there is no row {row}")
+    return SealedFailure(path, reason, row)

@@ -3,16 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .arrays import check_metadata, row_arrays
-from .attributes import Attributes, Seal, State, load_attributes
-from .commits import CommitLog, ShardState, records_digest
+from .attributes import Seal, load_attributes
+from .chain import PlanChain
+from .commits import CommitLog, RecordSums, ShardState
 from .index import StoredIndex
-from .plan_file import FOLDER, PLAN, load_plan, plan_digest
-from .schema import FORMAT, Failure, TeacherCacheError
+from .layout import Layout
+from .plan_file import FOLDER, has_newer_plan, load_plans, plan_digest, plan_name
+from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
+from .seal import Certify as Certify
 from .seal import Progress as Progress
 from .seal import SealReport as SealReport
+from .seal import hash_of_rows, listed_failures
 from .seal import reopen as reopen
 from .seal import seal as seal
 from .storage import Storage, open_storage
@@ -34,6 +38,8 @@ class CacheStatus:
     """How far a store is.
 
     Attributes:
+        state: `growing` is sealed, with images added that the next seal will cover.
+        generations: how many times images were added, the first build included.
         rows: distinct image contents that were planned.
         rows_written: rows of complete shards, failed ones included.
         rows_failed: rows of complete shards whose image could not be decoded.
@@ -46,7 +52,8 @@ class CacheStatus:
     """
 
     store: Storage
-    state: State
+    state: Literal["building", "sealed", "growing"]
+    generations: int
     rows: int
     rows_written: int
     rows_failed: int
@@ -66,6 +73,7 @@ class CacheStatus:
         return {
             "store": str(self.store),
             "state": self.state,
+            "generations": self.generations,
             "rows": self.rows,
             "rows_written": self.rows_written,
             "rows_failed": self.rows_failed,
@@ -78,63 +86,76 @@ class CacheStatus:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is at a store: its seal if it has one, its plans unless they need not be read."""
+
+    card: CacheCard
+    log: CommitLog
+    seal: Seal | None
+    chain: PlanChain | None
+
+    @property
+    def state(self) -> Literal["building", "sealed", "growing"]:
+        if self.seal is None:
+            return "building"
+        return "sealed" if self.chain is None else "growing"
+
+    @property
+    def never_read(self) -> int:
+        if self.chain is not None:
+            return len(self.chain.failures)
+        return sum(each.row is None for each in self.seal.failures) if self.seal else 0
+
+
 def status(store: Path | str | Storage) -> CacheStatus:
     """Judge every shard by its record and the sizes of its files; cheap, reads no data.
 
     Raises:
         TeacherCacheError: missing, something else, or its card or plan is damaged.
     """
-    store = open_storage(store)
-    attributes = load_attributes(store)
-    if attributes is not None and attributes.seal is not None:
-        log = CommitLog(store, attributes.card, attributes.rows)
-        failures = [failure for failure, _ in attributes.seal.failures]
-        never_read = sum(row is None for _, row in attributes.seal.failures)
-    else:
-        card, plan = load_plan(store)
-        log = CommitLog(store, card, len(plan.content))
-        failures = log.failures(plan)
-        never_read = len(plan.failures)
-    states = [log.state(shard) for shard in range(log.shards)]
-    complete = [shard for shard, state in enumerate(states) if state is ShardState.COMPLETE]
+    return _status(_find(open_storage(store)))
+
+
+def _status(found: _Found) -> CacheStatus:
+    log = found.log
+    states = log.states()
+    complete = [shard for shard, state in states.items() if state is ShardState.COMPLETE]
+    failures = log.failures(found.chain) if found.chain else listed_failures(found.seal)
     return CacheStatus(
-        store=store,
-        state=attributes.state if attributes is not None else "building",
-        rows=log.rows,
+        store=log.store,
+        state=found.state,
+        generations=len(log.layout.counts),
+        rows=log.layout.rows,
         rows_written=sum(len(log.rows_of(shard)) for shard in complete),
         rows_failed=sum(len(log.record(shard).failures) for shard in complete),
         shards=log.shards,
-        pending=tuple(k for k, state in enumerate(states) if state is ShardState.PENDING),
-        damaged=tuple(k for k, state in enumerate(states) if state is ShardState.DAMAGED),
+        pending=tuple(k for k, state in states.items() if state is ShardState.PENDING),
+        damaged=tuple(k for k, state in states.items() if state is ShardState.DAMAGED),
         failures=tuple(failures),
-        never_read=never_read,
+        never_read=found.never_read,
     )
 
 
 def verify(store: Path | str | Storage, progress: Progress | None = None) -> list[Damage]:
     """Read every byte of a store and list what is not as written; an empty list is a sound store.
 
-    Of a store that is still building, only committed shards are read.
+    Of shards that no seal covers, only committed ones are read.
 
     Raises:
         TeacherCacheError: missing, something else, or damaged in its root `zarr.json`.
     """
     store = open_storage(store)
     attributes = load_attributes(store)
-    if attributes is None:
-        card, plan = load_plan(store)
-        attributes = Attributes(card=card, rows=len(plan.content))
-    log = CommitLog(store, attributes.card, attributes.rows)
-    damages = [*_plan_damages(store, attributes.seal), *_metadata_damages(store, attributes)]
-    for shard in range(log.shards):
-        if attributes.seal is not None or log.state(shard) is not ShardState.PENDING:
-            damages += [Damage(file, reason) for file, reason in log.damages(shard)]
-        if progress is not None:
-            progress(shard + 1, log.shards)
-    if attributes.seal is not None:
-        damages += _index_damages(StoredIndex(store, attributes.rows, attributes.seal))
-        damages += _record_damages(log, attributes.seal.records, known=bool(damages))
-    return damages
+    if attributes is not None and attributes.seal is not None:
+        return _verify_sealed(store, attributes.card, attributes.seal, progress)
+    try:
+        card, chain = load_plans(store)
+    except TeacherCacheError as error:
+        return [Damage(FOLDER, str(error))]
+    log = CommitLog.of_chain(store, card, chain)
+    metadata = _metadata_damages(store, card, chain.layout)
+    return [*metadata, *_shard_damages(log, 0, progress)]
 
 
 def info(store: Path | str | Storage) -> dict[str, Any]:
@@ -144,37 +165,70 @@ def info(store: Path | str | Storage) -> dict[str, Any]:
         TeacherCacheError: missing, something else, or its card or plan is damaged.
     """
     store = open_storage(store)
-    attributes = load_attributes(store)
-    now = status(store)
-    card = attributes.card if attributes is not None else load_plan(store)[0]
-    found = attributes.seal if attributes is not None else None
+    found = _find(store)
+    sealed = found.seal
     return {
-        **now.to_json(),
+        **_status(found).to_json(),
         "format": FORMAT,
-        "card": card.to_json(),
-        "fingerprint": card.fingerprint(),
-        "paths": found.paths if found else None,
-        "content_hash": found.content_hash if found else None,
-        "certificate": dict(found.certificate) if found and found.certificate else None,
+        "card": found.card.to_json(),
+        "fingerprint": found.card.fingerprint(),
+        "paths": sealed.paths if sealed else None,
+        "content_hash": sealed.content_hash if sealed else None,
+        "certificate": dict(sealed.certificate) if sealed and sealed.certificate else None,
         "size_bytes": sum(size for _, size in store.files()),
     }
 
 
-def _plan_damages(store: Storage, seal: Seal | None) -> Iterator[Damage]:
-    try:
-        if seal is None:
-            load_plan(store)
-        elif plan_digest(store) != seal.plan:
-            yield Damage(PLAN, "does not match the seal; no reader needs it, a new build does")
-    except (TeacherCacheError, OSError) as error:
-        yield Damage(PLAN, str(error))
+def _find(store: Storage) -> _Found:
+    attributes = load_attributes(store)
+    seal = attributes.seal if attributes is not None else None
+    if attributes is not None and seal is not None:
+        log = CommitLog(store, attributes.card, seal.layout, seal.plans)
+        if not has_newer_plan(store, seal.generations):
+            return _Found(attributes.card, log, seal, None)
+    card, chain = load_plans(store)
+    return _Found(card, CommitLog.of_chain(store, card, chain), seal, chain)
 
 
-def _metadata_damages(store: Storage, attributes: Attributes) -> Iterator[Damage]:
-    for array in row_arrays(attributes.card):
+def _verify_sealed(
+    store: Storage, card: CacheCard, seal: Seal, progress: Progress | None
+) -> list[Damage]:
+    log = CommitLog(store, card, seal.layout, seal.plans)
+    damages = [*_plan_damages(store, seal), *_metadata_damages(store, card, seal.layout)]
+    if has_newer_plan(store, seal.generations) and not damages:
+        _, chain = load_plans(store)  # its last plans are judged by their own digests
+        log = CommitLog.of_chain(store, card, chain)
+    damages += _shard_damages(log, seal.layout.shards, progress)
+    index = StoredIndex(store, seal)
+    damages += _index_damages(index)
+    if not damages:
+        damages += _summary_damages(log, index, seal)
+    return damages
+
+
+def _shard_damages(log: CommitLog, sealed: int, progress: Progress | None) -> Iterator[Damage]:
+    for shard in range(log.shards):
+        if shard < sealed or log.state(shard) is not ShardState.PENDING:
+            yield from (Damage(file, reason) for file, reason in log.damages(shard))
+        if progress is not None:
+            progress(shard + 1, log.shards)
+
+
+def _plan_damages(store: Storage, seal: Seal) -> Iterator[Damage]:
+    for generation, wanted in enumerate(seal.plans):
+        name = plan_name(generation)
+        try:
+            if plan_digest(store, generation) != wanted:
+                yield Damage(name, "does not match the seal; no reader needs it, a new build does")
+        except (TeacherCacheError, OSError) as error:
+            yield Damage(name, str(error))
+
+
+def _metadata_damages(store: Storage, card: CacheCard, layout: Layout) -> Iterator[Damage]:
+    for array in row_arrays(card):
         where = f"{array.name}/zarr.json"
         try:
-            check_metadata(store, where, array.metadata(attributes.rows))
+            check_metadata(store, where, array.metadata(layout.extent), may_be_longer=True)
         except TeacherCacheError as error:
             yield Damage(where, str(error))
 
@@ -189,10 +243,17 @@ def _index_damages(index: StoredIndex) -> Iterator[Damage]:
         try:
             index.load(name)
         except TeacherCacheError as error:
-            yield Damage(name, str(error))
+            yield Damage(f"{index.folder}/{name}", str(error))
 
 
-def _record_damages(log: CommitLog, sealed: str, *, known: bool) -> Iterator[Damage]:
-    # each record was judged by itself already; this notices one swapped for another valid one
-    if not known and records_digest([log.record(k) for k in range(log.shards)]) != sealed:
+def _summary_damages(log: CommitLog, index: StoredIndex, seal: Seal) -> Iterator[Damage]:
+    """Compare what was summed up when it was sealed with sound files that are there now."""
+    sums = RecordSums(seal.layout)
+    for shard in range(seal.layout.shards):
+        sums.add(log.record(shard))
+    if sums.digest != seal.records:
         yield Damage(FOLDER, "a commit record is valid but not the one that was sealed")
+    tables = {name: index.load(name) for name in ("content", "row_digest")}
+    failed = {each.row: each.reason for each in seal.failures if each.row is not None}
+    if hash_of_rows(log.card, seal.layout, tables, failed) != seal.content_hash:
+        yield Damage("zarr.json", "the content hash is not that of the index")

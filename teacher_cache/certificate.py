@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from .plan import MAX_ROWS
+from .layout import MAX_ROWS
 from .strict import (
     TeacherCacheError,
     check_int,

@@ -1,15 +1,22 @@
 """The commit protocol: a shard without a record does not exist."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from .arrays import RowArray, row_arrays
+import numpy as np
+import numpy.typing as npt
+
+from .arrays import Array, RowArray, row_arrays
+from .chain import PlanChain, order_of
 from .durable import sha256_bytes
+from .layout import Layout
 from .plan_file import FOLDER, check_format
-from .schema import FORMAT, CacheCard, Failure, Plan, TeacherCacheError
+from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
 from .storage import Storage, read_json, sha256_of
 from .strict import (
     canonical_json,
@@ -23,7 +30,20 @@ from .strict import (
     without_digest,
 )
 
+ROW_DIGEST_BYTES = 16
 _RECORD_BYTES = 2**26
+_ROW_DIGEST = re.compile(r"[0-9a-f]{32}")
+_FIELDS = (
+    "format",
+    "generation",
+    "plan",
+    "fingerprint",
+    "shard",
+    "rows",
+    "files",
+    "row_digests",
+    "failures",
+)
 
 
 class ShardState(Enum):
@@ -49,31 +69,43 @@ class ShardRecord:
     Attributes:
         shard: number of the shard.
         files: path below the store -> size and digest, one per array.
+        row_digests: [R, 16] uint8, BLAKE2b of each row's values; zeros where it failed.
         failures: row -> why its image could not be decoded; such a row holds fill values.
+        digest: SHA-256 (hex) of all of that.
     """
 
     shard: int
     files: Mapping[str, FileRecord]
+    row_digests: npt.NDArray[np.uint8]
     failures: Mapping[int, str]
-
-    def content(self) -> dict[str, Any]:
-        """Return the part that decides what readers get; reasons may name places, so not."""
-        files = {name: [file.size_bytes, file.sha256] for name, file in self.files.items()}
-        return {"shard": self.shard, "files": files, "failed": sorted(self.failures)}
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class CommitLog:
-    """Commit records of the shards of one store."""
+    """Commit records of the shards of one store.
+
+    Attributes:
+        store: where it lies.
+        card: of the store.
+        layout: which rows its shards hold.
+        plans: SHA-256 (hex) of the plan file of each generation.
+    """
 
     store: Storage
     card: CacheCard
-    rows: int
+    layout: Layout
+    plans: tuple[str, ...]
+
+    @classmethod
+    def of_chain(cls, store: Storage, card: CacheCard, chain: PlanChain) -> "CommitLog":
+        """Return the log of all generations that are planned."""
+        return cls(store, card, chain.layout, chain.digests)
 
     @property
     def shards(self) -> int:
-        """Number of shards, the last of which may be short."""
-        return -(-self.rows // self.card.shard_rows)
+        """Number of shards."""
+        return self.layout.shards
 
     @property
     def arrays(self) -> tuple[RowArray, ...]:
@@ -86,27 +118,33 @@ class CommitLog:
         Raises:
             IndexError: there is no such shard.
         """
-        if not 0 <= shard < self.shards:
-            raise IndexError(f"shard {shard} is outside 0..{self.shards - 1}")
-        start = shard * self.card.shard_rows
-        return range(start, min(start + self.card.shard_rows, self.rows))
+        return self.layout.rows_of(shard)
 
     def name_of(self, shard: int) -> str:
         """Return the name of the commit record of `shard`."""
         return f"{FOLDER}/{shard}.json"
 
-    def commit(self, shard: int, files: Mapping[str, bytes], failures: Mapping[int, str]) -> None:
+    def commit(
+        self,
+        shard: int,
+        files: Mapping[str, bytes],
+        row_digests: npt.NDArray[np.uint8],
+        failures: Mapping[int, str],
+    ) -> None:
         """Write `files` of `shard` and then its record, each on disk before the next step."""
-        for name, data in files.items():
-            self.store.write(name, data)
-        records = {name: [len(data), sha256_bytes(data)] for name, data in files.items()}
-        fields = {
-            "format": FORMAT,
-            "generation": 0,
-            "fingerprint": self.card.fingerprint(),
-            "shard": shard,
-            "rows": [self.rows_of(shard).start, self.rows_of(shard).stop],
+        with ThreadPoolExecutor(1) as aside:  # hashing and waiting for the disk take turns
+            sums = aside.map(sha256_bytes, files.values())
+            for name, data in files.items():
+                self.store.write(name, data)
+        sizes = zip(map(len, files.values()), sums, strict=True)
+        records = dict(zip(files, map(list, sizes), strict=True))
+        rows = self.rows_of(shard)
+        fields = self._identity(shard) | {
             "files": records,
+            "row_digests": [
+                None if row in failures else digest.tobytes().hex()
+                for row, digest in zip(rows, row_digests, strict=True)
+            ],
             "failures": {str(row): reason for row, reason in sorted(failures.items())},
         }
         self.store.write(self.name_of(shard), canonical_json(with_digest(fields)))
@@ -119,58 +157,60 @@ class CommitLog:
         """
         name = self.name_of(shard)
         where = f"{self.store}/{name}"
-        fields = without_digest(read_json(self.store, name, _RECORD_BYTES), where)
+        raw = read_json(self.store, name, _RECORD_BYTES)
+        fields = without_digest(raw, where)
         check_format(fields, where)
-        names = ("format", "generation", "fingerprint", "shard", "rows", "files", "failures")
-        fields = strict_fields(fields, names, where)
-        rows = self.rows_of(shard)
-        wanted = (0, self.card.fingerprint(), shard, [rows.start, rows.stop])
-        found = tuple(fields[name] for name in ("generation", "fingerprint", "shard", "rows"))
+        fields = strict_fields(fields, _FIELDS, where)
+        wanted = self._identity(shard)
+        found = {key: fields[key] for key in wanted}
         if found != wanted:
             raise TeacherCacheError(f"{where} is not of this store: {found}, should be {wanted}")
+        rows = self.rows_of(shard)
+        failures = _failures(fields["failures"], rows, where)
         return ShardRecord(
             shard=shard,
             files=self._files(fields["files"], rows, where),
-            failures=_failures(fields["failures"], rows, where),
+            row_digests=_row_digests(fields["row_digests"], rows, failures, where),
+            failures=failures,
+            digest=raw["digest"],
         )
 
-    def state(self, shard: int) -> ShardState:
-        """Judge `shard` by its record and the sizes of its files, without reading them."""
-        if self.store.size(self.name_of(shard)) is None:
+    def state(self, shard: int, sizes: Mapping[str, int] | None = None) -> ShardState:
+        """Judge `shard` by its record and the sizes of its files, without reading them.
+
+        Args:
+            shard: which.
+            sizes: of all files of the store, where they were listed before.
+        """
+        size_of = self.store.size if sizes is None else sizes.get
+        if size_of(self.name_of(shard)) is None:
             return ShardState.PENDING
         try:
-            self.record(shard)
+            record = self.record(shard)
         except TeacherCacheError:
             return ShardState.DAMAGED
-        # a record is only valid with the sizes that the card makes, so these are its sizes too
-        return ShardState.DAMAGED if self.wrong_size(shard) else ShardState.COMPLETE
+        whole = all(size_of(name) == file.size_bytes for name, file in record.files.items())
+        return ShardState.COMPLETE if whole else ShardState.DAMAGED
 
-    def wrong_size(self, shard: int) -> tuple[str, str] | None:
-        """Return array and reason if a file of `shard` is not as long as the card makes it."""
-        rows = len(self.rows_of(shard))
-        for array in self.arrays:
-            file, wanted = array.file_of(shard), array.file_bytes(rows)
-            if (size := self.store.size(file)) is None:
-                return array.name, f"{file} is missing"
-            if size != wanted:
-                return array.name, f"{file} has {size} bytes and should have {wanted}"
-        return None
+    def states(self, shards: range | None = None) -> dict[int, ShardState]:
+        """Judge many shards after listing the store once; all of them by default."""
+        sizes = dict(self.store.files())
+        return {
+            shard: self.state(shard, sizes)
+            for shard in (range(self.shards) if shards is None else shards)
+        }
 
-    def failures(self, plan: Plan) -> list[Failure]:
-        """List the images that failed so far, under every path they have."""
+    def failures(self, chain: PlanChain) -> list[Failure]:
+        """List the images that failed so far, under every path that leads to them."""
         reasons: dict[int, str] = {}
-        for shard in range(self.shards):
-            if self.state(shard) is ShardState.COMPLETE:
+        for shard, state in self.states().items():
+            if state is ShardState.COMPLETE:
                 reasons |= self.record(shard).failures
-        decoded = (
-            Failure(path, reasons[row]) for path, row in plan.paths.items() if row in reasons
-        )
-        return [*plan.failures, *decoded]
+        return list_failures(chain, reasons)
 
     def unsealed(self) -> str:
         """Say that the store is not sealed, how far it is, and the commands that finish it."""
-        states = [self.state(shard) for shard in range(self.shards)]
-        complete = states.count(ShardState.COMPLETE)
+        complete = list(self.states().values()).count(ShardState.COMPLETE)
         build = f"`medalign cache build MANIFEST --images DIR --out {self.store}`"
         first = "" if complete == self.shards else f"finish it with {build}, then "
         return (
@@ -199,35 +239,103 @@ class CommitLog:
         """Drop the record of `shard`, which makes it pending."""
         self.store.delete(self.name_of(shard))
 
+    def _identity(self, shard: int) -> dict[str, Any]:
+        """Return what binds a record to this store, to its plan and to its shard."""
+        rows = self.rows_of(shard)
+        generation = self.layout.generation_of(shard)
+        return {
+            "format": FORMAT,
+            "generation": generation,
+            "plan": self.plans[generation],
+            "fingerprint": self.card.fingerprint(),
+            "shard": shard,
+            "rows": [rows.start, rows.stop],
+        }
+
     def _files(self, value: object, rows: range, where: str) -> dict[str, FileRecord]:
         wanted = {array.file_of(rows.start // self.card.shard_rows): array for array in self.arrays}
         fields = strict_fields(value, wanted, f"{where}: files")
         for name, entry in fields.items():
             check_type(entry, f"{where}: {name}", list)
             check_int(len(entry), f"{where}: {name}: number of fields", 2, 2)
-            size = wanted[name].file_bytes(len(rows))
-            check_int(entry[0], f"{where}: {name}: size", size, size)
+            most = wanted[name].file_bytes(len(rows))
+            check_int(entry[0], f"{where}: {name}: size", 0, most)
+            if not wanted[name].may_have(entry[0], len(rows)):
+                raise TeacherCacheError(f"{where}: {name}: size takes {most}, got {entry[0]}")
             check_sha256(entry[1], f"{where}: {name}: digest")
         return {name: FileRecord(*fields[name]) for name in wanted}
 
 
-def records_digest(records: list[ShardRecord]) -> str:
-    """Return one SHA-256 (hex) over all records, reasons included, to tell any other record."""
-    reasons = [sorted(record.failures.items()) for record in records]
-    return sha256_bytes(canonical_json([[record.content() for record in records], reasons]))
+class RecordSums:
+    """What a seal needs of all records together, gathered one by one.
+
+    Attributes:
+        row_digests: [extent, 16] uint8; zeros for failed rows and holes.
+        reasons: row -> why its image could not be decoded.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.row_digests = np.zeros((layout.extent, ROW_DIGEST_BYTES), np.uint8)
+        self.reasons: dict[int, str] = {}
+        self._layout = layout
+        self._sha = hashlib.sha256()
+
+    def add(self, record: ShardRecord) -> None:
+        """Take the record of the next shard."""
+        rows = self._layout.rows_of(record.shard)
+        self.row_digests[rows.start : rows.stop] = record.row_digests
+        self.reasons |= record.failures
+        self._sha.update(bytes.fromhex(record.digest))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the digests of all records so far."""
+        return self._sha.hexdigest()
 
 
-def content_hash(card: CacheCard, plan: Plan, records: list[ShardRecord]) -> str:
+def row_digests_of(arrays: Mapping[str, Array]) -> npt.NDArray[np.uint8]:
+    """Return the 128-bit BLAKE2b of each row of stored values, all arrays in order, as [R, 16]."""
+    stored = [
+        np.ascontiguousarray(values, values.dtype.newbyteorder("<")) for values in arrays.values()
+    ]
+    digests = []
+    for rows in zip(*stored, strict=True):
+        sha = hashlib.blake2b(digest_size=ROW_DIGEST_BYTES)
+        for row in rows:
+            sha.update(row)
+        digests.append(sha.digest())
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, ROW_DIGEST_BYTES)
+
+
+def content_hash(
+    card: CacheCard,
+    content: npt.NDArray[np.uint8],
+    row_digests: npt.NDArray[np.uint8],
+    failed: npt.NDArray[np.bool_],
+) -> str:
     """Return the SHA-256 (hex) of what a cache holds.
 
-    It depends on the numbers, the images and the layout; not on time, order, restarts, number
-    of parts, paths or library versions.
+    It depends on the images and their numbers only: not on order, shards, generations, parts,
+    restarts, paths, time or library versions.
+
+    Args:
+        card: of the cache; its fingerprint counts.
+        content: [R, 32], SHA-256 of each row's image file, in any order.
+        row_digests: [R, 16], of each row's values.
+        failed: [R], rows whose image could not be decoded.
     """
-    sha = hashlib.sha256(card.fingerprint().encode("ascii"))
-    sha.update(bytes.fromhex("".join(plan.content)))
-    for record in records:
-        sha.update(canonical_json(record.content()))
-    return sha.hexdigest()
+    stored = np.where(failed[:, None], 0, row_digests).astype(np.uint8)
+    parts = (content, (~failed)[:, None].astype(np.uint8), stored)
+    rows = np.concatenate(parts, axis=1)[order_of(content)]
+    return hashlib.sha256(card.fingerprint().encode("ascii") + rows.tobytes()).hexdigest()
+
+
+def list_failures(chain: PlanChain, reasons: Mapping[int, str]) -> list[Failure]:
+    """List images without a readable row: never readable ones, then those that failed later."""
+    if not reasons:
+        return list(chain.failures)
+    decoded = (Failure(path, reasons[row]) for path, row in chain.paths.items() if row in reasons)
+    return [*chain.failures, *decoded]
 
 
 def _failures(value: object, rows: range, where: str) -> dict[int, str]:
@@ -237,3 +345,19 @@ def _failures(value: object, rows: range, where: str) -> dict[int, str]:
             raise TeacherCacheError(f"{where}: failures name row {row!r:.80}, outside {rows}")
         failures[int(row)] = check_text(reason, f"{where}: reason", empty=True)
     return failures
+
+
+def _row_digests(
+    value: object, rows: range, failures: Mapping[int, str], where: str
+) -> npt.NDArray[np.uint8]:
+    if not isinstance(value, list) or len(value) != len(rows):
+        raise TeacherCacheError(f"{where}: row_digests takes a list of {len(rows)}")
+    digests = np.zeros((len(rows), ROW_DIGEST_BYTES), np.uint8)
+    for place, (row, digest) in enumerate(zip(rows, value, strict=True)):
+        if (digest is None) != (row in failures):
+            raise TeacherCacheError(f"{where}: row {row} takes a digest or a failure")
+        if digest is not None:
+            if not isinstance(digest, str) or _ROW_DIGEST.fullmatch(digest) is None:
+                raise TeacherCacheError(f"{where}: row {row} has the digest {digest!r:.80}")
+            digests[place] = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    return digests

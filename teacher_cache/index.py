@@ -7,31 +7,33 @@ values are checked against the digest in the group's attributes.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from .arrays import (
     Array,
     check_metadata,
     group_metadata,
     metadata_bytes,
+    read_table,
     table_file_bytes,
     table_files,
     table_metadata,
 )
-from .attributes import Seal
+from .attributes import ROOT, Seal
+from .chain import DIGEST_BYTES, PlanChain, prefix_of
+from .commits import ROW_DIGEST_BYTES
 from .durable import sha256_bytes
-from .plan import Plan
+from .layout import Layout
 from .storage import Storage
-from .strict import TeacherCacheError, check_relative, within
+from .strict import DamagedError, TeacherCacheError, check_relative, within
 
 Words = npt.NDArray[np.uint64]
+INDEX = "index"
 _TEXT_ERRORS = "surrogatepass"  # a JSON manifest may hold half a surrogate pair
 
 
@@ -53,29 +55,25 @@ class RowIndex(Protocol):
 
 @dataclass(frozen=True)
 class PlanIndex:
-    """The index of a store that is still building: the plan itself."""
+    """The index of a store that is still building: its plans."""
 
-    plan: Plan
+    chain: PlanChain
 
     def path_row(self, path: str) -> int | None:
         """Return the row of a manifest path."""
-        return self.plan.paths.get(path)
+        return self.chain.paths.get(path)
 
     def content_row(self, digest: str) -> int | None:
         """Return the row of an image content (SHA-256, hex)."""
-        return self._rows.get(digest)
+        return self.chain.content_row(digest)
 
     def content_of(self, row: int) -> str:
         """Return the SHA-256 (hex) of the image that `row` was made from."""
-        return self.plan.content[row]
+        return self.chain.content_of(row)
 
     def paths(self) -> list[str]:
         """Return every path that has a row, in manifest order."""
-        return list(self.plan.paths)
-
-    @cached_property
-    def _rows(self) -> dict[str, int]:
-        return {digest: row for row, digest in enumerate(self.plan.content)}
+        return list(self.chain.paths)
 
 
 @dataclass
@@ -83,28 +81,32 @@ class StoredIndex:
     """The index of a sealed store; nothing is read before it is asked for."""
 
     store: Storage
-    rows: int
     seal: Seal
     _tables: dict[str, Array] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_tables": {}}
 
+    @property
+    def folder(self) -> str:
+        """Where the tables lie; a new seal has a new folder."""
+        return index_folder(self.seal.generations)
+
     def path_row(self, path: str) -> int | None:
         """Return the row of a manifest path."""
         high, low = path_words([path])[:, 0]
-        hashes = self._table("index/path_hash")
+        hashes = self._table("path_hash")
         for place in _equal_range(hashes[0], high):
             if hashes[1, place] == low:
-                return int(self._table("index/path_hash_row")[place])
+                return int(self._table("path_hash_row")[place])
         return None
 
     def content_row(self, digest: str) -> int | None:
         """Return the row of an image content (SHA-256, hex)."""
         wanted = bytes.fromhex(digest)
         prefix = np.uint64(int.from_bytes(wanted[:8], "big"))
-        for place in _equal_range(self._table("index/content_prefix"), prefix):
-            row = int(self._table("index/content_row")[place])
+        for place in _equal_range(self._table("content_prefix"), prefix):
+            row = int(self._table("content_row")[place])
             if self._table("content")[row].tobytes() == wanted:
                 return row
         return None
@@ -115,10 +117,10 @@ class StoredIndex:
 
     def paths(self) -> list[str]:
         """Return every path that has a row, in manifest order."""
-        text = self._table("index/path_text").tobytes()
-        ends = self._table("index/path_end").tolist()
+        text = self._table("path_text").tobytes()
+        ends = self._table("path_end").tolist()
         starts = [0, *ends[:-1]]
-        with within(f"{self.store}/index/path_text"):
+        with within(f"{self.store}/{self.folder}/path_text"):
             return [
                 check_relative(_text(text[start:end]))
                 for start, end in zip(starts, ends, strict=True)
@@ -130,16 +132,18 @@ class StoredIndex:
         Raises:
             TeacherCacheError: names the file.
         """
-        wanted = table_shapes(self.rows, self.seal.paths, self.seal.text_bytes)
+        wanted = self._shapes()
         if set(self.seal.tables) != set(wanted):
             raise TeacherCacheError(f"{self.store}: tables are {sorted(self.seal.tables)}")
-        check_metadata(self.store, "index/zarr.json", group_metadata({}))
+        for folder in (INDEX, self.folder):
+            check_metadata(self.store, f"{folder}/{ROOT}", group_metadata({}))
         for name, (shape, dtype) in wanted.items():
-            check_metadata(self.store, f"{name}/zarr.json", table_metadata(shape, dtype))
+            where = f"{self.folder}/{name}"
+            check_metadata(self.store, f"{where}/{ROOT}", table_metadata(shape, dtype))
             for file, size in table_file_bytes(shape, dtype).items():
-                if (found := self.store.size(f"{name}/{file}")) != size:
+                if (found := self.store.size(f"{where}/{file}")) != size:
                     raise TeacherCacheError(
-                        f"{self.store}/{name}/{file} has {found} bytes and should have {size}"
+                        f"{self.store}/{where}/{file} has {found} bytes and should have {size}"
                     )
 
     def load(self, name: str) -> Array:
@@ -148,13 +152,17 @@ class StoredIndex:
         Raises:
             TeacherCacheError: unreadable, or not the values that were sealed.
         """
+        where = f"{self.folder}/{name}"
         try:
-            values = np.asarray(zarr.open_array(f"{self.store}/{name}", mode="r")[...])
-        except Exception as error:  # zarr's codecs raise many types; all mean unreadable bytes
-            raise TeacherCacheError(f"{self.store}/{name} is damaged: {error}") from error
+            values = read_table(self.store, where, *self._shapes()[name])
+        except DamagedError as error:
+            raise TeacherCacheError(f"{self.store}/{where} is damaged: {error}") from error
         if values_digest(values) != self.seal.tables[name]:
-            raise TeacherCacheError(f"{self.store}/{name} does not match its digest")
+            raise TeacherCacheError(f"{self.store}/{where} does not match its digest")
         return values
+
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        return table_shapes(self.seal.layout, self.seal.paths, self.seal.text_bytes)
 
     def _table(self, name: str) -> Array:
         if name not in self._tables:
@@ -162,54 +170,74 @@ class StoredIndex:
         return self._tables[name]
 
 
-def table_shapes(rows: int, paths: int, text_bytes: int) -> dict[str, tuple[tuple[int, ...], str]]:
+def index_folder(generations: int) -> str:
+    """Return the folder of the tables of the seal that covers so many generations."""
+    return f"{INDEX}/{generations}"
+
+
+def table_shapes(
+    layout: Layout, paths: int, text_bytes: int
+) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return shape and dtype of every table of a sealed store."""
     return {
-        "content": ((rows, 32), "uint8"),
-        "index/content_prefix": ((rows,), "uint64"),
-        "index/content_row": ((rows,), "int32"),
-        "index/path_end": ((paths,), "int64"),
-        "index/path_hash": ((2, paths), "uint64"),
-        "index/path_hash_row": ((paths,), "int32"),
-        "index/path_text": ((text_bytes,), "uint8"),
+        "content": ((layout.extent, DIGEST_BYTES), "uint8"),
+        "content_prefix": ((layout.rows,), "uint64"),
+        "content_row": ((layout.rows,), "int32"),
+        "path_end": ((paths,), "int64"),
+        "path_hash": ((2, paths), "uint64"),
+        "path_hash_row": ((paths,), "int32"),
+        "path_text": ((text_bytes,), "uint8"),
+        "row_digest": ((layout.extent, ROW_DIGEST_BYTES), "uint8"),
     }
 
 
-def tables_of(plan: Plan) -> dict[str, Array]:
-    """Build every table from the plan.
+def tables_of(chain: PlanChain, row_digests: npt.NDArray[np.uint8]) -> dict[str, Array]:
+    """Build every table from the plans and the digests of all rows.
 
     Raises:
         TeacherCacheError: two paths share all 128 bits of their hash.
     """
-    content = np.frombuffer(bytes.fromhex("".join(plan.content)), np.uint8).reshape(-1, 32)
-    prefix = content[:, :8].copy().view(">u8")[:, 0].astype(np.uint64)
+    content = chain.content_table()
+    numbers = chain.layout.numbers()
+    prefix = prefix_of(content[numbers])
     by_prefix = np.argsort(prefix, kind="stable")
-    texts = [path.encode("utf-8", _TEXT_ERRORS) for path in plan.paths]
-    words = path_words(plan.paths)
+    texts = [path.encode("utf-8", _TEXT_ERRORS) for path in chain.paths]
+    words = path_words(chain.paths)
     by_hash = np.lexsort((words[1], words[0]))
     words = words[:, by_hash]
     if words.shape[1] > 1 and (words[:, 1:] == words[:, :-1]).all(axis=0).any():
         raise TeacherCacheError("two paths of the manifest have the same 128-bit hash")
-    rows = np.fromiter(plan.paths.values(), np.int32, len(plan.paths))
+    rows = np.fromiter(chain.paths.values(), np.int32, len(chain.paths))
     return {
         "content": content,
-        "index/content_prefix": prefix[by_prefix],
-        "index/content_row": by_prefix.astype(np.int32),
-        "index/path_end": np.cumsum([len(text) for text in texts], dtype=np.int64),
-        "index/path_hash": words,
-        "index/path_hash_row": rows[by_hash],
-        "index/path_text": np.frombuffer(b"".join(texts), np.uint8),
+        "content_prefix": prefix[by_prefix],
+        "content_row": numbers[by_prefix].astype(np.int32),
+        "path_end": np.cumsum([len(text) for text in texts], dtype=np.int64),
+        "path_hash": words,
+        "path_hash_row": rows[by_hash],
+        "path_text": np.frombuffer(b"".join(texts), np.uint8),
+        "row_digest": row_digests,
     }
 
 
-def save_tables(store: Storage, tables: dict[str, Array]) -> None:
-    """Write every table below `store`, durably."""
-    store.write("index/zarr.json", metadata_bytes(group_metadata({})))
+def save_tables(store: Storage, generations: int, tables: dict[str, Array]) -> None:
+    """Write every table of the seal that covers so many generations, durably."""
+    folder = index_folder(generations)
     for name, values in tables.items():
         for file, data in table_files(values).items():
-            store.write(f"{name}/{file}", data)
+            store.write(f"{folder}/{name}/{file}", data)
         metadata = table_metadata(values.shape, values.dtype.name)
-        store.write(f"{name}/zarr.json", metadata_bytes(metadata))
+        store.write(f"{folder}/{name}/{ROOT}", metadata_bytes(metadata))
+    for group in (folder, INDEX):
+        store.write(f"{group}/{ROOT}", metadata_bytes(group_metadata({})))
+
+
+def drop_tables(store: Storage, keep: Collection[int]) -> None:
+    """Delete the tables of all seals but those that cover so many generations."""
+    kept = tuple(f"{index_folder(generations)}/" for generations in keep)
+    for name, _ in list(store.files(INDEX)):
+        if name != f"{INDEX}/{ROOT}" and not name.startswith(kept):
+            store.delete(name)
 
 
 def values_digest(values: Array) -> str:

@@ -1,48 +1,97 @@
-"""The plan on disk: the first file of a store, written once, so that a build can be resumed."""
+"""Plans on disk: the first file of every generation, written once, so that builds can resume."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from .schema import FORMAT, CacheCard, Plan, TeacherCacheError
-from .storage import Storage, read_json, sha256_of
-from .strict import canonical_json, check_int, check_mapping, with_digest, within, without_digest
+import numpy as np
+
+from .chain import Generation, PlanChain, check_distinct, check_generation
+from .durable import sha256_bytes
+from .layout import MAX_GENERATIONS, MAX_ROWS, Layout
+from .plan import Failure
+from .schema import FORMAT, CacheCard, TeacherCacheError
+from .storage import Storage, sha256_of
+from .strict import (
+    canonical_json,
+    check_int,
+    check_type,
+    json_without_digest,
+    strict_fields,
+    with_digest,
+    within,
+)
 
 FOLDER = "_commit"
-PLAN = f"{FOLDER}/plan.json"
 _PLAN_BYTES = 2**33
+_FIELDS = (
+    "format",
+    "generation",
+    "previous",
+    "card",
+    "rows",
+    "content",
+    "paths",
+    "path_rows",
+    "failures",
+)
 
 
-def save_plan(store: Storage, card: CacheCard, plan: Plan) -> bool:
-    """Publish the plan of a new store; False when another process was faster."""
-    fields = {"format": FORMAT, "generation": 0, "card": card.to_json(), **plan.to_json()}
-    return store.publish(PLAN, canonical_json(with_digest(fields)))
+def plan_name(generation: int) -> str:
+    """Return the name of a generation's plan file."""
+    return f"{FOLDER}/plan.{generation}.json"
+
+
+def publish_generation(
+    store: Storage, card: CacheCard, chain: PlanChain | None, added: Generation
+) -> bool:
+    """Publish the plan that follows `chain`; False when another process was faster."""
+    before = () if chain is None else chain.generations
+    layout = Layout(card.shard_rows, (*(each.rows for each in before), added.rows))
+    span = layout.spans[-1]
+    fields = {
+        "format": FORMAT,
+        "generation": len(before),
+        "previous": chain.digests[-1] if chain else None,
+        "card": card.to_json(),
+        "rows": [span.start, span.stop],
+        "content": added.content.hex(),
+        "paths": list(added.paths),
+        "path_rows": list(added.paths.values()),
+        "failures": [[failure.path, failure.reason] for failure in added.failures],
+    }
+    return store.publish(plan_name(len(before)), canonical_json(with_digest(fields)))
 
 
 def has_plan(store: Storage) -> bool:
     """Say whether a build was ever begun at `store`."""
-    return store.size(PLAN) is not None
+    return store.size(plan_name(0)) is not None
 
 
-def load_plan(store: Storage) -> tuple[CacheCard, Plan]:
-    """Read the plan that a build at `store` goes by.
+def has_newer_plan(store: Storage, generations: int) -> bool:
+    """Say whether `store` has more generations than these."""
+    return store.size(plan_name(generations)) is not None
+
+
+def load_plans(store: Storage) -> tuple[CacheCard, PlanChain]:
+    """Read the plans that builds at `store` go by, and the card it was begun with.
 
     Raises:
-        TeacherCacheError: missing, damaged, or of another format.
+        TeacherCacheError: missing, damaged, of another format, or no chain.
     """
-    where = f"{store}/{PLAN}"
-    fields = check_mapping(read_json(store, PLAN, _PLAN_BYTES), where)
-    check_format(fields, where)
-    fields = without_digest(fields, where)
-    with within(where):
-        del fields["format"]
-        check_int(fields.pop("generation", None), "generation", 0, 0)
-        card = CacheCard.from_json(fields.pop("card", None))
-        return card, Plan.from_json(fields)
+    card, chain = _load(store, None, None)
+    while has_newer_plan(store, len(chain.generations)):
+        _, chain = _load(store, card, chain)
+    lost = len(chain.generations)
+    if has_newer_plan(store, lost + 1):  # the next build would plan something else instead
+        raise TeacherCacheError(f"{store}/{plan_name(lost)} is missing; restore it")
+    with within(f"{store}/{FOLDER}"):
+        check_distinct(chain)
+    return card, chain
 
 
-def plan_digest(store: Storage) -> str:
-    """Return the SHA-256 (hex) of the plan's bytes."""
-    return sha256_of(store, PLAN)
+def plan_digest(store: Storage, generation: int) -> str:
+    """Return the SHA-256 (hex) of a plan's bytes."""
+    return sha256_of(store, plan_name(generation))
 
 
 def check_format(fields: Mapping[str, Any], where: str) -> None:
@@ -56,3 +105,54 @@ def check_format(fields: Mapping[str, Any], where: str) -> None:
             f"{where}: this release reads teacher-cache format {FORMAT}, got {found!r:.80}; "
             "use the medalign release that wrote it, or build the cache again"
         )
+
+
+def _load(
+    store: Storage, first: CacheCard | None, chain: PlanChain | None
+) -> tuple[CacheCard, PlanChain]:
+    """Read the plan that follows `chain`."""
+    number = 0 if chain is None else len(chain.generations)
+    check_int(number, f"{store}: number of a generation", 0, MAX_GENERATIONS - 1)
+    name = plan_name(number)
+    where = f"{store}/{name}"
+    try:
+        data = store.read(name, _PLAN_BYTES)
+    except FileNotFoundError as error:
+        raise TeacherCacheError(f"{where} is missing") from error
+    fields = json_without_digest(data, where, check_format)
+    with within(where):
+        fields = strict_fields(fields, _FIELDS, "plan")
+        check_int(fields["generation"], "generation", number, number)
+        if fields["previous"] != (chain.digests[-1] if chain else None):
+            raise TeacherCacheError("does not follow the plan of the generation before it")
+        card = CacheCard.from_json(fields["card"])
+        if first is not None and (differences := first.differences(card)):
+            raise TeacherCacheError(f"is of another cache: {'; '.join(differences)}")
+        added = _generation(fields)
+        before, digests = (chain.generations, chain.digests) if chain else ((), ())
+        digest = sha256_bytes(data)
+        found = PlanChain(card.shard_rows, (*before, added), (*digests, digest))
+        check_generation(found.layout, added)
+        span = found.layout.spans[-1]
+        if fields["rows"] != [span.start, span.stop]:
+            raise TeacherCacheError(f"rows should be {[span.start, span.stop]}")
+    return card, found
+
+
+def _generation(fields: Mapping[str, Any]) -> Generation:
+    for name, kind in (("content", str), ("paths", list), ("path_rows", list), ("failures", list)):
+        check_type(fields[name], f"plan {name}", kind)
+    try:
+        content = bytes.fromhex(fields["content"])
+        rows = np.array(fields["path_rows"] or [0])
+        if rows.dtype.kind != "i" or rows.ndim != 1 or not 0 <= rows.min() <= rows.max() < MAX_ROWS:
+            raise ValueError("path_rows takes row numbers")
+        if content.hex() != fields["content"] or len(content) % 32:
+            raise ValueError("content takes SHA-256 digests in lower-case hex")
+        paths = dict(zip(fields["paths"], fields["path_rows"], strict=True))
+        if len(paths) != len(fields["paths"]):
+            raise ValueError("a path is there twice")
+        failures = tuple(Failure(path, reason) for path, reason in fields["failures"])
+    except (TypeError, ValueError) as error:
+        raise TeacherCacheError(f"plan: {error}") from error
+    return Generation(content, paths, failures)

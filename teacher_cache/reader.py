@@ -1,25 +1,29 @@
 """Read a teacher cache: rows by number, manifest path or content digest."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from .arrays import check_metadata, row_arrays
-from .attributes import Attributes, State, load_attributes
+from .attributes import Seal, State, load_attributes
 from .commits import CommitLog, ShardState
+from .in_flight import InFlight
 from .index import PlanIndex, RowIndex, StoredIndex
-from .plan_file import load_plan
+from .layout import Layout
+from .open_files import keep_open
+from .plan_file import load_plans
 from .schema import CacheCard, Failure, TeacherCacheError
-from .storage import Storage, open_storage
+from .shard_file import RowReader
+from .storage import LocalStorage, Storage, open_storage
 from .strict import is_sha256
 
 _TINY = 1e-12
+_IN_FLIGHT = 32  # requests at once; what a row takes is nearly all waiting
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,32 +72,46 @@ class TeacherCache:
         card: what the cache holds and where it came from.
         state: `sealed`, or `building` where that was allowed.
         content_hash: identity of what the cache holds; None while it is building.
+        certificate: what recomputing rows showed when it was sealed, if that was done.
         fingerprint: identity of the card.
-        certificate: what recomputing rows with the expert showed; None if that was not done.
     """
 
-    def __init__(self, store: Storage, attributes: Attributes, index: RowIndex) -> None:
+    def __init__(
+        self,
+        store: Storage,
+        card: CacheCard,
+        index: RowIndex,
+        log: CommitLog,
+        seal: Seal | None = None,
+    ) -> None:
         self.store = store
-        self.card: CacheCard = attributes.card
-        self.state: State = attributes.state
-        self.content_hash = attributes.seal.content_hash if attributes.seal else None
-        self.fingerprint = attributes.card.fingerprint()
-        self.certificate = attributes.seal.certificate if attributes.seal else None
-        self._log = CommitLog(store, attributes.card, attributes.rows)
+        self.card = card
+        self.state: State = "building" if seal is None else "sealed"
+        self.content_hash = seal.content_hash if seal else None
+        self.certificate = seal.certificate if seal else None
+        self.fingerprint = card.fingerprint()
+        self._log = log
         self._index = index
         self._failed: dict[int, str] = {}
         self._unplanned: dict[str, str] = {}
-        self._sealed_failures = attributes.seal.failures if attributes.seal else ()
-        for failure, row in self._sealed_failures:
-            if row is None:
-                self._unplanned[failure.path] = failure.reason
-            else:
-                self._failed[row] = f"{failure.path}: {failure.reason}"
-        self._forget_handles()
+        self._sealed_failures = seal.failures if seal else ()
+        for failed in self._sealed_failures:
+            if failed.row is not None:
+                where = f"{failed.path}: " if failed.path else ""
+                self._failed[failed.row] = f"{where}{failed.reason}"
+            elif failed.path is not None:
+                self._unplanned[failed.path] = failed.reason
+        if isinstance(index, PlanIndex):
+            self._unplanned = {each.path: each.reason for each in index.chain.failures}
+        # a shard of a building store may be written again, so its files are not kept open
+        ranges = store if seal is None else keep_open(store)
+        self._readers = {array.name: RowReader(ranges, array, log.rows_of) for array in log.arrays}
+        self._flight = InFlight(1 if isinstance(store, LocalStorage) else _IN_FLIGHT)
+        self._ready: set[int] = set()
 
     @classmethod
     def open(cls, store: Path | str | Storage, *, allow_building: bool = False) -> Self:
-        """Open the cache at `store`.
+        """Open the cache at `store`, as it was sealed last.
 
         Args:
             store: folder or URL of the cache.
@@ -107,23 +125,24 @@ class TeacherCache:
         store = open_storage(store)
         attributes = load_attributes(store)
         if attributes is not None and attributes.seal is not None:
-            stored = StoredIndex(store, attributes.rows, attributes.seal)
+            card, seal = attributes.card, attributes.seal
+            stored = StoredIndex(store, seal)
             stored.check()
-            _check_arrays(store, attributes)
-            return cls(store, attributes, stored)
-        card, plan = load_plan(store)
-        log = CommitLog(store, card, len(plan.content))
+            _check_arrays(store, card, seal.layout)
+            return cls(store, card, stored, CommitLog(store, card, seal.layout, seal.plans), seal)
+        card, chain = load_plans(store)
+        log = CommitLog.of_chain(store, card, chain)
         if not allow_building:
             raise TeacherCacheError(log.unsealed())
-        attributes = Attributes(card=card, rows=len(plan.content))
-        _check_arrays(store, attributes)
-        cache = cls(store, attributes, PlanIndex(plan))
-        cache._unplanned = {failure.path: failure.reason for failure in plan.failures}
-        return cache
+        _check_arrays(store, card, chain.layout)
+        return cls(store, card, PlanIndex(chain), log)
 
     def __len__(self) -> int:
-        """Return the number of rows: distinct image contents, decoded or not."""
-        return self._log.rows
+        """Return the number of rows: distinct image contents, decoded or not.
+
+        Row numbers may have holes where images were added to the store, see `row_numbers`.
+        """
+        return self._log.layout.rows
 
     def __contains__(self, key: object) -> bool:
         """Say whether `key` has a row to read: its image did not fail, its shard was committed.
@@ -146,28 +165,26 @@ class TeacherCache:
             TeacherCacheError: the image could not be decoded, or the row is damaged.
         """
         row = self.row_of(key)
-        height, width = self._read(row, "source_size").tolist()
-        return TeacherRow(
-            features=self._read(row, "features"),
-            attention=self._read(row, "attention"),
-            valid=self._read(row, "valid"),
-            source_size=(height, width),
-        )
+        self._check_written(row)
+        found = self._flight.each(lambda reader: reader.read(row), self._readers.values())
+        arrays: dict[str, Any] = dict(zip(self._readers, found, strict=True))
+        height, width = arrays.pop("source_size").tolist()
+        return TeacherRow(**arrays, source_size=(height, width))
 
     def read(self, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> TeacherBatch:
-        """Read `rows` in the order asked for; a row may be asked for twice.
-
-        One row at a time on purpose: fancy indexing of shards is two to three times slower than
-        this loop in zarr-python 3.1.
-        """
+        """Read `rows` in the order asked for; a row may be asked for twice."""
         numbers = [self.row_of(int(row)) for row in rows]
+        for row in numbers:
+            self._check_written(row)
         arrays = {
-            array.name: np.empty((len(numbers), *array.row_shape), array.dtype)
-            for array in self._log.arrays
+            name: np.empty((len(numbers), *reader.layout.row_shape), reader.layout.dtype)
+            for name, reader in self._readers.items()
         }
-        for name, values in arrays.items():
-            for place, row in enumerate(numbers):
-                values[place] = self._read(row, name)
+
+        def fill(name: str, place: int) -> None:
+            arrays[name][place] = self._readers[name].read(numbers[place])
+
+        self._flight.each(lambda each: fill(*each), product(arrays, range(len(numbers))))
         return TeacherBatch(**arrays)
 
     def row_of(self, key: str | int) -> int:
@@ -202,6 +219,15 @@ class TeacherCache:
             )
 
     @property
+    def generations(self) -> int:
+        """How many times images were added, the first build included."""
+        return len(self._log.layout.counts)
+
+    def row_numbers(self) -> npt.NDArray[np.int64]:
+        """Return the numbers of all rows, ascending; adding images may leave holes."""
+        return self._log.layout.numbers()
+
+    @property
     def paths(self) -> list[str]:
         """Every manifest path that has a row, in manifest order."""
         return self._index.paths()
@@ -210,31 +236,12 @@ class TeacherCache:
     def failures(self) -> list[Failure]:
         """Images without a readable row, and why."""
         if self.state == "sealed":
-            return [failure for failure, _ in self._sealed_failures]
-        _, plan = load_plan(self.store)
-        return self._log.failures(plan)
+            return [Failure(each.path, each.reason) for each in self._sealed_failures if each.path]
+        _, chain = load_plans(self.store)
+        return self._log.failures(chain)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_handles": {}, "_ready": set()}
-
-    def _forget_handles(self) -> None:
-        self._pid = os.getpid()
-        self._handles: dict[str, Any] = {}
-        self._ready: set[int] = set()
-
-    def _read(self, row: int, name: str) -> npt.NDArray[Any]:
-        if self._pid != os.getpid():
-            self._forget_handles()  # a forked child must not share its parent's handles
-        self._check_written(row)
-        try:
-            if name not in self._handles:
-                self._handles[name] = zarr.open_array(f"{self.store}/{name}", mode="r")
-            values = np.asarray(self._handles[name][row])
-        except Exception as error:  # zarr's codecs raise many types; all mean unreadable bytes
-            raise self._damaged(row, name, str(error)) from error
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise self._damaged(row, name, "it holds NaN or infinite values")
-        return values
+        return {**self.__dict__, "_ready": set()}
 
     def _find(self, key: object) -> int | None:
         row: int | None = None
@@ -244,7 +251,7 @@ class TeacherCache:
                 row = self._index.content_row(key)
         elif isinstance(key, int | np.integer):
             row = int(key)
-        return row if row is not None and 0 <= row < len(self) else None
+        return row if row is not None and row in self._log.layout else None
 
     def _failures_of(self, shard: int) -> Mapping[int, str]:
         if self.state == "building":
@@ -252,30 +259,22 @@ class TeacherCache:
         return self._failed
 
     def _check_written(self, row: int) -> None:
-        """Refuse rows that zarr-python would read as fill values without a word."""
+        """Refuse rows that hold nothing yet, and those of images that failed."""
         shard = row // self.card.shard_rows
-        if shard not in self._ready:
-            if self.state == "building" and self._log.state(shard) is not ShardState.COMPLETE:
+        if self.state == "building" and shard not in self._ready:
+            if self._log.state(shard) is not ShardState.COMPLETE:
                 raise TeacherCacheError(
                     f"row {row} of {self.store} is not written yet: shard {shard} is pending; "
                     "run the same `medalign cache build` again"
                 )
-            if wrong := self._log.wrong_size(shard):
-                raise self._damaged(row, *wrong)
             self._ready.add(shard)
         if row in (failed := self._failures_of(shard)):
             raise TeacherCacheError(
                 f"row {row} of {self.store} holds no data: its image failed: {failed[row]}"
             )
 
-    def _damaged(self, row: int, name: str, reason: str) -> TeacherCacheError:
-        return TeacherCacheError(
-            f"row {row} of {self.store}: {name} is damaged: {reason}; "
-            f"`medalign cache verify --mend {self.store}` lists all damage, and makes it pending "
-            "for the next build"
-        )
 
-
-def _check_arrays(store: Storage, attributes: Attributes) -> None:
-    for array in row_arrays(attributes.card):
-        check_metadata(store, f"{array.name}/zarr.json", array.metadata(attributes.rows))
+def _check_arrays(store: Storage, card: CacheCard, layout: Layout) -> None:
+    for array in row_arrays(card):
+        metadata = array.metadata(layout.extent)
+        check_metadata(store, f"{array.name}/zarr.json", metadata, may_be_longer=True)

@@ -32,6 +32,7 @@ MAX_WIDTH = 65_536
 MAX_ROW_BYTES = 2**28
 MAX_SHARD_ROWS = 65_536
 
+_OPTIONS = {"shard_rows": " (--shard-rows)"}
 _NOT_NUMBERS = ("versions", "shard_rows")
 _GRID = re.compile(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})")
 
@@ -189,7 +190,7 @@ class CacheCard:
         mine = {**self.identity(), "shard_rows": self.shard_rows}
         theirs = {**other.identity(), "shard_rows": other.shard_rows}
         return [
-            f"{key} is {mine[key]!r} in the store, {theirs[key]!r} asked for"
+            f"{key} is {mine[key]!r} in the store, {theirs[key]!r} asked for{_OPTIONS.get(key, '')}"
             for key in mine
             if mine[key] != theirs[key]
         ]

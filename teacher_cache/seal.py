@@ -5,18 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .attributes import Attributes, Seal, load_attributes, save_attributes
-from .commits import CommitLog, ShardRecord, ShardState, content_hash, records_digest
-from .index import save_tables, tables_of, values_digest
-from .plan_file import load_plan, plan_digest
+import numpy as np
+
+from .arrays import ensure_metadata
+from .attributes import Attributes, Seal, SealedFailure, load_attributes, save_attributes
+from .chain import PlanChain
+from .commits import CommitLog, RecordSums, ShardState, content_hash, list_failures
+from .index import PlanIndex, drop_tables, save_tables, tables_of, values_digest
+from .layout import Layout
+from .plan_file import has_newer_plan, load_plans
 from .reader import TeacherCache
-from .schema import Failure, Plan, TeacherCacheError
+from .schema import CacheCard, Failure, TeacherCacheError
 from .storage import Storage, explaining_disk_errors, open_storage
 
 Progress = Callable[[int, int], None]
 """Called with the shards done so far and all of them."""
 Certify = Callable[[TeacherCache], Mapping[str, Any]]
-"""Given the complete cache before it is sealed; returns its certificate, or raises."""
+"""Given the complete, still unsealed cache; what it returns becomes the certificate."""
 _SHOWN = 10
 
 
@@ -25,17 +30,21 @@ class SealReport:
     """What sealing found.
 
     Attributes:
+        generations: how many the seal covers.
         already: the store was sealed before; nothing was checked or written.
         swept: temporary files of killed writers that were deleted.
+        certificate: what recomputing rows with the expert showed; None if that was not done.
     """
 
     store: Storage
     rows: int
     shards: int
+    generations: int
     failures: tuple[Failure, ...]
     content_hash: str
     already: bool
     swept: int = 0
+    certificate: Mapping[str, Any] | None = None
 
 
 def seal(
@@ -46,45 +55,49 @@ def seal(
 ) -> SealReport:
     """Check every byte of every shard against its record, write the index, and seal the store.
 
-    A shard that does not match loses its record, so that the next build writes it again.
+    Shards that an earlier seal covers are checked by their records and sizes only. A shard that
+    does not match loses its record, so that the next build writes it again.
 
     Args:
         store: folder or URL of the cache.
         progress: told of every shard.
-        certify: makes the certificate that the seal carries; if it raises, nothing is sealed.
+        certify: called last; what it returns is kept as the certificate. If it raises, nothing
+            is sealed.
 
     Raises:
         TeacherCacheError: shards are pending or damaged, named with the way out.
     """
     store = open_storage(store)
     attributes = load_attributes(store)
-    if attributes is not None and attributes.seal is not None:
-        return _report(store, attributes, attributes.seal, already=True)
-    card, plan = load_plan(store)
-    if attributes is not None and (attributes.rows, attributes.card) != (len(plan.content), card):
+    before = attributes.seal if attributes is not None else None
+    if before is not None and not has_newer_plan(store, before.generations):
+        return _report(store, before, already=True)
+    card, chain = load_plans(store)
+    if attributes is not None and attributes.card != card:
         raise TeacherCacheError(f"{store}: zarr.json does not fit the plan; delete it and build")
-    log = CommitLog(store, card, len(plan.content))
-    records = _checked_records(log, progress)
-    whole = TeacherCache.open(store, allow_building=True)
-    certificate = None if certify is None else certify(whole)
-    tables = tables_of(plan)
+    log = CommitLog.of_chain(store, card, chain)
+    sums = _checked_records(log, before, progress)
     with explaining_disk_errors(store, "sealing"):
+        ensure_metadata(store, card, chain.layout.extent)
         swept = store.sweep()
-        save_tables(store, tables)
+        tables = tables_of(chain, sums.row_digests)
+        save_tables(store, len(chain.generations), tables)
     sealed = Seal(
-        paths=len(plan.paths),
-        text_bytes=len(tables["index/path_text"]),
-        failures=_failures(plan, records),
-        content_hash=content_hash(card, plan, records),
-        plan=plan_digest(store),
-        records=records_digest(records),
+        layout=chain.layout,
+        paths=len(chain.paths),
+        text_bytes=len(tables["path_text"]),
+        failures=_failures(chain, sums.reasons),
+        content_hash=hash_of_rows(card, chain.layout, tables, sums.reasons),
+        plans=chain.digests,
+        records=sums.digest,
         tables={name: values_digest(values) for name, values in tables.items()},
-        certificate=certificate,
+        certificate=certify(TeacherCache(store, card, PlanIndex(chain), log)) if certify else None,
     )
-    attributes = Attributes(card=card, rows=log.rows, seal=sealed)
     with explaining_disk_errors(store, "sealing"):
-        save_attributes(store, attributes, replace=True)
-    return _report(store, attributes, sealed, already=False, swept=swept)
+        save_attributes(store, Attributes(card=card, seal=sealed), replace=True)
+        # a running reader may still be at the tables of the seal before
+        drop_tables(store, {sealed.generations, before.generations if before else 0})
+    return _report(store, sealed, already=False, swept=swept)
 
 
 def reopen(store: Path | str | Storage, progress: Progress | None = None) -> list[int]:
@@ -98,45 +111,61 @@ def reopen(store: Path | str | Storage, progress: Progress | None = None) -> lis
     """
     store = open_storage(store)
     load_attributes(store)
-    card, plan = load_plan(store)
-    log = CommitLog(store, card, len(plan.content))
-    save_attributes(store, Attributes(card=card, rows=log.rows), replace=True)
-    for shard in _damaged(log, progress):
+    card, chain = load_plans(store)
+    log = CommitLog.of_chain(store, card, chain)
+    save_attributes(store, Attributes(card=card), replace=True)
+    for shard in _damaged(log, range(log.shards), progress):
         log.forget(shard)
-    return [shard for shard in range(log.shards) if log.state(shard) is not ShardState.COMPLETE]
+    return [shard for shard, state in log.states().items() if state is not ShardState.COMPLETE]
 
 
-def _checked_records(log: CommitLog, progress: Progress | None) -> list[ShardRecord]:
-    states = [log.state(shard) for shard in range(log.shards)]
-    missing = [shard for shard, state in enumerate(states) if state is not ShardState.COMPLETE]
+def hash_of_rows(
+    card: CacheCard, layout: Layout, tables: Mapping[str, Any], failed: Mapping[int, str]
+) -> str:
+    """Return the content hash of rows whose digests are in these tables."""
+    numbers = layout.numbers()
+    lost = np.isin(numbers, np.fromiter(failed, np.int64, len(failed)))
+    return content_hash(card, tables["content"][numbers], tables["row_digest"][numbers], lost)
+
+
+def _checked_records(log: CommitLog, before: Seal | None, progress: Progress | None) -> RecordSums:
+    states = log.states()
+    missing = [shard for shard, state in states.items() if state is not ShardState.COMPLETE]
     if missing:
         raise TeacherCacheError(f"{log.unsealed()} (not complete: {_some(missing)})")
-    if damaged := _damaged(log, progress):
+    sums, trusted = RecordSums(log.layout), 0
+    for shard in range(log.shards):
+        sums.add(log.record(shard))
+        if before is not None and shard + 1 == before.layout.shards:
+            trusted = before.layout.shards if sums.digest == before.records else 0
+    if damaged := _damaged(log, range(trusted, log.shards), progress):
         for shard in damaged:
             log.forget(shard)
         raise TeacherCacheError(
             f"{log.store}: {_some(damaged)} did not match their records and are pending again; "
             f"{log.unsealed()}"
         )
-    return [log.record(shard) for shard in range(log.shards)]
+    return sums
 
 
-def _damaged(log: CommitLog, progress: Progress | None) -> list[int]:
+def _damaged(log: CommitLog, shards: range, progress: Progress | None) -> list[int]:
     damaged = []
-    for shard in range(log.shards):
+    for done, shard in enumerate(shards, 1):
         if log.state(shard) is not ShardState.PENDING and any(log.damages(shard)):
             damaged.append(shard)
         if progress is not None:
-            progress(shard + 1, log.shards)
+            progress(done, len(shards))
     return damaged
 
 
-def _failures(plan: Plan, records: list[ShardRecord]) -> tuple[tuple[Failure, int | None], ...]:
-    reasons = {row: reason for record in records for row, reason in record.failures.items()}
-    decoded = [
-        (Failure(path, reasons[row]), row) for path, row in plan.paths.items() if row in reasons
+def _failures(chain: PlanChain, reasons: Mapping[int, str]) -> tuple[SealedFailure, ...]:
+    failed = [
+        SealedFailure(each.path, each.reason, chain.paths.get(each.path))
+        for each in list_failures(chain, reasons)
     ]
-    return (*((failure, None) for failure in plan.failures), *decoded)
+    named = {each.row for each in failed}
+    rest = (SealedFailure(None, why, row) for row, why in reasons.items() if row not in named)
+    return (*failed, *rest)
 
 
 def _some(shards: list[int]) -> str:
@@ -144,12 +173,21 @@ def _some(shards: list[int]) -> str:
     return f"shards {', '.join(map(str, shards[:_SHOWN]))}{more}"
 
 
-def _report(store: Storage, attributes: Attributes, sealed: Seal, **fields: Any) -> SealReport:
+def _report(store: Storage, sealed: Seal, *, already: bool, swept: int = 0) -> SealReport:
     return SealReport(
         store=store,
-        rows=attributes.rows,
-        shards=attributes.shards,
-        failures=tuple(failure for failure, _ in sealed.failures),
+        rows=sealed.layout.rows,
+        shards=sealed.layout.shards,
+        generations=sealed.generations,
+        failures=listed_failures(sealed),
         content_hash=sealed.content_hash,
-        **fields,
+        already=already,
+        swept=swept,
+        certificate=sealed.certificate,
     )
+
+
+def listed_failures(sealed: Seal | None) -> tuple[Failure, ...]:
+    """Return the failures of a sealed store that a path leads to."""
+    failures = sealed.failures if sealed else ()
+    return tuple(Failure(each.path, each.reason) for each in failures if each.path)

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 MAX_TEXT = 2**20
@@ -134,5 +134,35 @@ def without_digest(value: object, where: str) -> dict[str, Any]:
     fields = dict(value)
     digest = fields.pop("digest", None)
     if with_digest(fields)["digest"] != digest:
+        raise DamagedError(f"{where} does not match its digest: it is damaged or was edited")
+    return fields
+
+
+def json_without_digest(
+    data: bytes, where: str, check_format: Callable[[Mapping[str, Any], str], None]
+) -> dict[str, Any]:
+    """Return the fields that `with_digest` was given, from a file in canonical JSON.
+
+    For files of hundreds of megabytes: nothing is written out again to be hashed. Any other
+    spelling of the same fields is refused.
+
+    Raises:
+        DamagedError: not JSON, or the digest does not fit.
+        TeacherCacheError: what `check_format` finds.
+    """
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{where} is damaged: {error}") from error
+    if not isinstance(fields, dict):
+        raise DamagedError(f"{where} is damaged: not a JSON object")
+    check_format(fields, where)
+    digest = fields.pop("digest", None)
+    # quotes inside of strings are escaped, so this can only be the key
+    key = f'"digest":"{digest}",'.encode()
+    place = data.find(key)
+    sha = hashlib.sha256(memoryview(data)[: max(place, 0)])
+    sha.update(memoryview(data)[place + len(key) :])
+    if place < 0 or sha.hexdigest() != digest:
         raise DamagedError(f"{where} does not match its digest: it is damaged or was edited")
     return fields

@@ -1,18 +1,24 @@
 """Write a teacher cache one shard at a time, in any order, by any number of processes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import check_metadata, metadata_bytes, row_arrays
-from .attributes import Attributes, load_attributes, save_attributes
-from .commits import CommitLog, ShardState
-from .plan_file import FOLDER, PLAN, has_plan, load_plan, save_plan
-from .schema import CacheCard, Plan, TeacherCacheError
+from .arrays import ensure_metadata
+from .attributes import ROOT, Attributes, Seal, load_attributes, save_attributes
+from .chain import PlanChain, first_generation, next_generation
+from .commits import CommitLog, ShardState, row_digests_of
+from .durable import sha256_bytes
+from .plan import Plan
+from .plan_file import FOLDER, has_plan, load_plans, plan_name, publish_generation
+from .schema import CacheCard, TeacherCacheError
 from .storage import LocalStorage, Storage, explaining_disk_errors, is_leftover, open_storage
+
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class TeacherCacheWriter:
@@ -24,48 +30,52 @@ class TeacherCacheWriter:
     Attributes:
         store: where the cache lies.
         card: what the cache holds, as its first builder wrote it.
-        plan: which image becomes which row.
-        sealed: whether there is nothing left to do.
+        plan: which image becomes which row, over all generations.
     """
 
-    def __init__(self, store: Storage, card: CacheCard, plan: Plan, *, sealed: bool) -> None:
+    def __init__(self, store: Storage, card: CacheCard, plan: PlanChain, seal: Seal | None) -> None:
         self.store = store
         self.card = card
         self.plan = plan
-        self.sealed = sealed
-        self._log = CommitLog(store, card, len(plan.content))
+        self._seal = seal
+        self._log = CommitLog.of_chain(store, card, plan)
 
     @classmethod
-    def begin(cls, store: Path | str | Storage, card: CacheCard, plan: Plan) -> Self:
+    def begin(cls, store: Path | str | Storage, card: CacheCard, wanted: Plan) -> Self:
         """Create the cache at `store`, or go on with the one that is there.
 
-        A sealed cache is left as it is, unless a shard of it is missing or has the wrong size:
-        then it goes back to building, and that shard is pending.
+        Images of `wanted` that the store does not know yet become a new generation of rows;
+        images of the store that `wanted` lacks stay. Rows that are there are never moved, and
+        what was sealed stays readable until the next `seal`. Only where a sealed shard is missing
+        or has the wrong size, the store goes back to building, and that shard is pending.
+
+        Nothing is written where there is nothing to do.
 
         Raises:
-            TeacherCacheError: `store` is something else, was begun with another card or plan,
-                or cannot be written.
+            TeacherCacheError: `store` is something else, was begun with another card, or cannot
+                be written.
         """
         store = open_storage(store)
         with explaining_disk_errors(store, "beginning"):
-            _claim(store, card, plan)
-            card, plan = _resume(store, card, plan)
-            attributes = _ensure_metadata(store, card, len(plan.content))
-            writer = cls(store, card, plan, sealed=attributes.seal is not None)
-            if writer.sealed and writer.pending():
-                save_attributes(store, Attributes(card=card, rows=attributes.rows), replace=True)
-                writer.sealed = False
+            check_claimable(store)
+            if not has_plan(store):
+                publish_generation(store, card, None, first_generation(wanted))
+            begun, plan = _extended(store, card, wanted)
+            ensure_metadata(store, begun, plan.layout.extent)
+            writer = cls(store, begun, plan, _ensure_root(store, begun, plan))
+            if writer._incomplete(range(writer._sealed_shards)):
+                writer._unseal()
             return writer
 
     @staticmethod
-    def load_plan(store: Path | str | Storage) -> Plan | None:
-        """Return the plan of an earlier build, so that a resumed one need not hash again.
+    def load_plan(store: Path | str | Storage) -> PlanChain | None:
+        """Return what earlier builds planned, so that a new one need not hash their images.
 
         Raises:
-            TeacherCacheError: there is one, and it is damaged.
+            TeacherCacheError: there is something, and it is damaged.
         """
         store = open_storage(store)
-        return load_plan(store)[1] if has_plan(store) else None
+        return load_plans(store)[1] if has_plan(store) else None
 
     @staticmethod
     def load_card(store: Path | str | Storage) -> CacheCard | None:
@@ -75,11 +85,19 @@ class TeacherCacheWriter:
             TeacherCacheError: there is one, and it is damaged.
         """
         store = open_storage(store)
-        return load_plan(store)[0] if has_plan(store) else None
+        if not has_plan(store):
+            return None
+        attributes = load_attributes(store)  # much quicker to read than the plans
+        return attributes.card if attributes is not None else load_plans(store)[0]
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the last seal covers every image that is planned: nothing is left to do."""
+        return self._seal is not None and self._seal.layout == self.plan.layout
 
     @property
     def shards(self) -> int:
-        """Number of shards, the last of which may be short."""
+        """Number of shards; the last one of each generation may be short."""
         return self._log.shards
 
     def rows_of(self, shard: int) -> range:
@@ -105,8 +123,17 @@ class TeacherCacheWriter:
         """
         if not 1 <= part <= parts:
             raise ValueError(f"part takes 1 to {parts}, got {part}")
-        mine = range(part - 1, self.shards, parts)
-        return [shard for shard in mine if self._log.state(shard) is not ShardState.COMPLETE]
+        return self._incomplete(range(part - 1, self.shards, parts))
+
+    def failed_rows(self) -> dict[int, list[int]]:
+        """Return the rows whose image could not be decoded, by complete shard."""
+        states = self._log.states()
+        found = {
+            shard: sorted(self._log.record(shard).failures)
+            for shard, state in states.items()
+            if state is ShardState.COMPLETE
+        }
+        return {shard: rows for shard, rows in found.items() if rows}
 
     def write(
         self,
@@ -136,41 +163,115 @@ class TeacherCacheWriter:
                 negative; nothing was written.
             TeacherCacheError: sealed, or the disk is full or fails.
         """
-        arrays: dict[str, npt.NDArray[Any]] = {
+        arrays: Arrays = {
             "features": features,
             "attention": attention,
             "valid": valid,
             "source_size": source_size,
         }
         failed = dict(failures or {})
-        self._check(shard, arrays, failed)
+        self._check(shard, self.rows_of(shard), arrays, failed)
         with explaining_disk_errors(self.store, f"writing shard {shard} of"):
             if self._done(shard):
                 return
-            files = self._encode(shard, arrays, failed)
+            stored = self._stored(self.rows_of(shard), arrays, failed)
+            with ThreadPoolExecutor(1) as aside:  # hashing lets other threads run
+                digests = aside.submit(row_digests_of, stored)
+                files = {
+                    array.file_of(shard): array.encode(stored[array.name])
+                    for array in self._log.arrays
+                }
             if not self._done(shard):  # encoding took a while, others may have been faster
-                self._log.commit(shard, files, failed)
+                self._log.commit(shard, files, digests.result(), failed)
 
-    def _encode(
-        self, shard: int, arrays: Mapping[str, npt.NDArray[Any]], failed: Mapping[int, str]
-    ) -> dict[str, bytes]:
-        lost = [row - self.rows_of(shard).start for row in sorted(failed)]
+    def write_again(
+        self,
+        shard: int,
+        rows: Sequence[int],
+        *,
+        features: npt.NDArray[np.float16],
+        attention: npt.NDArray[np.float32],
+        valid: npt.NDArray[np.bool_],
+        source_size: npt.NDArray[np.int32],
+        failures: Mapping[int, str] | None = None,
+    ) -> None:
+        """Replace some rows of a complete shard; the others keep their bytes.
+
+        A sealed store goes back to building. Killed on the way, the whole shard is pending.
+
+        Args:
+            shard: index of a complete shard.
+            rows: numbers of the rows to replace, ascending.
+            features: [R, N, b], R the number of those rows.
+            attention: [R, N].
+            valid: [R, N].
+            source_size: [R, 2].
+            failures: row -> why its image still could not be decoded.
+
+        Raises:
+            ValueError: as `write`.
+            TeacherCacheError: the shard is not complete, or not as it was written.
+        """
+        arrays: Arrays = {
+            "features": features,
+            "attention": attention,
+            "valid": valid,
+            "source_size": source_size,
+        }
+        failed = dict(failures or {})
+        self._check(shard, rows, arrays, failed)
+        record = self._log.record(shard)
+        places = [row - self.rows_of(shard).start for row in rows]
+        stored, files = self._stored(rows, arrays, failed), {}
+        for array in self._log.arrays:
+            name = array.file_of(shard)
+            data = self.store.read(name, record.files[name].size_bytes)
+            if sha256_bytes(data) != record.files[name].sha256:
+                raise TeacherCacheError(f"{self.store}/{name} does not match its record")
+            chunks = array.split(data, len(self.rows_of(shard)))
+            for place, row in zip(places, stored[array.name], strict=True):
+                chunks[place] = array.chunk(row)
+            files[name] = array.assemble(chunks)
+        digests = record.row_digests.copy()
+        digests[places] = row_digests_of(stored)
+        kept = {row: why for row, why in record.failures.items() if row not in set(rows)}
+        with explaining_disk_errors(self.store, f"writing shard {shard} of"):
+            if shard < self._sealed_shards:
+                self._unseal()
+            self._log.forget(shard)  # files that are half replaced must not count
+            self._log.commit(shard, files, digests, kept | failed)
+
+    @property
+    def _sealed_shards(self) -> int:
+        return self._seal.layout.shards if self._seal else 0
+
+    def _unseal(self) -> None:
+        save_attributes(self.store, Attributes(card=self.card), replace=True)
+        self._seal = None
+
+    def _incomplete(self, shards: range) -> list[int]:
+        states = self._log.states(shards)
+        return [shard for shard, state in states.items() if state is not ShardState.COMPLETE]
+
+    def _stored(
+        self, rows: Sequence[int], arrays: Arrays, failed: Mapping[int, str]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return what is stored of `rows`: fill values where the image failed."""
+        lost = [place for place, row in enumerate(rows) if row in failed]
         return {
-            array.file_of(shard): array.encode(_without(arrays[array.name], lost, array.fill))
-            for array in self._log.arrays
+            array.name: _without(arrays[array.name], lost, array.fill) for array in self._log.arrays
         }
 
     def _done(self, shard: int) -> bool:
         if self._log.state(shard) is ShardState.COMPLETE:
             return True
-        if self.sealed:
+        if shard < self._sealed_shards:
             raise TeacherCacheError(f"{self.store} is sealed; shard {shard} cannot be written")
         return False
 
     def _check(
-        self, shard: int, arrays: Mapping[str, npt.NDArray[Any]], failed: Mapping[int, str]
+        self, shard: int, rows: Sequence[int], arrays: Arrays, failed: Mapping[int, str]
     ) -> None:
-        rows = self.rows_of(shard)
         for array in self._log.arrays:
             given, shape = arrays[array.name], (len(rows), *array.row_shape)
             if given.shape != shape or given.dtype != np.dtype(array.dtype):
@@ -182,59 +283,63 @@ class TeacherCacheWriter:
             raise ValueError(f"shard {shard} holds {rows}, got failures of rows {strangers}")
         good = np.array([row not in failed for row in rows])
         for name in ("features", "attention"):
-            finite = np.isfinite(arrays[name]).reshape(len(rows), -1).all(axis=1)
-            _refuse(rows, good & ~finite, f"{name} holds NaN or infinite values")
+            # row by row, so that what is computed on the way stays in the processor's cache
+            infinite = np.array([not np.isfinite(row).all() for row in arrays[name]])
+            _refuse(rows, good & infinite, f"{name} holds NaN or infinite values")
         negative = (arrays["attention"] < 0).any(axis=1)
         _refuse(rows, good & negative, "attention holds negative values")
         flat = (arrays["source_size"] < 1).any(axis=1)
         _refuse(rows, good & flat, "source_size holds a side below 1 pixel")
 
 
-def _claim(store: Storage, card: CacheCard, plan: Plan) -> None:
-    """Make `store` ours by publishing the plan, unless one is there already."""
+def check_claimable(store: Storage) -> None:
+    """Refuse a place that is neither a cache that can be built on nor empty.
+
+    Raises:
+        TeacherCacheError: names what is there.
+    """
     if has_plan(store):
         return
     if isinstance(store, LocalStorage) and store.folder.is_file():
         raise TeacherCacheError(f"{store} is a file; a cache takes a folder of its own")
+    if store.size(ROOT) is not None and next(store.files(FOLDER), None):
+        raise TeacherCacheError(
+            f"{store}/{plan_name(0)} is missing: a sealed cache can be read without it, but no "
+            "build can go on; restore it, or choose another folder"
+        )
     # a build killed before its plan leaves nothing but temporary files
     stranger = next((name for name, _ in store.files() if not is_leftover(name)), None)
-    if store.size("zarr.json") is not None and next(store.files(FOLDER), None):
-        raise TeacherCacheError(
-            f"{store}/{PLAN} is missing: a sealed cache can be read without it, but no build "
-            "can go on; restore it, or choose another folder"
-        )
-    if stranger:
+    if stranger and not has_plan(store):  # another process may have begun just now
         raise TeacherCacheError(
             f"{store} exists and is not a teacher cache (it holds {stranger!r}); choose another "
             "folder for the cache"
         )
-    save_plan(store, card, plan)
 
 
-def _resume(store: Storage, card: CacheCard, plan: Plan) -> tuple[CacheCard, Plan]:
-    begun_card, begun_plan = load_plan(store)
-    differences = begun_card.differences(card) + begun_plan.differences(plan)
-    if differences:
-        raise TeacherCacheError(
-            f"{store} was begun differently: {'; '.join(differences)}; "
-            "choose another folder, or build with what the store was begun with"
-        )
-    return begun_card, begun_plan
+def _extended(store: Storage, card: CacheCard, wanted: Plan) -> tuple[CacheCard, PlanChain]:
+    """Return the plans of `store` after it was made to hold `wanted`."""
+    while True:
+        begun, plan = load_plans(store)
+        if differences := begun.differences(card):
+            raise TeacherCacheError(
+                f"{store} was begun differently: {'; '.join(differences)}; "
+                "choose another folder, or build with what the store was begun with"
+            )
+        added = next_generation(plan, wanted)
+        if added is None:
+            return begun, plan
+        publish_generation(store, card, plan, added)  # or another process was faster: look again
 
 
-def _ensure_metadata(store: Storage, card: CacheCard, rows: int) -> Attributes:
-    for array in row_arrays(card):
-        name, metadata = f"{array.name}/zarr.json", array.metadata(rows)
-        try:
-            check_metadata(store, name, metadata)
-        except TeacherCacheError:  # missing or damaged: it follows from the plan, so write it
-            store.write(name, metadata_bytes(metadata))
-    wanted = Attributes(card=card, rows=rows)
-    save_attributes(store, wanted, replace=False)
+def _ensure_root(store: Storage, card: CacheCard, plan: PlanChain) -> Seal | None:
+    """Write the root of a new store; return the seal of one that was sealed."""
+    save_attributes(store, Attributes(card=card), replace=False)
     found = load_attributes(store)
-    if found is None or found.rows != rows or card.differences(found.card):
+    seal = found.seal if found else None
+    fits = found is not None and not card.differences(found.card)
+    if not fits or (seal and not seal.layout.begins(plan.layout)):
         raise TeacherCacheError(f"{store}: zarr.json does not fit the plan; is it of another cache")
-    return found
+    return seal
 
 
 def _without(
@@ -247,6 +352,6 @@ def _without(
     return kept
 
 
-def _refuse(rows: range, wrong: npt.NDArray[np.bool_], reason: str) -> None:
+def _refuse(rows: Sequence[int], wrong: npt.NDArray[np.bool_], reason: str) -> None:
     if wrong.any():
         raise ValueError(f"row {rows[int(np.argmax(wrong))]}: {reason}")

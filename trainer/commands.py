@@ -9,7 +9,7 @@ import typer
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, or a shipped one's name.")],
-    cache: Annotated[Path | None, typer.Option(help="Sealed teacher cache.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Folder or URL of a sealed cache.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="Manifest to train on.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
     student: Annotated[Path | None, typer.Option(help="Folder of a Hugging Face Llava.")] = None,

@@ -39,7 +39,7 @@ class Prepared:
     steps: int
 
 
-def prepare(recipe: Recipe, cache: Path | None, world: int) -> Prepared:
+def prepare(recipe: Recipe, cache: Path | str | None, world: int) -> Prepared:
     """Check recipe, student, cache, manifest and images against each other.
 
     Raises:

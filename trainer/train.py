@@ -49,7 +49,7 @@ class Result:
 
 def train(
     recipe: Recipe,
-    cache: Path | None,
+    cache: Path | str | None,
     out: Path,
     *,
     resume: bool = True,

@@ -1,14 +1,18 @@
 """Fixtures of the teacher-cache tests: a small build that can be run step by step."""
 
+import errno
 import hashlib
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pytest
 
 from medalign.teacher_cache.schema import CacheCard, Failure, Plan
+from medalign.teacher_cache.storage import LocalStorage, Storage
 from medalign.teacher_cache.writer import TeacherCacheWriter
 
 ROWS = 10
@@ -43,3 +47,95 @@ def small(
     synthetic_rows: Callable[..., dict[str, npt.NDArray[Any]]],
 ) -> SmallBuild:
     return SmallBuild(synthetic_card(grid="3x2", width=5), synthetic_rows)
+
+
+class ReadOnly(LocalStorage):
+    """A folder that cannot be written, even by root."""
+
+    def write(self, name: str, data: bytes) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"{name}: {len(data)} bytes")
+
+    def publish(self, name: str, data: bytes) -> bool:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"{name}: {len(data)} bytes")
+
+    def delete(self, name: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), name)
+
+
+@pytest.fixture
+def read_only() -> type[LocalStorage]:
+    """Give the class of a storage that refuses to be written."""
+    return ReadOnly
+
+
+def _content(number: int) -> str:
+    return hashlib.sha256(f"content {number}".encode()).hexdigest()
+
+
+def _content_rows(card: CacheCard, content: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Rows that depend on the image only, as an expert's do."""
+    features, attention, sizes = [], [], []
+    for digest in content:
+        rng = np.random.default_rng(list(bytes.fromhex(digest)))
+        features.append(rng.random((card.grid.size, card.expert.width)))
+        attention.append(rng.random(card.grid.size))
+        sizes.append(rng.integers(1, 99, 2))
+    return {
+        "features": np.array(features, np.float16),
+        "attention": np.array(attention, np.float32),
+        "valid": np.ones((len(content), card.grid.size), np.bool_),
+        "source_size": np.array(sizes, np.int32),
+    }
+
+
+class Folder:
+    """A folder of images that changes with time, and caches built from it.
+
+    `images` maps a path to the number of its content; None cannot be read at all, and contents
+    from 100 on cannot be decoded.
+    """
+
+    def __init__(self, card: CacheCard, images: dict[str, int | None]) -> None:
+        self.card = card
+        self.images = images
+
+    def plan(self) -> Plan:
+        contents = list(dict.fromkeys(each for each in self.images.values() if each is not None))
+        readable = {path: each for path, each in self.images.items() if each is not None}
+        return Plan(
+            content=tuple(map(_content, contents)),
+            paths={path: contents.index(each) for path, each in readable.items()},
+            failures=tuple(Failure(path, "no file") for path in self.images.keys() - readable),
+        )
+
+    def begin(self, store: Path | Storage) -> TeacherCacheWriter:
+        return TeacherCacheWriter.begin(store, self.card, self.plan())
+
+    def build(self, store: Path | Storage) -> list[int]:
+        """Write what is pending, and say which shards that was."""
+        writer = self.begin(store)
+        broken = {_content(number) for number in range(100, 110)}
+        pending = writer.pending()
+        for shard in pending:
+            span = writer.rows_of(shard)
+            content = [writer.plan.content_of(row) for row in span]
+            lost = {row: "cut" for row, each in zip(span, content, strict=True) if each in broken}
+            writer.write(shard, **_content_rows(self.card, content), failures=lost)
+        return pending
+
+    def wanted(self, path: str) -> dict[str, npt.NDArray[Any]]:
+        """What a cache has to say of an image."""
+        number = self.images[path]
+        assert number is not None
+        rows = _content_rows(self.card, [_content(number)])
+        return {name: values[0] for name, values in rows.items()}
+
+
+@pytest.fixture
+def folder(synthetic_card: Callable[..., CacheCard]) -> Callable[..., Folder]:
+    """Make a folder of images: `folder({"a.png": 1, "b.png": None}, shard_rows=2)`."""
+
+    def make(images: dict[str, int | None], **card: Any) -> Folder:
+        return Folder(synthetic_card(grid="1x2", width=3, **card), images)
+
+    return make

@@ -5,11 +5,12 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+import numpy.typing as npt
 import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from medalign.teacher_cache.arrays import (
@@ -23,6 +24,7 @@ from medalign.teacher_cache.arrays import (
 )
 from medalign.teacher_cache.schema import CacheCard, TeacherCacheError
 from medalign.teacher_cache.storage import LocalStorage
+from medalign.teacher_cache.strict import DamagedError
 
 
 @given(rows=st.integers(1, 5), patches=st.integers(1, 4), width=st.integers(1, 3))
@@ -45,25 +47,116 @@ def test_a_shard_file_is_rows_with_checksums_and_then_an_index(
     assert array.file_bytes(rows) == len(wanted)
 
 
-def test_our_metadata_is_what_zarr_python_writes(
-    synthetic_card: Callable[..., CacheCard],
-) -> None:
-    for array in row_arrays(synthetic_card(shard_rows=3)):
-        store: dict[str, Any] = {}
-        zarr.create_array(
-            MemoryStore(store),
-            shape=(7, *array.row_shape),
-            dtype=array.dtype,
-            chunks=(1, *array.row_shape),
-            shards=(3, *array.row_shape),
-            compressors=Crc32cCodec(),
-            filters=None,
-            fill_value=array.fill,
-            chunk_key_encoding={"name": "default", "separator": "."},
-        )
-        found = json.loads(store["zarr.json"].to_bytes())
-        found.pop("storage_transformers", None)
-        assert found == array.metadata(7)
+KINDS = {
+    "features": RowArray("features", (6, 5), "float16", "NaN", 3),
+    "attention": RowArray("attention", (6,), "float32", "NaN", 3),
+    "valid": RowArray("valid", (6,), "bool", False, 3),
+    "source_size": RowArray("source_size", (2,), "int32", 0, 3),
+    "codes": RowArray("codes", (300,), "uint8", 0, 3, zstd_level=0),
+    "fast codes": RowArray("codes", (300,), "uint8", 0, 3, zstd_level=1),
+    "big shards": RowArray("attention", (6,), "float32", "NaN", 70),
+}
+
+
+def rows_of(array: RowArray, rows: int) -> npt.NDArray[Any]:
+    """Rows of any kind, the first of fill values; rows of codes end in zeros of any number."""
+    rng = np.random.default_rng(rows)
+    values = rng.integers(0, 2 if array.dtype == "bool" else 200, (rows, *array.row_shape))
+    if array.zstd_level is not None:
+        for row in values:
+            row[rng.integers(0, len(row)) :] = 0
+    made = values.astype(array.dtype)
+    made[0] = float("nan") if array.fill == "NaN" else array.fill
+    return made
+
+
+def written_by_zarr(array: RowArray, values: npt.NDArray[Any], rows: int) -> dict[str, bytes]:
+    """The files that zarr-python writes for `rows` rows of which `values` are the first."""
+    store: dict[str, Any] = {}
+    level = array.zstd_level
+    zstd = [] if level is None else [ZstdCodec(level=level, checksum=False)]
+    zarr.create_array(
+        MemoryStore(store),
+        shape=(rows, *array.row_shape),
+        dtype=array.dtype,
+        chunks=(1, *array.row_shape),
+        shards=(array.shard_rows, *array.row_shape),
+        compressors=[*zstd, Crc32cCodec()],
+        filters=None,
+        fill_value=array.fill,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        config={"write_empty_chunks": True},
+    )[: len(values)] = values
+    return {name: data.to_bytes() for name, data in store.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_our_shards_are_byte_for_byte_what_zarr_python_writes(kind: str, rows: int) -> None:
+    array = KINDS[kind]
+    values = rows_of(array, rows)
+    wanted = written_by_zarr(array, values, rows)["c.0" + ".0" * len(array.row_shape)]
+    for form in (values, list(values), values.astype(values.dtype.newbyteorder(">"))):
+        assert array.encode(form) == wanted
+    assert array.may_have(len(wanted), rows)
+    assert array.assemble(array.split(wanted, rows)) == wanted
+    if array.zstd_level is None:
+        assert array.file_bytes(rows) == len(wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_metadata_is_what_zarr_python_writes(kind: str) -> None:
+    array = KINDS[kind]
+    found = json.loads(written_by_zarr(array, rows_of(array, 1), 7)["zarr.json"])
+    found.pop("storage_transformers", None)
+    assert found == array.metadata(7)
+
+
+def test_the_kinds_above_are_those_of_a_card(synthetic_card: Callable[..., CacheCard]) -> None:
+    arrays = row_arrays(synthetic_card(grid="3x2", width=5, shard_rows=3))
+    assert list(arrays) == [KINDS[array.name] for array in arrays]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_zarr_reads_our_shards_short_ones_included(kind: str, tmp_path: Path) -> None:
+    array, values = KINDS[kind], rows_of(KINDS[kind], 5)
+    storage = LocalStorage(tmp_path)
+    storage.write(f"{array.name}/zarr.json", metadata_bytes(array.metadata(5)))
+    for shard in range(-(-5 // array.shard_rows)):
+        rows = values[shard * array.shard_rows :][: array.shard_rows]
+        storage.write(array.file_of(shard), array.encode(rows))
+    found = np.asarray(zarr.open_array(tmp_path / array.name, mode="r")[...])
+    assert found.dtype == values.dtype
+    assert found.tobytes() == values.tobytes()
+
+
+def test_rows_that_cannot_be_compressed_fit_their_limit() -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 5, 300, 70_000, 2**20 + 7):
+        for level in (-5, 0, 3, 19):
+            array = RowArray("codes", (size,), "uint8", 0, 2, zstd_level=level)
+            row = rng.integers(0, 256, size, np.uint8)
+            assert len(array.chunk(row)) <= array.chunk_limit
+            assert array.may_have(len(array.encode([row])), 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shard_that_is_taken_apart_is_checked(kind: str) -> None:
+    array = KINDS[kind]
+    data = array.encode(rows_of(array, 3))
+    assert array.split(data, 3) == [array.chunk(row) for row in rows_of(array, 3)]
+    for place in range(len(data)):
+        spoilt = bytearray(data)
+        spoilt[place] ^= 64
+        with pytest.raises(DamagedError, match="checksum"):
+            array.split(bytes(spoilt), 3)
+    with pytest.raises(DamagedError, match="checksum"):
+        array.split(b"", 3)
+
+
+def test_a_row_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="a row of codes has 300 bytes, got 299"):
+        KINDS["codes"].encode([np.zeros(299, np.uint8)])
 
 
 @pytest.mark.parametrize("shape", [(1,), (100,), (5, 32), (2, 300_000), (3_000_000,)])

@@ -8,6 +8,7 @@ import pytest
 
 from medalign.teacher_cache.audit import info, reopen, seal, status, verify
 from medalign.teacher_cache.commits import CommitLog
+from medalign.teacher_cache.plan_file import load_plans
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Failure, TeacherCacheError
 from medalign.teacher_cache.storage import LocalStorage
@@ -108,7 +109,7 @@ def test_reopening_makes_damaged_shards_pending_and_a_build_mends_them(
     path = store / "attention" / "c.2.0"
     data = path.read_bytes()
     path.write_bytes(data[:5] + bytes([data[5] ^ 1]) + data[6:])
-    (store / "index" / "path_hash" / "c.0.0").unlink()
+    (store / "index" / "1" / "path_hash" / "c.0.0").unlink()
     assert [damage.where for damage in verify(store)] == ["attention/c.2.0", "index"]
     assert reopen(store) == [2]
     writer = small.begin(store)
@@ -146,9 +147,10 @@ def test_verify_notices_a_valid_record_that_was_not_sealed(small: Any, tmp_path:
     store = tmp_path / "cache"
     small.write(small.begin(store))
     seal(store)
-    log = CommitLog(LocalStorage(store), small.card, 10)
+    card, chain = load_plans(LocalStorage(store))
+    log = CommitLog.of_chain(LocalStorage(store), card, chain)
     files = {array.file_of(1): (store / array.file_of(1)).read_bytes() for array in log.arrays}
-    log.commit(1, files, {6: "another reason"})
+    log.commit(1, files, log.record(1).row_digests, {6: "another reason"})
     [damage] = verify(store)
     assert damage.where == "_commit"
 
@@ -159,9 +161,9 @@ def test_verify_notices_another_plan(small: Any, tmp_path: Path) -> None:
     seal(store)
     small.plan = replace(small.plan, failures=())
     small.begin(tmp_path / "other")
-    plan = (tmp_path / "other/_commit/plan.json").read_bytes()
-    (store / "_commit/plan.json").write_bytes(plan)
-    assert [damage.where for damage in verify(store)] == ["_commit/plan.json"]
+    plan = (tmp_path / "other/_commit/plan.0.json").read_bytes()
+    (store / "_commit/plan.0.json").write_bytes(plan)
+    assert [damage.where for damage in verify(store)] == ["_commit/plan.0.json"]
 
 
 def calls_of(job: Job, store: Path) -> list[tuple[int, int]]:

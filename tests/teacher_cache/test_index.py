@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from medalign.teacher_cache import index
 from medalign.teacher_cache.arrays import table_files
+from medalign.teacher_cache.chain import PlanChain, first_generation
 from medalign.teacher_cache.index import PlanIndex, path_words, tables_of
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Plan, TeacherCacheError
@@ -26,11 +27,12 @@ def test_path_words_are_blake2b_in_two_halves(paths: list[str]) -> None:
         assert digest == int(first).to_bytes(8, "big") + int(second).to_bytes(8, "big")
 
 
-def many(rows: int) -> Plan:
+def many(rows: int) -> PlanChain:
     content = [hashlib.sha256(str(row).encode()).hexdigest() for row in range(rows)]
     # more paths than rows, and rows out of order
     paths = {f"ordner/ü{n}\ud800.png": (n * 7) % rows for n in range(2 * rows)}
-    return Plan(content=tuple(content), paths=paths)
+    first = first_generation(Plan(content=tuple(content), paths=paths))
+    return PlanChain(4, (first,), ("0" * 64,))
 
 
 def test_the_stored_index_finds_what_the_plan_knows(
@@ -50,9 +52,9 @@ def test_the_stored_index_finds_what_the_plan_knows(
     assert "0" * 64 not in cache
 
 
-def index_plan(store: Path) -> Plan:
+def index_plan(store: Path) -> PlanChain:
     plan = TeacherCacheWriter.load_plan(store)
-    assert isinstance(plan, Plan)
+    assert isinstance(plan, PlanChain)
     return plan
 
 
@@ -85,17 +87,17 @@ def test_two_paths_with_one_hash_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         index, "path_words", lambda paths: np.zeros((2, len(list(paths))), np.uint64)
     )
     with pytest.raises(TeacherCacheError, match="same 128-bit hash"):
-        tables_of(many(3))
+        tables_of(many(3), np.zeros((3, 16), np.uint8))
 
 
 def test_rows_of_many_paths_are_found_in_the_tables() -> None:
     plan = many(50)
-    tables = tables_of(plan)
-    assert (np.diff(tables["index/path_hash"][0].astype(object)) >= 0).all()
-    assert (np.diff(tables["index/content_prefix"].astype(object)) >= 0).all()
+    tables = tables_of(plan, np.zeros((50, 16), np.uint8))
+    assert (np.diff(tables["path_hash"][0].astype(object)) >= 0).all()
+    assert (np.diff(tables["content_prefix"].astype(object)) >= 0).all()
     words = dict(zip(map(tuple, path_words(plan.paths).T.tolist()), plan.paths, strict=True))
     for pair, row in zip(
-        tables["index/path_hash"].T.tolist(), tables["index/path_hash_row"].tolist(), strict=True
+        tables["path_hash"].T.tolist(), tables["path_hash_row"].tolist(), strict=True
     ):
         assert plan.paths[words[tuple(pair)]] == row
 
@@ -106,7 +108,7 @@ def test_a_table_with_right_checksums_and_other_values_is_refused(
     store = synthetic_store(4)
     rows = np.array([3, 2, 1, 0], np.int32)
     for name, data in table_files(rows).items():
-        (store / "index" / "path_hash_row" / name).write_bytes(data)
+        (store / "index" / "1" / "path_hash_row" / name).write_bytes(data)
     cache = TeacherCache.open(store)
     with pytest.raises(TeacherCacheError, match="path_hash_row does not match its digest"):
         cache.row_of("images/0.png")

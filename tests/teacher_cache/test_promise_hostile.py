@@ -123,14 +123,24 @@ def lie(store: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rows": 2**31 - 1, "paths": 2**31 - 1, "text_bytes": 2**40}, "zarr.json: shape"),
-        ({"rows": 2**40}, "rows takes 1 to"),
-        ({"rows": 0}, "rows takes 1 to"),
-        ({"rows": 4, "paths": 4}, "shape should be"),
-        ({"rows": -1}, "rows takes"),
+        ({"generations": [2**31 - 1], "rows": 2**31 - 1}, "shape should be"),
+        ({"generations": [3, 2**31 - 1]}, "2147483651 rows; the format allows"),
+        ({"generations": [1] * 70_000}, "number of generations takes 1 to 65536"),
+        ({"generations": [0, 3]}, "rows of generation 0 takes 1 to"),
+        ({"generations": [2, 1]}, "number of plans takes 2 to 2"),
+        ({"generations": [3.0]}, "rows of generation 0 takes"),
+        ({"generations": [True]}, "rows of generation 0 takes"),
+        ({"generations": [-1]}, "rows of generation 0 takes"),
+        ({"generations": []}, "number of generations takes"),
+        ({"generations": 3}, "generations takes a list"),
+        ({"generations": [4], "rows": 4, "paths": 4}, "shape should be"),
+        ({"plans": ["../../x"]}, "plans takes 64"),
+        ({"plans": []}, "number of plans takes 1"),
+        ({"rows": 2**40}, "rows takes 3 to 3"),
         ({"rows": 3.0}, "rows takes"),
-        ({"rows": True}, "rows takes"),
-        ({"paths": 2}, "paths takes 3 to"),
+        ({"paths": 0}, "paths takes 1 to"),
+        ({"paths": 2}, "shape should be"),
+        ({"paths": 2**31 - 1, "text_bytes": 2**40}, "shape should be"),
         ({"text_bytes": 1}, "text_bytes takes 3 to"),
         ({"text_bytes": 2**39}, "shape should be"),
         ({"format": 2}, "reads teacher-cache format 1, got 2"),
@@ -147,6 +157,7 @@ def lie(store: Path, **changes: Any) -> None:
         ({"tables": []}, "tables takes a JSON object"),
         ({"failures": [["a", "b", 99]]}, "failures: row takes 0 to 2"),
         ({"failures": [["a", "b"]]}, "path, reason and row"),
+        ({"failures": [[None, "b", None]]}, "failures: path takes a text"),
         ({"failures": [[1, "b", 0]]}, "failures: path takes a text"),
         ({"failures": {}}, "failures takes a list"),
         ({"certificate": 5}, "certificate takes a JSON object"),
@@ -193,7 +204,7 @@ def test_a_path_that_leaves_the_image_folder_is_not_handed_out(
     text = np.frombuffer(b"../../a.png" + b"b" * 5, np.uint8)
     ends = np.array([11, 12, 16])
     index: Any = cache._index
-    monkeypatch.setitem(index._tables, "index/path_text", text)
-    monkeypatch.setitem(index._tables, "index/path_end", ends)
+    monkeypatch.setitem(index._tables, "path_text", text)
+    monkeypatch.setitem(index._tables, "path_end", ends)
     with pytest.raises(TeacherCacheError, match="must stay below the image folder"):
         _ = cache.paths
