@@ -10,6 +10,7 @@ import typer
 from . import __version__
 from .demo.commands import demo
 from .eval.commands import app as eval_app
+from .eval.commands import cache_show
 from .pipeline.commands import cache
 from .trainer.commands import train
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.add_typer(cache, name="cache")
+cache.command("show")(cache_show)
 app.command()(train)
 app.add_typer(eval_app, name="eval")
 

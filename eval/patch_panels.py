@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -82,29 +82,71 @@ def draw_maps(
         raise ValueError(f"an image is uint8 [S, S, 3], got {image.dtype} {list(image.shape)}")
     figure = Figure(figsize=(2.6 * (len(maps) + 1) + 0.9, 3.05), layout="constrained")
     panels: list[Axes] = list(figure.subplots(1, len(maps) + 1, squeeze=False)[0])
-    _picture(panels[0], image, "image")
-    grey = np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+    draw_picture(panels[0], image, "image")
     for axes, (name, values) in zip(panels[1:], maps.items(), strict=True):
-        _picture(axes, grey, name)
-        heat = np.where(kept, values, np.nan).reshape(grid.rows, grid.cols)
-        axes.imshow(heat, cmap=_HEAT, norm=scale, extent=_EXTENT, interpolation="nearest")
+        draw_picture(axes, in_grey(image), name)
+        draw_heat(axes, values, kept, grid, scale)
     for axes in panels:
-        _hatch(axes, np.flatnonzero(~kept), grid)
-    bar = figure.colorbar(
-        ScalarMappable(scale, _HEAT),
-        ax=panels,
-        extend=extend,
-        shrink=0.85,
-        pad=0.01,
-        aspect=18,
-    )
-    bar.ax.set_facecolor("#808080")
-    bar.set_label(label, fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+        hatch_padding(axes, kept, grid)
+    colour_bar(figure, scale, label, extend, ax=panels, shrink=0.85, pad=0.01, aspect=18)
     if title is not None:
         lines = textwrap.fill(title, 32 * len(panels))
         figure.suptitle(lines, x=0.01, ha="left", fontsize=10, parse_math=False)
     return figure, panels
+
+
+def draw_picture(axes: Axes, image: NDArray[np.uint8], name: str) -> None:
+    """Draw a square [S, S, 3] as a panel without ticks; patches are drawn in 0..1 over it."""
+    axes.imshow(image, extent=_EXTENT)
+    axes.set_title(name, fontsize=9, parse_math=False)
+    axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))
+    axes.spines[:].set_visible(False)
+
+
+def in_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an image [S, S, 3] without its colours, so that it does not mix with a map's."""
+    return np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+
+
+def draw_heat(
+    axes: Axes,
+    values: NDArray[np.float64],
+    kept: NDArray[np.bool_],
+    grid: PatchGrid,
+    scale: Normalize,
+) -> None:
+    """Lay a map [N] over a panel; padding carries no colour."""
+    heat = np.where(kept, values, np.nan).reshape(grid.rows, grid.cols)
+    axes.imshow(heat, cmap=_HEAT, norm=scale, extent=_EXTENT, interpolation="nearest")
+
+
+def tint_patches(axes: Axes, kept: NDArray[np.bool_], grid: PatchGrid) -> None:
+    """Tint the patches that are image, with lines between them."""
+    cells = [_cell(int(patch), grid) for patch in np.flatnonzero(kept)]
+    tint = PatchCollection(cells, facecolor=f"{_OUTLINE}59", edgecolor="#FFFFFF73", linewidth=0.4)
+    axes.add_collection(tint)
+
+
+def hatch_padding(axes: Axes, kept: NDArray[np.bool_], grid: PatchGrid) -> None:
+    """Hatch the patches that are padding."""
+    cells = [_cell(int(patch), grid) for patch in np.flatnonzero(~kept)]
+    axes.add_collection(
+        PatchCollection(cells, facecolor="none", edgecolor="#FFFFFF99", linewidth=0, hatch="////")
+    )
+
+
+def colour_bar(
+    figure: Figure,
+    scale: Normalize,
+    label: str,
+    extend: Literal["neither", "max"],
+    **where: Any,
+) -> None:
+    """Draw what the colours of `draw_heat` mean; `where` goes to matplotlib."""
+    bar = figure.colorbar(ScalarMappable(scale, _HEAT), extend=extend, **where)
+    bar.ax.set_facecolor("#808080")
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
 
 
 def outline_region(axes: Axes, mask: ArrayLike, grid: PatchGrid) -> None:
@@ -146,24 +188,10 @@ def caption(figure: Figure, *remarks: str) -> None:
         figure.supxlabel("; ".join(remarks), x=0.01, ha="left", fontsize=7, color=GREY)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path, dpi: int = _DPI) -> None:
     """Write a figure as PNG; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=_DPI)
-
-
-def _picture(axes: Axes, image: NDArray[np.uint8], name: str) -> None:
-    axes.imshow(image, extent=_EXTENT)
-    axes.set_title(name, fontsize=9, parse_math=False)
-    axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))
-    axes.spines[:].set_visible(False)
-
-
-def _hatch(axes: Axes, patches: NDArray[np.intp], grid: PatchGrid) -> None:
-    cells = [_cell(int(patch), grid) for patch in patches]
-    axes.add_collection(
-        PatchCollection(cells, facecolor="none", edgecolor="#FFFFFF99", linewidth=0, hatch="////")
-    )
+    figure.savefig(path, format="png", dpi=dpi, pil_kwargs={"optimize": True})
 
 
 def _cell(patch: int, grid: PatchGrid) -> Rectangle:

@@ -77,13 +77,12 @@ def seal_command(
     with _shards("sealing") as progress:
         report = seal(store, progress, certify=certify)
     done = "was sealed before" if report.already else "sealed"
-    certificate = read_certificate(TeacherCache.open(store).certificate)
     print_facts(
         [
             ("store", f"{report.store} {done}"),
             ("rows", f"{report.rows} in {report.shards} shards"),
             ("content", report.content_hash),
-            *certificate_facts(certificate),
+            *certificate_facts(read_certificate(report.certificate)),
             *failure_facts(now.failures, now.never_read),
         ]
     )

@@ -101,6 +101,12 @@ class _Found:
             return "building"
         return "sealed" if self.chain is None else "growing"
 
+    @property
+    def never_read(self) -> int:
+        if self.chain is not None:
+            return len(self.chain.failures)
+        return sum(each.row is None for each in self.seal.failures) if self.seal else 0
+
 
 def status(store: Path | str | Storage) -> CacheStatus:
     """Judge every shard by its record and the sizes of its files; cheap, reads no data.
@@ -115,12 +121,7 @@ def _status(found: _Found) -> CacheStatus:
     log = found.log
     states = log.states()
     complete = [shard for shard, state in states.items() if state is ShardState.COMPLETE]
-    if found.chain is not None:
-        failures, never_read = log.failures(found.chain), len(found.chain.failures)
-    else:
-        listed = found.seal.failures if found.seal else ()
-        failures = list(listed_failures(found.seal))
-        never_read = sum(each.row is None for each in listed)
+    failures = log.failures(found.chain) if found.chain else listed_failures(found.seal)
     return CacheStatus(
         store=log.store,
         state=found.state,
@@ -132,7 +133,7 @@ def _status(found: _Found) -> CacheStatus:
         pending=tuple(k for k, state in states.items() if state is ShardState.PENDING),
         damaged=tuple(k for k, state in states.items() if state is ShardState.DAMAGED),
         failures=tuple(failures),
-        never_read=never_read,
+        never_read=found.never_read,
     )
 
 

@@ -302,7 +302,8 @@ def _row(source: _Source, row: int, readers: Mapping[str, RowReader]) -> _Row:
         if row_digests_of(values).tobytes() != digest:
             raise TeacherCacheError(
                 f"row {row} of {source.store} does not match the digest that was sealed; "
-                f"`medalign cache verify --mend {source.store}` lists all damage and makes it pending"
+                f"`medalign cache verify --mend {source.store}` lists all damage, and makes it "
+                "pending for the next build"
             )
     return _Row(chunks, digest)
 

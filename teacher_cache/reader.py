@@ -74,7 +74,6 @@ class TeacherCache:
         state: `sealed`, or `building` where that was allowed.
         content_hash: identity of what the cache holds; None while it is building.
         fingerprint: identity of the card.
-        certificate: what recomputing rows with the expert showed; None if that was not done.
     """
 
     def __init__(

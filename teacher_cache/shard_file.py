@@ -173,7 +173,8 @@ class RowReader:
         file = self.layout.file_of(row // self.layout.shard_rows)
         return DamagedError(
             f"row {row} of {self.storage}: {self.layout.name} is damaged: {file}: {error}; "
-            f"`medalign cache verify --mend {self.storage}` lists all damage and makes it pending"
+            f"`medalign cache verify --mend {self.storage}` lists all damage, and makes it pending "
+            "for the next build"
         )
 
 
