@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..teacher_cache.audit import status
+from ..teacher_cache.gram_errors import GramErrors
 from ..teacher_cache.origin import Origin, load_origin, save_origin
 from ..teacher_cache.schema import Failure, Plan
 from ..teacher_cache.storage import Storage, open_storage
@@ -30,6 +31,7 @@ from .planning import (
     to_hash,
 )
 from .progress import NoProgress, Progress
+from .row_form import row_form
 from .squares import Source, Square, Unreadable, View, read_squares
 from .workers import Workers
 
@@ -56,6 +58,7 @@ class BuildReport:
         pending: shards that are still to be written, by this part or another.
         failures: images without a row, of this and earlier runs.
         never_read: how many of them, the first ones, could not even be read as files.
+        gram_error: errors of the similarities that are written; None with codec `fp16`.
         encoded: rows that this run computed, unreadable ones included.
         seconds: time that took.
         sealed: the cache is sealed.
@@ -72,6 +75,7 @@ class BuildReport:
     pending: int
     failures: tuple[Failure, ...]
     never_read: int
+    gram_error: GramErrors | None
     encoded: int
     seconds: float
     sealed: bool
@@ -203,6 +207,7 @@ class _Tools:
 def _encode(tools: _Tools, wanted: Mapping[int, Sequence[int]], write: Write) -> int:
     """Encode rows by shard and write them; return how many they are."""
     options, plan = tools.options, tools.writer.plan
+    form = row_form(tools.writer.card, tools.workers)
     paths = plan.path_of_rows()
     batches = [
         batch
@@ -216,7 +221,7 @@ def _encode(tools: _Tools, wanted: Mapping[int, Sequence[int]], write: Write) ->
     whole = plan.layout.rows if options.part.count == 1 else rows
     stage = tools.progress.stage("encoding", total=whole, done=whole - rows)
     with stage, _writing(partial(write, tools.writer)) as hand_over:
-        for batch, shard in encode_batches(tools.expert, options.grid, batches, squares):
+        for batch, shard in encode_batches(tools.expert, form, batches, squares):
             if shard is not None:
                 hand_over(shard)
             tools.progress.advance(len(batch.paths))
@@ -302,6 +307,7 @@ def _report(
         pending=now.shards - now.complete,
         failures=now.failures,
         never_read=now.never_read,
+        gram_error=writer.gram_errors(),
         encoded=encoded,
         seconds=seconds,
         sealed=writer.sealed,

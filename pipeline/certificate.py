@@ -12,17 +12,17 @@ in another order, and the store rounds. Both parts are in `base_tolerance`:
   and 4.5e-2 of its largest value. About four times that is allowed, since towers have up to twice
   as many blocks and errors add up.
 - *Storing.* A float16 has 11 significant bits, so a rounded patch is off by at most 2^-11 of its
-  length, a cosine of two of them by 2^-10.
+  length, a cosine of two of them by 2^-10. Codec `gram` measures its errors as it writes, and
+  the largest of them is what a pair may be off.
 
 Even if every pair of patches were at the limit, that would put a floor of 1e-4 (float32) or 1e-2
 (bfloat16) under L_vis, a mean of squares of Gram differences. Other weights, another geometry or
 another colour behind transparent pixels are far outside: they turn patches by tenths.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..teacher_cache.certificate import Certificate, Deviation, Skipped, Tolerance, read_certificate
+from ..teacher_cache.gram_errors import GramErrors
 from ..teacher_cache.reader import TeacherCache, TeacherRow
 from ..teacher_cache.schema import CacheCard
 from .encode import look
@@ -40,6 +41,7 @@ from .geometry import GeometryName
 from .options import library_versions
 from .pixels import Alpha
 from .progress import NoProgress, Progress
+from .row_form import on_grid
 from .squares import Source, Square, View, read_squares
 from .weights import listed
 
@@ -50,7 +52,7 @@ _BATCH = 8
 _FLOAT32 = Tolerance(cosine=1 - 0.008**2 / 2, gram=0.008, attention=0.01)
 _BFLOAT16 = Tolerance(cosine=1 - 0.12**2 / 2, gram=0.08, attention=0.18)
 _COMPUTING = {"float32": _FLOAT32}
-_STORING = {"fp16": Tolerance(cosine=1 - 2.0**-23, gram=2.0**-10, attention=0.0)}
+_STORING = Tolerance(cosine=1 - 2.0**-23, gram=2.0**-10, attention=0.0)
 
 
 class CertificateError(ValueError):
@@ -83,15 +85,16 @@ class Seen:
         return gram
 
 
-def base_tolerance(card: CacheCard, *dtypes: str) -> Tolerance:
+def base_tolerance(card: CacheCard, *dtypes: str, errors: GramErrors | None = None) -> Tolerance:
     """Return what rows of a cache may be off when recomputed in `dtypes`: computing plus storing.
 
     The coarsest of them and of the card's own counts; an unknown one is as coarse as bfloat16.
+    `errors` are those that a cache of codec `gram` measured when it was written.
     """
     computing = _FLOAT32
     for dtype in (card.dtype, *dtypes):
         computing = computing.looser(_COMPUTING.get(dtype, _BFLOAT16))
-    storing = _STORING[card.codec]
+    storing = _STORING if errors is None else replace(_STORING, gram=errors.largest)
     return Tolerance(
         cosine=computing.cosine + storing.cosine - 1,
         gram=computing.gram + storing.gram,
@@ -199,8 +202,8 @@ def check_expert(cache: TeacherCache, expert: Expert) -> None:
     Raises:
         CertificateError: names both sides of every difference.
     """
-    named = dataclasses.replace(expert.card, name=cache.card.expert.name)
-    theirs = dataclasses.replace(cache.card, expert=named)
+    named = replace(expert.card, name=cache.card.expert.name)
+    theirs = replace(cache.card, expert=named)
     wrong = cache.card.differences(theirs)
     if wrong:
         listed_ = "; ".join(each.replace("asked for", "in the expert given") for each in wrong)
@@ -220,7 +223,9 @@ def compare(row: TeacherRow, seen: Seen) -> Deviation:
     attention = np.abs(row.attention - seen.attention)[both]
     largest = max(row.attention[both].max(initial=0), seen.attention[both].max(initial=0), 1e-30)
     return Deviation(
-        cosine=_least_cosine(row.features[both], seen.patches[both]),
+        cosine=(
+            None if row.features is None else _least_cosine(row.features[both], seen.patches[both])
+        ),
         gram=float(gram.max(initial=0)),
         attention=float(attention.max(initial=0)),
         attention_share=float(attention.max(initial=0) / largest),
@@ -250,10 +255,10 @@ def _worst(deviations: Sequence[Deviation]) -> Deviation:
 def _tolerance(cache: TeacherCache, dtype: str) -> Tolerance:
     recorded = read_certificate(cache.certificate)
     if recorded is None:
-        return base_tolerance(cache.card, dtype)
+        return base_tolerance(cache.card, dtype, errors=cache.gram_errors)
     if dtype in (recorded.dtype, cache.card.dtype):
         return recorded.tolerance
-    return recorded.tolerance.looser(base_tolerance(cache.card, dtype))
+    return recorded.tolerance.looser(base_tolerance(cache.card, dtype, errors=cache.gram_errors))
 
 
 def _draw(cache: TeacherCache, count: int, seed: int) -> list[int]:
@@ -312,7 +317,7 @@ def _see(
     cache: TeacherCache, expert: Expert, batch: Sequence[tuple[int, str, Square]]
 ) -> Iterator[Seen]:
     squares = [square for _, _, square in batch]
-    found = look(expert, cache.card.grid, [square.rgb for square in squares])
+    found = on_grid(look(expert, [square.rgb for square in squares]), cache.card)
     patches, attention = (each.cpu().numpy() for each in found)
     finite = np.isfinite(patches).all(axis=(1, 2)) & np.isfinite(attention).all(axis=1)
     if not finite.all():

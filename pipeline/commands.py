@@ -18,6 +18,8 @@ from .copy_commands import merge_command, subset_command
 from .report import build_facts, info_facts, plural, print_facts, status_facts
 from .retyped import quoted, retyped
 
+_GRAM_ERROR = 1e-3
+
 cache = typer.Typer(
     no_args_is_help=True, help="Run the expert once over all images, and keep what it sees."
 )
@@ -59,6 +61,20 @@ def build_command(
     alpha: Annotated[
         Literal["black", "white"], typer.Option(help="Colour behind transparent pixels.")
     ] = "black",
+    codec: Annotated[
+        Literal["fp16", "gram"] | None,
+        typer.Option(
+            help="fp16: patch features. gram: their similarities, 10 to 60 times smaller.",
+            show_default="fp16",
+        ),
+    ] = None,
+    max_gram_error: Annotated[
+        float | None,
+        typer.Option(
+            help="RMS error that codec gram may make in an image's similarities.",
+            show_default="0.001 with codec gram",
+        ),
+    ] = None,
     part: Annotated[
         str | None,
         typer.Option(help="Build share I/N only.", show_default="from Slurm or RANK, else all"),
@@ -116,6 +132,7 @@ def build_command(
             shard_rows=shard_rows,
             batch_size=batch_size,
             workers=default_workers() if workers is None else workers,
+            max_gram_error=_gram_error(codec, max_gram_error),
             part=Part.parse(part) if part else Part.from_environment(os.environ),
             on_error=on_error,
             rehash=rehash,
@@ -155,6 +172,14 @@ def info_command(store: Store, as_json: Json = False) -> None:
         typer.echo(json.dumps(found, indent=2))
     else:
         print_facts(info_facts(found))
+
+
+def _gram_error(codec: str | None, asked: float | None) -> float | None:
+    from .build import BuildError
+
+    if codec == "fp16" and asked is not None:
+        raise BuildError("codec fp16 makes no error to limit; leave --max-gram-error away")
+    return _GRAM_ERROR if codec == "gram" and asked is None else asked
 
 
 @contextmanager

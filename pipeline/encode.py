@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -10,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..teacher_cache.schema import PatchGrid
-from .experts import Expert, ExpertError, to_grid
+from .code_image import ImageCode
+from .experts import Expert, ExpertError, ExpertOutput
+from .row_form import RowForm
 from .squares import Square, Unreadable
 from .weights import listed
+from .workers import result_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,45 +51,38 @@ class Shard:
     Attributes:
         index: which shard.
         rows: their numbers; all of the shard, unless only some are written again.
-        features: float16 [R, N, b].
-        attention: float32 [R, N].
-        valid: bool [R, N].
-        source_size: int32 [R, 2], height and width.
+        form: how the codec stores an image.
+        stored: the card's arrays by name, [R, ...].
         failures: row -> why its image gives nothing.
+        begun: place -> what worker processes still make of its image.
     """
 
     index: int
     rows: Sequence[int]
-    features: NDArray[np.float16]
-    attention: NDArray[np.float32]
-    valid: NDArray[np.bool_]
-    source_size: NDArray[np.int32]
+    form: RowForm
+    stored: dict[str, NDArray[Any]]
     failures: dict[int, str] = field(default_factory=dict)
+    begun: dict[int, "Future[ImageCode]"] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, index: int, rows: Sequence[int], patches: int, width: int) -> Self:
+    def empty(cls, index: int, rows: Sequence[int], form: RowForm) -> Self:
         """Return a shard to be filled with `rows`."""
-        count = len(rows)
-        return cls(
-            index=index,
-            rows=rows,
-            features=np.zeros((count, patches, width), np.float16),
-            attention=np.zeros((count, patches), np.float32),
-            valid=np.zeros((count, patches), np.bool_),
-            source_size=np.zeros((count, 2), np.int32),
-        )
+        return cls(index=index, rows=rows, form=form, stored=form.empty(len(rows)))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays by the names they are stored under."""
-        names = ("features", "attention", "valid", "source_size")
-        return {name: getattr(self, name) for name in names}
+        """Return the arrays by the names they are stored under, when all of them are filled."""
+        while self.begun:
+            at, code = self.begun.popitem()
+            self.form.settle(self.stored, at, result_of(code))
+        return self.stored
 
 
 @dataclass(frozen=True, slots=True)
 class _Launched:
     """A batch whose results may still be under way on the device.
 
-    `patches` [B, N, b] float16 and `attention` [B, N] are those of the readable images.
+    `patches` [B, ...], whatever the codec stores, and `attention` [B, N] are those of the readable
+    images.
     """
 
     batch: RowBatch
@@ -106,7 +102,7 @@ def row_batches(
 
 def encode_batches(
     expert: Expert,
-    grid: PatchGrid,
+    form: RowForm,
     batches: Iterable[RowBatch],
     squares: Iterator[Square | Unreadable],
 ) -> Iterator[tuple[RowBatch, Shard | None]]:
@@ -114,7 +110,7 @@ def encode_batches(
 
     Args:
         expert: the frozen tower.
-        grid: the student's patch grid.
+        form: how the codec stores an image.
         batches: in row order.
         squares: the images of those rows, in the same order.
 
@@ -122,10 +118,10 @@ def encode_batches(
         ExpertError: the expert gave NaN or infinity; names the images.
     """
     shard: Shard | None = None
-    for done in _one_behind(_launch(expert, grid, batch, squares) for batch in batches):
+    for done in _one_behind(_launch(expert, form, batch, squares) for batch in batches):
         rows = done.batch.shard_rows
         if shard is None:
-            shard = Shard.empty(done.batch.shard, rows, grid.size, expert.card.width)
+            shard = Shard.empty(done.batch.shard, rows, form)
         _fill(shard, done)
         whole = done.batch.first + len(done.batch.paths) == len(rows)
         yield done.batch, shard if whole else None
@@ -144,34 +140,22 @@ def _one_behind(launched: Iterable[_Launched]) -> Iterator[_Launched]:
 
 
 @torch.no_grad()
-def look(
-    expert: Expert, grid: PatchGrid, squares: Sequence[NDArray[np.uint8]]
-) -> tuple[Tensor, Tensor]:
-    """Return what the expert says of images [S, S, 3] on the student's grid.
-
-    Patches [B, N, b] and attention [B, N], float32; on a GPU they may still be under way.
-    """
+def look(expert: Expert, squares: Sequence[NDArray[np.uint8]]) -> ExpertOutput:
+    """Return what the expert says of images [S, S, 3]; on a GPU it may still be under way."""
     rgb = torch.from_numpy(np.stack(squares))
     if expert.device.type == "cuda":
         rgb = rgb.pin_memory()  # so that the copy does not wait for the batch before
-    return to_grid(
-        expert.encode(expert.normalise(rgb)),
-        expert.card.grid,
-        grid,
-        normalise_before=expert.card.normalise_before_interpolation,
-    )
+    return expert.encode(expert.normalise(rgb))
 
 
 def _launch(
-    expert: Expert, grid: PatchGrid, batch: RowBatch, squares: Iterator[Square | Unreadable]
+    expert: Expert, form: RowForm, batch: RowBatch, squares: Iterator[Square | Unreadable]
 ) -> _Launched:
     found = list(itertools.islice(squares, len(batch.paths)))
     readable = [square.rgb for square in found if isinstance(square, Square)]
     if not readable:
-        empty = torch.zeros(0, grid.size)
-        return _Launched(batch, found, empty.unsqueeze(-1), empty)
-    patches, attention = look(expert, grid, readable)
-    return _Launched(batch, found, patches.half(), attention)
+        return _Launched(batch, found, torch.zeros(0, 1, 1), torch.zeros(0, 1))
+    return _Launched(batch, found, *form.of(look(expert, readable)))
 
 
 def _fill(shard: Shard, done: _Launched) -> None:
@@ -185,11 +169,16 @@ def _fill(shard: Shard, done: _Launched) -> None:
         if isinstance(square, Unreadable):
             shard.failures[row] = square.reason
             continue
-        features, probabilities, good = next(results)
+        shown, probabilities, good = next(results)
         if not good:
             broken.append(path)
-        shard.features[at], shard.attention[at] = features, probabilities
-        shard.valid[at], shard.source_size[at] = square.valid, square.source_size
+            continue
+        begun = shard.form.put(shard.stored, at, shown, square.valid)
+        if begun is not None:
+            shard.begun[at] = begun
+        shard.stored["attention"][at] = probabilities
+        shard.stored["valid"][at] = square.valid
+        shard.stored["source_size"][at] = square.source_size
     if broken:
         raise ExpertError(
             f"the expert gave NaN or infinity for {listed(broken)}; its weights are broken, or "

@@ -33,6 +33,8 @@ class BuildOptions:
         batch_size: most images in one pass of the expert.
         workers: processes that decode; 0 decodes in this process.
         part: which share of the shards to build.
+        max_gram_error: store similarities of patches in compact form, with at most this RMS
+            error in an image, instead of features; None stores features.
         on_error: `skip` lists unreadable images, `fail` stops at the first.
         rehash: read every image of the store again, to find those whose bytes changed.
         retry: try images again that could not be decoded, now that a decoder is installed.
@@ -46,6 +48,7 @@ class BuildOptions:
     batch_size: int = 32
     workers: int = field(default_factory=default_workers)
     part: Part = WHOLE
+    max_gram_error: float | None = None
     on_error: Literal["skip", "fail"] = "skip"
     rehash: bool = False
     retry: bool = False
@@ -75,7 +78,8 @@ def make_card(expert: Expert, options: BuildOptions) -> CacheCard:
         alpha=options.alpha,
         dtype=str(expert.dtype).removeprefix("torch."),
         interpolation=INTERPOLATION,
-        codec="fp16",
+        codec="fp16" if options.max_gram_error is None else "gram",
+        max_gram_error=options.max_gram_error,
         shard_rows=options.shard_rows,
         versions=library_versions(),
     )

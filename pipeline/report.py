@@ -12,6 +12,7 @@ from ..teacher_cache.schema import Failure
 if TYPE_CHECKING:
     from ..teacher_cache.audit import CacheStatus
     from ..teacher_cache.certificate import Certificate
+    from ..teacher_cache.gram_errors import GramErrors
     from .build import BuildReport
     from .parts import Part
 
@@ -54,6 +55,7 @@ def build_facts(report: "BuildReport", part: "Part", command: str) -> Iterator[F
         seconds = f"{report.seconds:.1f} s, {rate:.1f} images/s"
         yield "this run", f"{plural(report.encoded, 'row')} in {seconds}"
     yield "size", size(report.size_bytes)
+    yield from error_facts(report.gram_error)
     yield from failure_facts(report.failures, report.never_read)
     seal = f"medalign cache seal {shlex.quote(str(report.store))}"
     if report.sealed:
@@ -89,6 +91,8 @@ def status_facts(status: "CacheStatus", commands: Sequence[str]) -> Iterator[Fac
 
 def info_facts(info: Mapping[str, Any]) -> Iterator[Fact]:
     """Say what a cache holds and where it came from."""
+    from ..teacher_cache.gram_errors import read_errors
+
     card = info["card"]
     expert = card["expert"]
     yield "store", info["store"]
@@ -100,6 +104,7 @@ def info_facts(info: Mapping[str, Any]) -> Iterator[Fact]:
     yield "patches", f"{expert['features']}, width {expert['width']}, grid {expert['grid']}"
     yield "student", f"grid {card['grid']}, geometry {card['geometry']}, mode {card['mode']}"
     yield "computed", f"{card['dtype']}, {card['interpolation']}, stored as {card['codec']}"
+    yield from error_facts(read_errors(info["gram_error"]))
     yield "licence", expert["licence"] or "not stated"
     yield "versions", ", ".join(f"{name} {text}" for name, text in card["versions"].items())
     yield "fingerprint", info["fingerprint"]
@@ -109,6 +114,13 @@ def info_facts(info: Mapping[str, Any]) -> Iterator[Fact]:
     yield from failure_facts(
         [Failure(*failure) for failure in info["failures"]], info["never_read"]
     )
+
+
+def error_facts(errors: "GramErrors | None") -> Iterator[Fact]:
+    """Say how far stored similarities are from the expert's; nothing with codec `fp16`."""
+    if errors is not None:
+        yield "Gram error", f"RMS {errors.rms:.1e}, {errors.largest_rms:.1e} in the worst image"
+        yield "", f"at most {errors.largest:.1e} in a pair; adds {errors.l_vis:.1e} to L_vis"
 
 
 def certificate_facts(

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Self, TypeVar
@@ -17,6 +19,13 @@ from typing import Self, TypeVar
 # fork server starts small and clean, and its children need neither torch nor zarr.
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _PRELOAD = "medalign.pipeline.squares"
+
+_ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+_DIED = (
+    "a worker process died while it read images, most often because memory ran out; shards that "
+    "are written stay: run the same command again to go on, with fewer --workers if it dies again"
+)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -50,6 +59,8 @@ class Workers:
             context = multiprocessing.get_context(_METHOD)
             if _METHOD == "forkserver":
                 context.set_forkserver_preload([_PRELOAD])
+                with _one_thread():
+                    forkserver.ensure_running()
             self._pool = ProcessPoolExecutor(self.count, context, initializer=_begin_worker)
         return self
 
@@ -61,6 +72,21 @@ class Workers:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, function: Callable[[Task], Result], task: Task) -> Future[Result]:
+        """Begin `function(task)`; without processes it is done when this returns.
+
+        Raises:
+            WorkerDiedError: a worker process ended by itself, now or earlier.
+        """
+        if self._pool is None:
+            done: Future[Result] = Future()
+            done.set_result(function(task))
+            return done
+        try:
+            return self._pool.submit(function, task)
+        except BrokenProcessPool as error:
+            raise WorkerDiedError(_DIED) from error
 
     def map(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int
@@ -89,14 +115,38 @@ class Workers:
                     futures.append(self._pool.submit(function, task))
                 yield result
         except BrokenProcessPool as error:
-            raise WorkerDiedError(
-                "a worker process died while it read images, most often because memory ran "
-                "out; shards that are written stay: run the same command again to go on, "
-                "with fewer --workers if it dies again"
-            ) from error
+            raise WorkerDiedError(_DIED) from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let processes that start meanwhile do linear algebra in one thread, for there are many."""
+    before = {name: os.environ.get(name) for name in _ONE_THREAD}
+    os.environ.update(_ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def result_of(future: Future[Result]) -> Result:
+    """Wait for what `Workers.submit` began.
+
+    Raises:
+        WorkerDiedError: the process that did it ended by itself.
+    """
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise WorkerDiedError(_DIED) from error
 
 
 def _begin_worker() -> None:
+    os.environ.update(_ONE_THREAD)  # in time where numpy is not loaded yet: spawned processes
     # Ctrl-C reaches the whole process group; the parent alone decides how to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

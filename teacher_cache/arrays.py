@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import zstd
 
+from .gram import max_code_bytes
 from .schema import CacheCard, TeacherCacheError
 from .storage import Storage, read_json
 from .strict import MAX_ROWS, DamagedError, canonical_json, strict_fields, within
@@ -24,6 +25,7 @@ _INDEX_ENTRY_BYTES = 16
 _ABSENT = 2**64 - 1
 _METADATA_BYTES = 2**16
 _TABLE_CHUNK = 2**22
+_PADDING_LEVEL = 1  # codes are entropy coded already; this makes their padding vanish
 _OPTIONAL = ("storage_transformers", "dimension_names")
 
 Array = npt.NDArray[Any]
@@ -142,8 +144,17 @@ class RowArray:
 def row_arrays(card: CacheCard) -> tuple[RowArray, ...]:
     """Return the arrays that hold the rows of a cache with this card, in the order written."""
     patches, shard_rows = card.grid.size, card.shard_rows
+    if card.codec == "gram":
+        codes = (max_code_bytes(card.expert.grid, card.grid),)
+        similarities: tuple[RowArray, ...] = (
+            RowArray("codes", codes, "uint8", 0, shard_rows, zstd_level=_PADDING_LEVEL),
+            RowArray("gram_error", (2,), "float32", "NaN", shard_rows),
+        )
+    else:
+        features = (patches, card.expert.width)
+        similarities = (RowArray("features", features, "float16", "NaN", shard_rows),)
     return (
-        RowArray("features", (patches, card.expert.width), "float16", "NaN", shard_rows),
+        *similarities,
         RowArray("attention", (patches,), "float32", "NaN", shard_rows),
         RowArray("valid", (patches,), "bool", False, shard_rows),
         RowArray("source_size", (2,), "int32", 0, shard_rows),

@@ -39,7 +39,7 @@ _SEALED = (
     "records",
     "tables",
 )
-_OPTIONAL = ("certificate",)
+_OPTIONAL = ("certificate", "gram_error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ class Seal:
         records: SHA-256 (hex) over all commit records.
         tables: name of an index array -> SHA-256 (hex) of its values.
         certificate: what recomputing rows with the expert showed; None if that was not done.
+        gram_error: errors of the similarities that are stored; None with codec `fp16`.
     """
 
     layout: Layout
@@ -82,6 +83,7 @@ class Seal:
     records: str
     tables: Mapping[str, str] = field(hash=False)
     certificate: Mapping[str, Any] | None = field(default=None, hash=False)
+    gram_error: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @property
     def generations(self) -> int:
@@ -90,7 +92,7 @@ class Seal:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
-        certificate = {} if self.certificate is None else {"certificate": dict(self.certificate)}
+        given = {name: getattr(self, name) for name in _OPTIONAL}
         return {
             "generations": list(self.layout.counts),
             "rows": self.layout.rows,
@@ -101,7 +103,7 @@ class Seal:
             "plans": list(self.plans),
             "records": self.records,
             "tables": dict(self.tables),
-            **certificate,
+            **{name: dict(value) for name, value in given.items() if value is not None},
         }
 
 
@@ -201,9 +203,9 @@ def _seal_from(fields: Mapping[str, Any], shard_rows: int) -> Seal:
         check_sha256(digest, f"tables: {name}")
     check_int(fields["paths"], "paths", 1, MAX_ROWS)
     check_int(fields["text_bytes"], "text_bytes", fields["paths"], 2**40)
-    certificate = fields.get("certificate")
-    if certificate is not None:
-        check_mapping(certificate, "certificate")
+    given = {name: fields[name] for name in _OPTIONAL if name in fields}
+    for name, value in given.items():
+        check_mapping(value, name)
     return Seal(
         layout=layout,
         paths=fields["paths"],
@@ -213,7 +215,7 @@ def _seal_from(fields: Mapping[str, Any], shard_rows: int) -> Seal:
         plans=tuple(fields["plans"]),
         records=fields["records"],
         tables=tables,
-        certificate=certificate,
+        **given,
     )
 
 

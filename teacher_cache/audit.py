@@ -174,6 +174,7 @@ def info(store: Path | str | Storage) -> dict[str, Any]:
         "fingerprint": found.card.fingerprint(),
         "paths": sealed.paths if sealed else None,
         "content_hash": sealed.content_hash if sealed else None,
+        "gram_error": dict(sealed.gram_error) if sealed and sealed.gram_error else None,
         "certificate": dict(sealed.certificate) if sealed and sealed.certificate else None,
         "size_bytes": sum(size for _, size in store.files()),
     }

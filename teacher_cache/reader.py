@@ -12,6 +12,8 @@ import numpy.typing as npt
 from .arrays import check_metadata, row_arrays
 from .attributes import Seal, State, load_attributes
 from .commits import CommitLog, ShardState
+from .gram import GramCode, GramError, decode
+from .gram_errors import GramErrors, measured_errors, read_errors
 from .in_flight import InFlight
 from .index import PlanIndex, RowIndex, StoredIndex
 from .layout import Layout
@@ -21,7 +23,7 @@ from .plan_file import load_plans
 from .schema import CacheCard, Failure, TeacherCacheError
 from .shard_file import Ranges, RowReader, nothing_kept
 from .storage import LocalStorage, Storage, open_storage
-from .strict import is_sha256
+from .strict import DamagedError, is_sha256
 
 _TINY = 1e-12
 _IN_FLIGHT = 32  # requests at once; what a row takes is nearly all waiting
@@ -32,19 +34,28 @@ class TeacherRow:
     """What the expert saw in one image.
 
     Attributes:
-        features: [N, b] float16, unit rows on the student's grid.
         attention: [N] float32, the class token's attention to each patch.
         valid: [N] bool, which patches are image rather than padding.
         source_size: height and width of the image in pixels.
+        features: [N, b] float16, unit rows on the student's grid; None with codec `gram`.
+        code: similarities of the patches in compact form; None with codec `fp16`.
     """
 
-    features: npt.NDArray[np.float16]
     attention: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     source_size: tuple[int, int]
+    features: npt.NDArray[np.float16] | None = None
+    code: GramCode | None = None
 
     def gram(self) -> npt.NDArray[np.float32]:
-        """Return the cosine similarity of all patches, [N, N], its diagonal 1; padding included."""
+        """Return the cosine similarity of all patches, [N, N], its diagonal 1.
+
+        With codec `gram` rows and columns of padding patches hold nothing of meaning.
+        """
+        if self.code is not None:
+            return self.code.gram()
+        if self.features is None:
+            raise ValueError("a row has features or a code")
         patches = self.features.astype(np.float32)
         # A patch of zeros is like no other, and must not become NaN.
         patches /= np.maximum(np.linalg.norm(patches, axis=1, keepdims=True), _TINY)
@@ -55,12 +66,16 @@ class TeacherRow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TeacherBatch:
-    """Rows stacked: features [B, N, b], attention [B, N], valid [B, N], source_size [B, 2]."""
+    """Rows stacked: features [B, N, b], attention [B, N], valid [B, N], source_size [B, 2].
 
-    features: npt.NDArray[np.float16]
+    With codec `gram`, `features` is None and `codes` holds one code per row.
+    """
+
     attention: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     source_size: npt.NDArray[np.int32]
+    features: npt.NDArray[np.float16] | None = None
+    codes: tuple[GramCode, ...] = ()
 
 
 class TeacherCache:
@@ -96,6 +111,7 @@ class TeacherCache:
         self._failed: dict[int, str] = {}
         self._unplanned: dict[str, str] = {}
         self._sealed_failures = seal.failures if seal else ()
+        self._sealed_errors = read_errors(seal.gram_error) if seal else None
         for failed in self._sealed_failures:
             if failed.row is not None:
                 where = f"{failed.path}: " if failed.path else ""
@@ -184,17 +200,41 @@ class TeacherCache:
         """
         row = self.row_of(key)
         self._check_written(row)
-        found = self._flight.each(lambda reader: reader.read(row), self._readers.values())
-        arrays: dict[str, Any] = dict(zip(self._readers, found, strict=True))
+        names = [name for name in self._readers if name != "gram_error"]
+        found = self._flight.each(lambda name: self._readers[name].read(row), names)
+        arrays: dict[str, Any] = dict(zip(names, found, strict=True))
         height, width = arrays.pop("source_size").tolist()
+        if self.card.codec == "gram":
+            arrays["code"] = self._decoded(row, arrays.pop("codes"))
         return TeacherRow(**arrays, source_size=(height, width))
+
+    @property
+    def gram_errors(self) -> GramErrors | None:
+        """Errors of all stored similarities together; None with codec `fp16`."""
+        if self._sealed_errors is not None:
+            return self._sealed_errors
+        return measured_errors(self._log)
+
+    def gram_error(self, key: str | int) -> GramError:
+        """Return how far the stored similarities of a row are from those the expert gave.
+
+        Raises:
+            KeyError: no such row.
+            TeacherCacheError: the row holds no data or is damaged.
+        """
+        if self.card.codec != "gram":
+            return GramError(0.0, 0.0)
+        row = self.row_of(key)
+        self._check_written(row)
+        rms, largest = self._readers["gram_error"].read(row).tolist()
+        return GramError(rms, largest)
 
     def read(self, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> TeacherBatch:
         """Read `rows` in the order asked for; a row may be asked for twice."""
         numbers = [self.row_of(int(row)) for row in rows]
         for row in numbers:
             self._check_written(row)
-        arrays = {
+        arrays: dict[str, Any] = {
             name: np.empty((len(numbers), *reader.layout.row_shape), reader.layout.dtype)
             for name, reader in self._readers.items()
         }
@@ -203,7 +243,11 @@ class TeacherCache:
             arrays[name][place] = self._readers[name].read(numbers[place])
 
         self._flight.each(lambda each: fill(*each), product(arrays, range(len(numbers))))
-        return TeacherBatch(**arrays)
+        if self.card.codec != "gram":
+            return TeacherBatch(**arrays)
+        del arrays["gram_error"]
+        pairs = zip(numbers, arrays.pop("codes"), strict=True)
+        return TeacherBatch(**arrays, codes=tuple(self._decoded(*pair) for pair in pairs))
 
     def row_of(self, key: str | int) -> int:
         """Return the row of a manifest path, a SHA-256 in hex, or a row number.
@@ -260,6 +304,12 @@ class TeacherCache:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_ready": set()}
+
+    def _decoded(self, row: int, values: npt.NDArray[np.uint8]) -> GramCode:
+        try:
+            return decode(values.data, self.card.expert.grid, self.card.grid)
+        except DamagedError as error:
+            raise DamagedError(f"row {row} of {self.store}: codes: {error}") from error
 
     def _find(self, key: object) -> int | None:
         row: int | None = None

@@ -11,6 +11,7 @@ from .arrays import ensure_metadata
 from .attributes import Attributes, Seal, SealedFailure, load_attributes, save_attributes
 from .chain import PlanChain
 from .commits import CommitLog, RecordSums, ShardState, content_hash, list_failures
+from .gram_errors import measured_errors
 from .index import PlanIndex, drop_tables, save_tables, tables_of, values_digest
 from .layout import Layout
 from .plan_file import has_newer_plan, load_plans
@@ -79,6 +80,7 @@ def seal(
     sums = _checked_records(log, before, progress)
     whole = TeacherCache(store, card, PlanIndex(chain), log)
     certificate = certify(whole) if certify else None
+    errors = measured_errors(log)
     with explaining_disk_errors(store, "sealing"):
         ensure_metadata(store, card, chain.layout.extent)
         swept = store.sweep()
@@ -94,6 +96,7 @@ def seal(
         records=sums.digest,
         tables={name: values_digest(values) for name, values in tables.items()},
         certificate=certificate,
+        gram_error=None if errors is None else errors.to_json(),
     )
     with explaining_disk_errors(store, "sealing"):
         save_attributes(store, Attributes(card=card, seal=sealed), replace=True)

@@ -13,6 +13,7 @@ from .attributes import ROOT, Attributes, Seal, load_attributes, save_attributes
 from .chain import PlanChain, first_generation, next_generation
 from .commits import CommitLog, ShardState, row_digests_of
 from .durable import sha256_bytes
+from .gram_errors import GramErrors, measured_errors
 from .plan import Plan
 from .plan_file import FOLDER, has_plan, load_plans, plan_name, publish_generation
 from .schema import CacheCard, TeacherCacheError
@@ -139,11 +140,8 @@ class TeacherCacheWriter:
         self,
         shard: int,
         *,
-        features: npt.NDArray[np.float16],
-        attention: npt.NDArray[np.float32],
-        valid: npt.NDArray[np.bool_],
-        source_size: npt.NDArray[np.int32],
         failures: Mapping[int, str] | None = None,
+        **arrays: npt.NDArray[Any],
     ) -> None:
         """Write one shard; it is on disk and committed when this returns.
 
@@ -151,24 +149,19 @@ class TeacherCacheWriter:
 
         Args:
             shard: index in 0..`shards` - 1.
-            features: [R, N, b], R the rows of this shard.
-            attention: [R, N], not negative.
-            valid: [R, N], which patches are image rather than padding.
-            source_size: [R, 2], height and width of the image in pixels.
             failures: row -> why its image could not be decoded; what the arrays hold there is
                 not stored.
+            arrays: the card's arrays by name, R the rows of this shard: `features` float16
+                [R, N, b], or `codes` uint8 [R, C] and `gram_error` float32 [R, 2] (RMS, largest)
+                for codec `gram`; `attention` float32 [R, N], not negative; `valid` bool [R, N],
+                which patches are image rather than padding; `source_size` int32 [R, 2], height
+                and width of the image in pixels.
 
         Raises:
             ValueError: a shape or dtype does not fit the card, or a value is not finite or
                 negative; nothing was written.
             TeacherCacheError: sealed, or the disk is full or fails.
         """
-        arrays: Arrays = {
-            "features": features,
-            "attention": attention,
-            "valid": valid,
-            "source_size": source_size,
-        }
         failed = dict(failures or {})
         self._check(shard, self.rows_of(shard), arrays, failed)
         with explaining_disk_errors(self.store, f"writing shard {shard} of"):
@@ -189,11 +182,8 @@ class TeacherCacheWriter:
         shard: int,
         rows: Sequence[int],
         *,
-        features: npt.NDArray[np.float16],
-        attention: npt.NDArray[np.float32],
-        valid: npt.NDArray[np.bool_],
-        source_size: npt.NDArray[np.int32],
         failures: Mapping[int, str] | None = None,
+        **arrays: npt.NDArray[Any],
     ) -> None:
         """Replace some rows of a complete shard; the others keep their bytes.
 
@@ -202,22 +192,13 @@ class TeacherCacheWriter:
         Args:
             shard: index of a complete shard.
             rows: numbers of the rows to replace, ascending.
-            features: [R, N, b], R the number of those rows.
-            attention: [R, N].
-            valid: [R, N].
-            source_size: [R, 2].
             failures: row -> why its image still could not be decoded.
+            arrays: as `write` takes them, R the number of those rows.
 
         Raises:
             ValueError: as `write`.
             TeacherCacheError: the shard is not complete, or not as it was written.
         """
-        arrays: Arrays = {
-            "features": features,
-            "attention": attention,
-            "valid": valid,
-            "source_size": source_size,
-        }
         failed = dict(failures or {})
         self._check(shard, rows, arrays, failed)
         record = self._log.record(shard)
@@ -267,6 +248,10 @@ class TeacherCacheWriter:
                 }
                 self._log.commit(shard, files, row_digests, failures)
 
+    def gram_errors(self) -> GramErrors | None:
+        """Return the errors of all rows that are written; None with codec `fp16`."""
+        return measured_errors(self._log)
+
     @property
     def _sealed_shards(self) -> int:
         return self._seal.layout.shards if self._seal else 0
@@ -298,6 +283,8 @@ class TeacherCacheWriter:
     def _check(
         self, shard: int, rows: Sequence[int], arrays: Arrays, failed: Mapping[int, str]
     ) -> None:
+        if set(arrays) != (names := {array.name for array in self._log.arrays}):
+            raise ValueError(f"shard {shard} takes {sorted(names)}, got {sorted(arrays)}")
         for array in self._log.arrays:
             given, shape = arrays[array.name], (len(rows), *array.row_shape)
             if given.shape != shape or given.dtype != np.dtype(array.dtype):
@@ -308,9 +295,9 @@ class TeacherCacheWriter:
         if strangers := sorted(set(failed) - set(rows)):
             raise ValueError(f"shard {shard} holds {rows}, got failures of rows {strangers}")
         good = np.array([row not in failed for row in rows])
-        for name in ("features", "attention"):
+        for name, values in arrays.items():
             # row by row, so that what is computed on the way stays in the processor's cache
-            infinite = np.array([not np.isfinite(row).all() for row in arrays[name]])
+            infinite = np.array([not np.isfinite(row).all() for row in values])
             _refuse(rows, good & infinite, f"{name} holds NaN or infinite values")
         negative = (arrays["attention"] < 0).any(axis=1)
         _refuse(rows, good & negative, "attention holds negative values")

@@ -113,6 +113,34 @@ def test_a_run_remembers_its_cache_and_the_certificate(cache: Path, finished: Pa
     assert known["certificate"]["dtype"] == "float32"
 
 
+def test_training_from_similarities_gives_the_loss_curve_of_training_from_features(
+    job: Path, cache: Path, finished: Path
+) -> None:
+    error, store = 1e-3, job / "gram"
+    words = ("cache", "build", job / "m.jsonl", "--images", job / "images", "--expert", "demo")
+    shape = ("--grid", "4x4", "--shard-rows", "4", "--workers", "1", "--out", store)
+    said = medalign(*words, *shape, "--max-gram-error", str(error), code=1)
+    assert "Gram error  RMS" in said
+    medalign("cache", "seal", store)
+    medalign("cache", "verify", store, "--recompute", "3")
+    info = json.loads(medalign("cache", "info", store, "--json"))
+    assert info["card"]["codec"] == "gram"
+    assert 0 < info["gram_error"]["largest_rms"] <= error
+    medalign(*train_words(job, store, job / "run-gram"))
+    coded, plain = (
+        [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
+        for out in (job / "run-gram", finished)
+    )
+    for ours, theirs in zip(coded, plain, strict=True):
+        # |mean((d + e)^2) - mean(d^2)| <= 2 sqrt(mean(d^2)) rms(e) + rms(e)^2
+        allowed = 2 * theirs["vis"] ** 0.5 * error + error**2
+        assert abs(ours["vis"] - theirs["vis"]) <= allowed
+        assert ours["att"] == pytest.approx(theirs["att"], rel=0.02)
+        assert ours["lm"] == pytest.approx(theirs["lm"], rel=0.02)
+    assert any(ours["vis"] != theirs["vis"] for ours, theirs in zip(coded, plain, strict=True))
+    assert len(list(store.glob("codes/c.*"))) == len(list(cache.glob("features/c.*")))
+
+
 def test_a_run_folder_holds_everything_the_contract_names(finished: Path) -> None:
     lines = [json.loads(x) for x in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..teacher_cache.reader import TeacherRow
 from .conversation import IGNORED, Encoded
 from .probe import Look, Tap
-from .teacher import Patches, Teacher, stack_rows
+from .teacher import Codes, Patches, Teacher, stack_rows
 
 Float32 = npt.NDArray[np.float32]
 
@@ -93,7 +93,7 @@ class Batch:
         return _each(self, Tensor.pin_memory)
 
 
-Held = TypeVar("Held", bound=Batch | Teacher | Look | Patches)
+Held = TypeVar("Held", bound=Batch | Teacher | Look | Patches | Codes)
 
 
 def _each(held: Held, change: Callable[[Tensor], Tensor]) -> Held:
@@ -103,7 +103,7 @@ def _each(held: Held, change: Callable[[Tensor], Tensor]) -> Held:
         value = getattr(held, field.name)
         if isinstance(value, Tensor):
             changed[field.name] = change(value)
-        elif isinstance(value, Teacher | Look | Patches):
+        elif isinstance(value, Teacher | Look | Patches | Codes):
             changed[field.name] = _each(value, change)
     return replace(held, **changed)
 

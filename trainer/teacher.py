@@ -2,14 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..teacher_cache.gram import GramCode
+from ..teacher_cache.gram_grid import resample_matrix
 from ..teacher_cache.reader import TeacherRow
+from ..teacher_cache.schema import PatchGrid
 from .losses import cosine_gram
 from .probe import Look
+
+_TINY = 1e-30
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -29,6 +35,41 @@ class Patches:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Codes:
+    """Similarities of expert patches in compact form, decoded where the student is: codec `gram`.
+
+    Attributes:
+        codes: [I, K, M] int16 factors of each image's cosine Gram on the expert's grid; images
+            that need fewer are padded with zeros.
+        scale: [I, K] float32.
+        norms: [I, M] float32 lengths of the expert's patches; 1 where the grids are equal.
+        native: the expert's grid, M patches.
+        student: the student's grid, N patches.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    norms: Tensor
+    native: PatchGrid
+    student: PatchGrid
+
+    def gram(self, valid: Tensor) -> Tensor:
+        """Return cosine similarities [I, N, N] float32, 0 where a patch is padding.
+
+        The same as `GramCode.gram`, image by image.
+        """
+        factors = self.codes.float() * self.scale[..., None]
+        gram = _with_unit_diagonal(factors.mT @ factors)
+        if self.native != self.student:
+            gram = gram * self.norms[:, :, None] * self.norms[:, None, :]
+            matrix = _matrix(self.native, self.student, gram.device)
+            gram = matrix @ gram @ matrix.T
+            root = gram.diagonal(dim1=-2, dim2=-1).clamp_min(_TINY).rsqrt()
+            gram = _with_unit_diagonal(gram * root[:, :, None] * root[:, None, :])
+        return torch.where(valid[:, :, None] & valid[:, None, :], gram, 0.0)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Teacher:
     """What the expert says about the images of a batch that it has seen. I counts those.
 
@@ -40,7 +81,7 @@ class Teacher:
     """
 
     look: Look
-    spatial: Patches
+    spatial: Patches | Codes
     attention: Tensor
     valid: Tensor
 
@@ -51,9 +92,37 @@ class Teacher:
 
 def stack_rows(rows: Sequence[TeacherRow], look: Look) -> Teacher:
     """Stack the cache rows of a batch, in the order of `look`."""
+    features = [row.features for row in rows if row.features is not None]
+    codes = [row.code for row in rows if row.code is not None]
     return Teacher(
         look,
-        Patches(torch.from_numpy(np.stack([row.features for row in rows]))),
+        _stack_codes(codes) if codes else Patches(torch.from_numpy(np.stack(features))),
         attention=torch.from_numpy(np.stack([row.attention for row in rows])),
         valid=torch.from_numpy(np.stack([row.valid for row in rows])),
     )
+
+
+def _stack_codes(codes: Sequence[GramCode]) -> Codes:
+    most = max(len(code.scale) for code in codes)
+    factors = np.zeros((len(codes), most, codes[0].codes.shape[1]), np.int16)
+    scale = np.zeros((len(codes), most), np.float32)
+    for place, code in enumerate(codes):
+        factors[place, : len(code.codes)] = code.codes
+        scale[place, : len(code.scale)] = code.scale
+    return Codes(
+        codes=torch.from_numpy(factors),
+        scale=torch.from_numpy(scale),
+        norms=torch.from_numpy(np.stack([code.norms for code in codes])),
+        native=codes[0].native,
+        student=codes[0].student,
+    )
+
+
+@lru_cache(maxsize=8)
+def _matrix(native: PatchGrid, student: PatchGrid, device: torch.device) -> Tensor:
+    return torch.from_numpy(resample_matrix(native, student)).float().to(device)
+
+
+def _with_unit_diagonal(gram: Tensor) -> Tensor:
+    gram.diagonal(dim1=-2, dim2=-1).fill_(1)
+    return gram
