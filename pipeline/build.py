@@ -123,8 +123,9 @@ def build(
         writer = TeacherCacheWriter.begin(store, make_card(expert, options), plan)
         if origin is not None and origin != load_origin(store):
             save_origin(store, origin)
-        pending = writer.pending(options.part.index, options.part.count)
-        if there := writer.shards - len(writer.pending()):
+        left = writer.pending()
+        pending = [shard for shard in left if shard % options.part.count == options.part.index - 1]
+        if there := writer.shards - len(left):
             progress.say(f"{there} of {writer.shards} shards are there already and stay")
         begun = time.monotonic()
         tools = _Tools(writer, images, expert, options, workers, progress)

@@ -203,6 +203,7 @@ class TeacherCache:
         names = [name for name in self._readers if name != "gram_error"]
         found = self._flight.each(lambda name: self._readers[name].read(row), names)
         arrays: dict[str, Any] = dict(zip(names, found, strict=True))
+        self._check_attention([row], arrays["attention"][None])
         height, width = arrays.pop("source_size").tolist()
         if self.card.codec == "gram":
             arrays["code"] = self._decoded(row, arrays.pop("codes"))
@@ -243,6 +244,7 @@ class TeacherCache:
             arrays[name][place] = self._readers[name].read(numbers[place])
 
         self._flight.each(lambda each: fill(*each), product(arrays, range(len(numbers))))
+        self._check_attention(numbers, arrays["attention"])
         if self.card.codec != "gram":
             return TeacherBatch(**arrays)
         del arrays["gram_error"]
@@ -325,6 +327,12 @@ class TeacherCache:
         if self.state == "building":
             return self._log.record(shard).failures
         return self._failed
+
+    def _check_attention(self, rows: Sequence[int], attention: npt.NDArray[np.float32]) -> None:
+        """Refuse what no writer wrote: the losses divide by the sum of a row."""
+        if attention.size and attention.min() < 0:
+            row = rows[int(np.argmin(attention.min(axis=1)))]
+            raise TeacherCacheError(f"row {row} of {self.store}: attention is negative")
 
     def _check_written(self, row: int) -> None:
         """Refuse rows that hold nothing yet, and those of images that failed."""

@@ -59,8 +59,6 @@ class TeacherCacheWriter:
         store = open_storage(store)
         with explaining_disk_errors(store, "beginning"):
             check_claimable(store)
-            if not has_plan(store):
-                publish_generation(store, card, None, first_generation(wanted))
             begun, plan = _extended(store, card, wanted)
             ensure_metadata(store, begun, plan.layout.extent)
             writer = cls(store, begun, plan, _ensure_root(store, begun, plan))
@@ -128,13 +126,7 @@ class TeacherCacheWriter:
 
     def failed_rows(self) -> dict[int, list[int]]:
         """Return the rows whose image could not be decoded, by complete shard."""
-        states = self._log.states()
-        found = {
-            shard: sorted(self._log.record(shard).failures)
-            for shard, state in states.items()
-            if state is ShardState.COMPLETE
-        }
-        return {shard: rows for shard, rows in found.items() if rows}
+        return {shard: sorted(failed) for shard, _, failed in self._log.survey() if failed}
 
     def write(
         self,
@@ -331,6 +323,8 @@ def check_claimable(store: Storage) -> None:
 
 def _extended(store: Storage, card: CacheCard, wanted: Plan) -> tuple[CacheCard, PlanChain]:
     """Return the plans of `store` after it was made to hold `wanted`."""
+    if not has_plan(store) and publish_generation(store, card, None, first_generation(wanted)):
+        return load_plans(store)
     while True:
         begun, plan = load_plans(store)
         if differences := begun.differences(card):
@@ -341,7 +335,9 @@ def _extended(store: Storage, card: CacheCard, wanted: Plan) -> tuple[CacheCard,
         added = next_generation(plan, wanted)
         if added is None:
             return begun, plan
-        publish_generation(store, card, plan, added)  # or another process was faster: look again
+        if publish_generation(store, card, plan, added):
+            return load_plans(store)
+        # another process was faster: look again
 
 
 def _ensure_root(store: Storage, card: CacheCard, plan: PlanChain) -> Seal | None:
