@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..teacher_cache.certificate import floored, read_certificate
-from ..teacher_cache.schema import Failure
 
 if TYPE_CHECKING:
     from ..teacher_cache.audit import CacheStatus
     from ..teacher_cache.certificate import Certificate
+    from ..teacher_cache.schema import Failure
     from .build import BuildReport
     from .parts import Part
 
@@ -89,6 +89,8 @@ def status_facts(status: "CacheStatus", commands: Sequence[str]) -> Iterator[Fac
 
 def info_facts(info: Mapping[str, Any]) -> Iterator[Fact]:
     """Say what a cache holds and where it came from."""
+    from ..teacher_cache.schema import Failure
+
     card = info["card"]
     expert = card["expert"]
     yield "store", info["store"]
@@ -134,7 +136,7 @@ def certificate_facts(
         yield "", f"  row {each.row}, {each.path}: {each.reason}"
 
 
-def failure_facts(failures: Sequence[Failure], never_read: int = 0) -> Iterator[Fact]:
+def failure_facts(failures: Sequence["Failure"], never_read: int = 0) -> Iterator[Fact]:
     """List the first failures and count the rest; nothing when there are none.
 
     Args:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from .layout import MAX_ROWS
 from .strict import (
     TeacherCacheError,
     check_int,
@@ -17,6 +16,7 @@ from .strict import (
 )
 
 _MOST_ROWS = 2**20
+_LAST_ROW = 2**31 - 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ class Skipped:
     reason: str
 
     def __post_init__(self) -> None:
-        check_int(self.row, "skipped: row", 0, MAX_ROWS)
+        check_int(self.row, "skipped: row", 0, _LAST_ROW)
         check_text(self.path, "skipped: path", empty=True)
         check_text(self.reason, "skipped: reason", empty=True)
 
@@ -145,7 +145,7 @@ class Certificate:
     def __post_init__(self) -> None:
         check_int(len(self.rows), "number of rows", 1, _MOST_ROWS)
         for row in (*self.rows, self.worst_row):
-            check_int(row, "row", 0, MAX_ROWS)
+            check_int(row, "row", 0, _LAST_ROW)
         check_int(self.seed, "seed", 0, 2**63 - 1)
         for name in ("worst_path", "device", "dtype", "date"):
             check_text(getattr(self, name), name)

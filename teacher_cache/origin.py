@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from .plan_file import FOLDER
 from .storage import Storage, open_storage, read_json
 from .strict import TeacherCacheError, check_mapping, check_text, check_type
 
-_FILE = f"{FOLDER}/origin.json"
+_FILE = "_commit/origin.json"
 _FILE_BYTES = 2**20
 
 
