@@ -1,4 +1,4 @@
-"""The `medalign cache` commands: build, status, info; seal and verify are in `check_commands`.
+"""The `medalign cache` commands: build, status, info; the others are beside it.
 
 Everything heavy is imported inside a command, so that `medalign --help` answers at once.
 """
@@ -14,6 +14,7 @@ import typer
 
 from .check_commands import seal_command, verify_command
 from .command_options import FAILED, INTERRUPTED, Json, Store
+from .copy_commands import merge_command, subset_command
 from .report import build_facts, info_facts, plural, print_facts, status_facts
 from .retyped import quoted, retyped
 
@@ -185,3 +186,5 @@ def _kept(out: str) -> str:
 
 cache.command("seal")(seal_command)
 cache.command("verify")(verify_command)
+cache.command("merge")(merge_command)
+cache.command("subset")(subset_command)

@@ -118,7 +118,7 @@ def certificate_facts(
 ) -> Iterator[Fact]:
     """Say what recomputing rows showed, and what was allowed."""
     if certificate is None:
-        yield name, "none: sealed with --recompute 0"
+        yield name, "none: no rows were recomputed when it was sealed"
         return
     found, allowed = certificate.deviation, certificate.tolerance
     rows = plural(len(certificate.rows), "row")
@@ -136,24 +136,21 @@ def certificate_facts(
         yield "", f"  row {each.row}, {each.path}: {each.reason}"
 
 
-def failure_facts(failures: Sequence["Failure"], never_read: int = 0) -> Iterator[Fact]:
+def failure_facts(failures: Sequence["Failure"], never_read: int | None = None) -> Iterator[Fact]:
     """List the first failures and count the rest; nothing when there are none.
 
     Args:
         failures: images without a row to read.
-        never_read: how many of them, the first ones, were no readable file in the first place.
+        never_read: how many of them, the first ones, were no readable file in the first place;
+            None where that is not known.
     """
     if not failures:
         return
     count = len(failures)
-    parts = [
-        f"{many} {what}"
-        for many, what in (
-            (never_read, "could not be read as files"),
-            (count - never_read, "could not be decoded"),
-        )
-        if many
-    ]
+    parts = ["without a row to read"]
+    if never_read is not None:
+        kinds = ((never_read, "not readable as files"), (count - never_read, "not decodable"))
+        parts = [f"{many} {what}" for many, what in kinds if many]
     yield "unreadable", f"{plural(count, 'image')}: {', '.join(parts)}"
     for failure in failures[:FAILURES_SHOWN]:
         yield "", f"{failure.path}: {failure.reason}"

@@ -126,6 +126,17 @@ class StoredIndex:
                 for start, end in zip(starts, ends, strict=True)
             ]
 
+    def path_rows(self) -> Array:
+        """Return the row of every path, int32, in the order of `paths`."""
+        words = path_words(self.paths())
+        rows = np.empty(words.shape[1], np.int32)
+        rows[np.lexsort((words[1], words[0]))] = self._table("path_hash_row")
+        return rows
+
+    def row_digest(self, row: int) -> bytes:
+        """Return the BLAKE2b of the values of a row; zeros where its image failed."""
+        return bytes(self._table("row_digest")[row])
+
     def check(self) -> None:
         """Refuse tables whose declared shapes, types or file sizes lie; reads only metadata.
 

@@ -15,10 +15,11 @@ from .commits import CommitLog, ShardState
 from .in_flight import InFlight
 from .index import PlanIndex, RowIndex, StoredIndex
 from .layout import Layout
+from .nearby import NEARBY_BYTES, NearbyFiles
 from .open_files import keep_open
 from .plan_file import load_plans
 from .schema import CacheCard, Failure, TeacherCacheError
-from .shard_file import RowReader
+from .shard_file import Ranges, RowReader, nothing_kept
 from .storage import LocalStorage, Storage, open_storage
 from .strict import is_sha256
 
@@ -83,6 +84,7 @@ class TeacherCache:
         index: RowIndex,
         log: CommitLog,
         seal: Seal | None = None,
+        nearby: NearbyFiles | None = None,
     ) -> None:
         self.store = store
         self.card = card
@@ -104,19 +106,32 @@ class TeacherCache:
         if isinstance(index, PlanIndex):
             self._unplanned = {each.path: each.reason for each in index.chain.failures}
         # a shard of a building store may be written again, so its files are not kept open
-        ranges = store if seal is None else keep_open(store)
-        self._readers = {array.name: RowReader(ranges, array, log.rows_of) for array in log.arrays}
+        ranges: Ranges = store if seal is None else nearby or keep_open(store)
+        forget = nearby.forget if nearby else nothing_kept
+        self._readers = {
+            array.name: RowReader(ranges, array, log.rows_of, forget) for array in log.arrays
+        }
         self._flight = InFlight(1 if isinstance(store, LocalStorage) else _IN_FLIGHT)
         self._ready: set[int] = set()
 
     @classmethod
-    def open(cls, store: Path | str | Storage, *, allow_building: bool = False) -> Self:
+    def open(
+        cls,
+        store: Path | str | Storage,
+        *,
+        allow_building: bool = False,
+        nearby: Path | str | None = None,
+        nearby_bytes: int = NEARBY_BYTES,
+    ) -> Self:
         """Open the cache at `store`, as it was sealed last.
 
         Args:
             store: folder or URL of the cache.
             allow_building: also open a cache that is not sealed; rows of shards that are not
                 committed are errors then.
+            nearby: local folder that keeps rows of a sealed cache behind a URL, so that they
+                are fetched once; any number of caches and processes may share it.
+            nearby_bytes: how large that folder may become.
 
         Raises:
             TeacherCacheError: missing, something else, unsealed, damaged, of another format, or
@@ -129,7 +144,11 @@ class TeacherCache:
             stored = StoredIndex(store, seal)
             stored.check()
             _check_arrays(store, card, seal.layout)
-            return cls(store, card, stored, CommitLog(store, card, seal.layout, seal.plans), seal)
+            log = CommitLog(store, card, seal.layout, seal.plans)
+            near = None
+            if nearby is not None and not isinstance(store, LocalStorage):
+                near = NearbyFiles(store, Path(nearby), nearby_bytes, seal.records)
+            return cls(store, card, stored, log, seal, near)
         card, chain = load_plans(store)
         log = CommitLog.of_chain(store, card, chain)
         if not allow_building:

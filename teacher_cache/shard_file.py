@@ -37,6 +37,11 @@ class Ranges(Protocol):
         """Return the size of a file in bytes, None when there is no such file."""
 
 
+def nothing_kept(_name: str) -> bool:
+    """Say that no copy of a file is kept nearby."""
+    return False
+
+
 class RowReader:
     """Rows of one array of a store; picklable, and safe across fork.
 
@@ -44,12 +49,21 @@ class RowReader:
         storage: where the store lies.
         layout: name of the array, and how its files are laid out.
         rows_of: says which rows a shard holds.
+        forget: drops what is kept nearby of a file that turned out damaged, and says whether
+            there was anything: then the file is read once more.
     """
 
-    def __init__(self, storage: Ranges, layout: RowArray, rows_of: Callable[[int], range]) -> None:
+    def __init__(
+        self,
+        storage: Ranges,
+        layout: RowArray,
+        rows_of: Callable[[int], range],
+        forget: Callable[[str], bool] = nothing_kept,
+    ) -> None:
         self.storage = storage
         self.layout = layout
         self.rows_of = rows_of
+        self.forget = forget
         self._dtype = np.dtype(layout.dtype).newbyteorder("<")
         self._row_bytes, self._longest = layout.row_bytes, layout.chunk_limit
         self._compressed = layout.zstd_level is not None
@@ -68,13 +82,21 @@ class RowReader:
                 or not as written, or holds what is not a finite number. Names row, array, file.
         """
         try:
-            body = self._chunk(row)[:-_CRC_BYTES]
-            if self._compressed:
-                body = _decompressed(body, self._row_bytes)
-            values = body.view(self._dtype)
-            _check_values(values)
+            return self.decode(self._chunk(row))
         except (OSError, DamagedError) as error:
             raise self._damaged(row, error) from error
+
+    def decode(self, chunk: Bytes) -> Array:
+        """Return the values of a chunk whose checksum was verified.
+
+        Raises:
+            DamagedError: it is not of one row, or holds what is not a finite number.
+        """
+        body = chunk[:-_CRC_BYTES]
+        if self._compressed:
+            body = _decompressed(body, self._row_bytes)
+        values = body.view(self._dtype)
+        _check_values(values)
         return values.reshape(self.layout.row_shape)
 
     def raw_chunk(self, row: int) -> bytes:
@@ -89,6 +111,14 @@ class RowReader:
             raise self._damaged(row, error) from error
 
     def _chunk(self, row: int) -> Bytes:
+        try:
+            return self._fetch(row)
+        except DamagedError:
+            if not self.forget(self.layout.file_of(row // self.layout.shard_rows)):
+                raise
+            return self._fetch(row)
+
+    def _fetch(self, row: int) -> Bytes:
         shard, place = divmod(row, self.layout.shard_rows)
         name = self.layout.file_of(shard)
         ends = self._index(shard, name)

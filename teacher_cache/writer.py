@@ -241,6 +241,32 @@ class TeacherCacheWriter:
             self._log.forget(shard)  # files that are half replaced must not count
             self._log.commit(shard, files, digests, kept | failed)
 
+    def write_chunks(
+        self,
+        shard: int,
+        chunks: Mapping[str, Sequence[bytes]],
+        row_digests: npt.NDArray[np.uint8],
+        failures: Mapping[int, str],
+    ) -> None:
+        """Write one shard from rows as they lie in another cache of the same card.
+
+        Args:
+            shard: index in 0..`shards` - 1.
+            chunks: array -> the bytes of each row, with their checksums.
+            row_digests: [R, 16], of the values of those rows.
+            failures: row -> why its image could not be decoded.
+
+        Raises:
+            TeacherCacheError: sealed, or the disk is full or fails.
+        """
+        with explaining_disk_errors(self.store, f"writing shard {shard} of"):
+            if not self._done(shard):
+                files = {
+                    array.file_of(shard): array.assemble(chunks[array.name])
+                    for array in self._log.arrays
+                }
+                self._log.commit(shard, files, row_digests, failures)
+
     @property
     def _sealed_shards(self) -> int:
         return self._seal.layout.shards if self._seal else 0

@@ -1,9 +1,16 @@
 """Fixtures that more than one folder of tests uses."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
@@ -128,3 +135,127 @@ def synthetic_store(
         return tmp_path / name
 
     return make
+
+
+class CuttingProxy:
+    """Stands before a server and cuts every so many answers off in the middle.
+
+    Attributes:
+        port: where it listens.
+        every: which answers are cut; 0 cuts none.
+        cut: how many were.
+    """
+
+    def __init__(self, server: int) -> None:
+        self._server = server
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._lock, self._answers = Lock(), 0
+        self.port = self._listener.getsockname()[1]
+        self.every = self.cut = 0
+        Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._server))
+            Thread(target=self._asks, args=(client, server), daemon=True).start()
+            Thread(target=self._answers_to, args=(client, server), daemon=True).start()
+
+    def _asks(self, client: socket.socket, server: socket.socket) -> None:
+        self._pump(client, server, lambda data: (data, True))
+
+    def _answers_to(self, client: socket.socket, server: socket.socket) -> None:
+        self._pump(server, client, self._perhaps_cut)
+
+    def _perhaps_cut(self, data: bytes) -> tuple[bytes, bool]:
+        if not data.startswith(b"HTTP/"):
+            return data, True
+        with self._lock:
+            self._answers += 1
+            if not self.every or self._answers % self.every:
+                return data, True
+            self.cut += 1
+        return data[: len(data) * 2 // 3], False
+
+    def _pump(
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        passed: Callable[[bytes], tuple[bytes, bool]],
+    ) -> None:
+        whole = True
+        try:
+            while whole and (data := source.recv(2**16)):
+                data, whole = passed(data)
+                sink.sendall(data)
+            if not whole:  # a reset, as when a machine on the way goes down
+                sink.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            pass  # the other direction was closed
+        for end in (source, sink):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+            finally:
+                end.close()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[int]:
+    """Port of an S3 server on this machine, as moto has it."""
+    missing = [name for name in ("moto", "flask", "s3fs") if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}: pip install -e '.[test-s3]'")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
+        deadline = time.monotonic() + 60
+        while not _listens(port):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield port
+        process.terminate()
+
+
+@pytest.fixture
+def proxy(s3_server: int) -> Iterator[CuttingProxy]:
+    """A proxy before the S3 server; set `every` to make it cut answers."""
+    made = CuttingProxy(s3_server)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bucket(
+    proxy: CuttingProxy, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> str:
+    """URL of a new bucket, reached through the proxy; child processes reach it too."""
+    import s3fs
+
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
+    return f"s3://{name}"

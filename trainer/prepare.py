@@ -1,6 +1,7 @@
 """Before anything heavy is loaded: do recipe, student, cache, manifest and images fit together?"""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def prepare(recipe: Recipe, cache: Path | str | None, world: int) -> Prepared:
     images = _given(recipe.data.images, "images")
     if not images.is_dir():
         raise RecipeError(f"--images {images} is no folder")
-    opened = None if cache is None else TeacherCache.open(cache)
+    opened = None if cache is None else _open(cache, recipe)
     check_agreement(recipe, opened, student)
     _check_precision(recipe)
     selection = select(read_manifest(manifest), opened, recipe.data.on_missing)
@@ -82,8 +83,8 @@ def describe(plan: Prepared, say: Say) -> None:
             f"{card.grid}, geometry {card.geometry}, mode {card.mode}"
         )
         found = read_certificate(plan.cache.certificate)
-        said = "no certificate: sealed with --recompute 0" if found is None else found.summary()
-        say(f"         {said}")
+        none = "no certificate: no rows were recomputed when it was sealed"
+        say(f"         {none if found is None else found.summary()}")
     say(
         f"records  {len(chosen.records)} to train on: {chosen.text_only} text only, "
         f"{chosen.without_teacher} without a teacher; {chosen.dropped} dropped"
@@ -121,6 +122,11 @@ def with_paths(
 def _pick(given: Path | None, written: str | None) -> str | None:
     chosen = written if given is None else str(given)
     return None if chosen is None else absolute(chosen)
+
+
+def _open(cache: Path | str, recipe: Recipe) -> TeacherCache:
+    folder = recipe.data.cache_folder or os.environ.get("MEDALIGN_CACHE_FOLDER")
+    return TeacherCache.open(cache, nearby=folder, nearby_bytes=int(recipe.data.cache_gb * 1e9))
 
 
 def _given(path: str | None, name: str) -> Path:

@@ -138,6 +138,13 @@ class DataSection(_Section):
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode images and read the cache; 0 does it in the training process."""
 
+    cache_folder: str | None = None
+    """Local folder that keeps rows of a teacher cache behind a URL, so that they are fetched once;
+    None takes `MEDALIGN_CACHE_FOLDER`, and keeps nothing where that is not set either."""
+
+    cache_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 50.0
+    """How large that folder may become, in units of 10^9 bytes."""
+
     on_missing: Literal["drop", "fail", "lm_only"] = "drop"
     """What to do with conversations whose image is not in the cache; the number is always said."""
 

@@ -17,6 +17,8 @@ FREE_KEYS: Final = frozenset(
     {
         "data.accumulation",  # what counts is the product with batch_size and ranks: `per_step`
         "data.batch_size",
+        "data.cache_folder",
+        "data.cache_gb",
         "data.images",
         "data.manifest",  # its records are in the identity
         "data.workers",
