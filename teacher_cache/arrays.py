@@ -6,7 +6,7 @@ and reading compares metadata whole: a store whose shapes, types or codecs lie i
 anything is allocated. Tests hold every byte against zarr-python's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,11 +201,11 @@ def read_table(store: Storage, name: str, shape: tuple[int, ...], dtype: str) ->
     return values.astype(dtype, copy=False)
 
 
-def table_file_bytes(shape: tuple[int, ...], dtype: str) -> dict[str, int]:
-    """Return the exact sizes of those files; edge chunks are padded to the chunk's shape."""
+def table_file_bytes(shape: tuple[int, ...], dtype: str) -> Iterator[tuple[str, int]]:
+    """Yield name and exact size of those files; edge chunks are padded to the chunk's shape."""
     chunk = _table_chunk(shape, dtype)
     size = int(np.prod(chunk)) * np.dtype(dtype).itemsize + _CRC_BYTES
-    return {_chunk_name(index): size for index in _chunk_places(shape, chunk)}
+    return ((_chunk_name(index), size) for index in _chunk_places(shape, chunk))
 
 
 def metadata_bytes(metadata: dict[str, Any]) -> bytes:

@@ -196,8 +196,11 @@ def _verify_sealed(
     log = CommitLog(store, card, seal.layout, seal.plans)
     damages = [*_plan_damages(store, seal), *_metadata_damages(store, card, seal.layout)]
     if has_newer_plan(store, seal.generations) and not damages:
-        _, chain = load_plans(store)  # its last plans are judged by their own digests
-        log = CommitLog.of_chain(store, card, chain)
+        try:
+            _, chain = load_plans(store)  # plans after the seal are judged by their own digests
+            log = CommitLog.of_chain(store, card, chain)
+        except TeacherCacheError as error:
+            damages.append(Damage(FOLDER, str(error)))
     damages += _shard_damages(log, seal.layout.shards, progress)
     index = StoredIndex(store, seal)
     damages += _index_damages(index)

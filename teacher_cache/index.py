@@ -158,7 +158,7 @@ class StoredIndex:
         for name, (shape, dtype) in wanted.items():
             where = f"{self.folder}/{name}"
             check_metadata(self.store, f"{where}/{ROOT}", table_metadata(shape, dtype))
-            for file, size in table_file_bytes(shape, dtype).items():
+            for file, size in table_file_bytes(shape, dtype):
                 if (found := self.store.size(f"{where}/{file}")) != size:
                     raise TeacherCacheError(
                         f"{self.store}/{where}/{file} has {found} bytes and should have {size}"

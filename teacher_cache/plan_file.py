@@ -12,12 +12,11 @@ from .plan import Failure
 from .schema import FORMAT, CacheCard, TeacherCacheError
 from .storage import Storage, sha256_of
 from .strict import (
-    canonical_json,
     check_int,
     check_type,
+    json_with_digest,
     json_without_digest,
     strict_fields,
-    with_digest,
     within,
 )
 
@@ -59,7 +58,7 @@ def publish_generation(
         "path_rows": list(added.paths.values()),
         "failures": [[failure.path, failure.reason] for failure in added.failures],
     }
-    return store.publish(plan_name(len(before)), canonical_json(with_digest(fields)))
+    return store.publish(plan_name(len(before)), json_with_digest(fields))
 
 
 def has_plan(store: Storage) -> bool:

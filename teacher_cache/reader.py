@@ -187,6 +187,7 @@ class TeacherCache:
         self._check_written(row)
         found = self._flight.each(lambda reader: reader.read(row), self._readers.values())
         arrays: dict[str, Any] = dict(zip(self._readers, found, strict=True))
+        self._check_attention([row], arrays["attention"][None])
         height, width = arrays.pop("source_size").tolist()
         return TeacherRow(**arrays, source_size=(height, width))
 
@@ -204,6 +205,7 @@ class TeacherCache:
             arrays[name][place] = self._readers[name].read(numbers[place])
 
         self._flight.each(lambda each: fill(*each), product(arrays, range(len(numbers))))
+        self._check_attention(numbers, arrays["attention"])
         return TeacherBatch(**arrays)
 
     def row_of(self, key: str | int) -> int:
@@ -285,6 +287,12 @@ class TeacherCache:
         if self.state == "building":
             return self._log.record(shard).failures
         return self._failed
+
+    def _check_attention(self, rows: Sequence[int], attention: npt.NDArray[np.float32]) -> None:
+        """Refuse what no writer wrote: the losses divide by the sum of a row."""
+        if attention.size and attention.min() < 0:
+            row = rows[int(np.argmin(attention.min(axis=1)))]
+            raise TeacherCacheError(f"row {row} of {self.store}: attention is negative")
 
     def _check_written(self, row: int) -> None:
         """Refuse rows that hold nothing yet, and those of images that failed."""

@@ -123,6 +123,14 @@ def with_digest(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, "digest": hashlib.sha256(canonical_json(fields)).hexdigest()}
 
 
+def json_with_digest(fields: Mapping[str, Any]) -> bytes:
+    """Write `with_digest(fields)` as canonical JSON, every value once."""
+    parts = {key: canonical_json(key) + b":" + canonical_json(fields[key]) for key in fields}
+    sha = hashlib.sha256(b"{" + b",".join(parts[key] for key in sorted(parts)) + b"}")
+    parts["digest"] = f'"digest":"{sha.hexdigest()}"'.encode("ascii")
+    return b"{" + b",".join(parts[key] for key in sorted(parts)) + b"}"
+
+
 def without_digest(value: object, where: str) -> dict[str, Any]:
     """Return the fields that `with_digest` was given.
 

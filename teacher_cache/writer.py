@@ -58,8 +58,6 @@ class TeacherCacheWriter:
         store = open_storage(store)
         with explaining_disk_errors(store, "beginning"):
             check_claimable(store)
-            if not has_plan(store):
-                publish_generation(store, card, None, first_generation(wanted))
             begun, plan = _extended(store, card, wanted)
             ensure_metadata(store, begun, plan.layout.extent)
             writer = cls(store, begun, plan, _ensure_root(store, begun, plan))
@@ -344,6 +342,8 @@ def check_claimable(store: Storage) -> None:
 
 def _extended(store: Storage, card: CacheCard, wanted: Plan) -> tuple[CacheCard, PlanChain]:
     """Return the plans of `store` after it was made to hold `wanted`."""
+    if not has_plan(store) and publish_generation(store, card, None, first_generation(wanted)):
+        return load_plans(store)
     while True:
         begun, plan = load_plans(store)
         if differences := begun.differences(card):
@@ -354,7 +354,9 @@ def _extended(store: Storage, card: CacheCard, wanted: Plan) -> tuple[CacheCard,
         added = next_generation(plan, wanted)
         if added is None:
             return begun, plan
-        publish_generation(store, card, plan, added)  # or another process was faster: look again
+        if publish_generation(store, card, plan, added):
+            return load_plans(store)
+        # another process was faster: look again
 
 
 def _ensure_root(store: Storage, card: CacheCard, plan: PlanChain) -> Seal | None:

@@ -2,8 +2,11 @@
 
 import errno
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import CacheCard, Failure, Plan
 from medalign.teacher_cache.storage import LocalStorage, Storage
 from medalign.teacher_cache.writer import TeacherCacheWriter
@@ -139,3 +143,92 @@ def folder(synthetic_card: Callable[..., CacheCard]) -> Callable[..., Folder]:
         return Folder(synthetic_card(grid="1x2", width=3, **card), images)
 
     return make
+
+
+BUILD = """
+import hashlib, json, sys, time
+import numpy as np
+from medalign.teacher_cache.audit import seal
+from medalign.teacher_cache.schema import CacheCard, Plan
+from medalign.teacher_cache.writer import TeacherCacheWriter
+
+store, card, images, part, parts, slowly = json.loads(sys.argv[1])
+card = CacheCard.from_json(card)
+content = tuple(hashlib.sha256(str(image).encode()).hexdigest() for image in range(images))
+plan = Plan(content=content, paths={f"{image}.png": image for image in range(images)})
+print("ready", flush=True)
+writer = TeacherCacheWriter.begin(store, card, plan)
+for shard in writer.pending(part, parts):
+    span = writer.rows_of(shard)
+    seeds = [list(bytes.fromhex(writer.plan.content_of(row))) for row in span]
+    values = np.stack([np.random.default_rng(seed).random((6, 5)) for seed in seeds])
+    if slowly:
+        time.sleep(0.05)
+    writer.write(
+        shard,
+        features=values.astype("f2"),
+        attention=values[:, :, 0].astype("f4"),
+        valid=np.ones((len(span), 6), bool),
+        source_size=np.full((len(span), 2), 9, "i4"),
+    )
+if parts == 1:
+    seal(store)
+"""
+
+
+class Processes:
+    """Builds in processes of their own, past their imports; none survives the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._started: list[subprocess.Popen[str]] = []
+
+    def start(
+        self,
+        store: Path,
+        card: CacheCard,
+        part: tuple[int, int] = (1, 1),
+        *,
+        images: Sequence[int] = (24,),
+        slowly: bool = False,
+    ) -> subprocess.Popen[str]:
+        """Build the first `sum(images)` images; a build in one part is sealed as well."""
+        job = json.dumps([str(store), card.to_json(), sum(images), *part, slowly])
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-c", BUILD, job]
+        self._started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
+        out = self._started[-1].stdout
+        assert out is not None
+        assert out.readline() == "ready\n"
+        return self._started[-1]
+
+    def finish(self, process: subprocess.Popen[str]) -> None:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+
+    def undisturbed(self, card: CacheCard, images: Sequence[int] = (24,)) -> list[str]:
+        """Return the content hash after each generation of a build that nobody disturbed."""
+        hashes = []
+        for count in range(1, len(images) + 1):
+            self.finish(self.start(self._folder, card, images=images[:count]))
+            hashes.append(str(TeacherCache.open(self._folder).content_hash))
+        return hashes
+
+    def kill(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.communicate(timeout=60)
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    """Start builds in processes of their own."""
+    started = Processes(tmp_path / "undisturbed")
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+def tiny_card(synthetic_card: Callable[..., CacheCard]) -> CacheCard:
+    """Make the card that `processes` build with."""
+    return synthetic_card(grid="3x2", width=5, shard_rows=2)

@@ -163,7 +163,9 @@ def test_a_row_of_another_size_is_refused() -> None:
 def test_tables_have_the_sizes_that_are_announced(tmp_path: Path, shape: tuple[int, ...]) -> None:
     values = np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
     files = table_files(values)
-    assert {name: len(data) for name, data in files.items()} == table_file_bytes(shape, "int64")
+    assert {name: len(data) for name, data in files.items()} == dict(
+        table_file_bytes(shape, "int64")
+    )
     assert max(map(len, files.values())) <= 2**22 + 4
     folder = tmp_path / "table"
     folder.mkdir()

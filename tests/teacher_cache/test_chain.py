@@ -11,7 +11,12 @@ from medalign.teacher_cache.chain import PlanChain, first_generation, next_gener
 from medalign.teacher_cache.plan_file import load_plans, publish_generation
 from medalign.teacher_cache.schema import Failure, Plan, TeacherCacheError
 from medalign.teacher_cache.storage import LocalStorage
-from medalign.teacher_cache.strict import DamagedError, canonical_json, with_digest
+from medalign.teacher_cache.strict import (
+    DamagedError,
+    canonical_json,
+    json_with_digest,
+    with_digest,
+)
 
 NAMES = [f"{name}.png" for name in "abcdef"]
 
@@ -212,3 +217,8 @@ def test_a_plan_in_another_spelling_is_damaged(small: Any, store: LocalStorage) 
     store.write("_commit/plan.0.json", data.replace(b":", b": "))
     with pytest.raises(DamagedError, match="does not match its digest"):
         load_plans(store)
+
+
+@given(st.dictionaries(st.text(max_size=9).filter(lambda key: key != "digest"), st.text()))
+def test_json_is_the_same_written_at_once_or_value_by_value(fields: dict[str, str]) -> None:
+    assert json_with_digest(fields) == canonical_json(with_digest(fields))

@@ -1,0 +1,93 @@
+"""Readable by others and for ever: plain zarr-python, and a store written by this version."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from medalign.teacher_cache.audit import info, seal, verify
+from medalign.teacher_cache.reader import TeacherCache
+from medalign.teacher_cache.schema import Failure, TeacherCacheError
+
+GOLDEN = Path(__file__).parent / "golden_v1"
+
+
+@pytest.fixture
+def group(small: Any, tmp_path: Path) -> Any:
+    small.write(small.begin(tmp_path / "cache"))
+    seal(tmp_path / "cache")
+    return zarr.open_group(tmp_path / "cache", mode="r")
+
+
+def test_plain_zarr_reads_every_array(small: Any, group: Any, tmp_path: Path) -> None:
+    wanted, cache = small.rows(small.card, range(10)), TeacherCache.open(tmp_path / "cache")
+    for row in set(range(10)) - {6}:
+        for name, values in wanted.items():
+            found = np.asarray(group[name][row])
+            assert found.dtype == values.dtype
+            assert np.array_equal(found, values[row])
+        assert np.array_equal(cache[row].features, group["features"][row])
+    index = group["index/1"]
+    assert [bytes(row).hex() for row in index["content"][:]] == list(small.plan.content)
+    text, ends = index["path_text"][:].tobytes(), index["path_end"][:].tolist()
+    paths = [text[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]
+    assert paths == list(small.plan.paths)
+
+
+def test_attributes_are_plain_json(group: Any, tmp_path: Path) -> None:
+    found = group.attrs["medalign"]
+    assert (
+        found == json.loads((tmp_path / "cache/zarr.json").read_bytes())["attributes"]["medalign"]
+    )
+    assert (found["state"], found["generations"], found["rows"]) == ("sealed", [10], 10)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    """What the golden store has to say, in plain JSON beside it."""
+    found: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text())
+    return found
+
+
+def test_the_golden_store_is_small() -> None:
+    assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 100_000
+
+
+def test_the_golden_store_of_version_1_is_read(golden: dict[str, Any]) -> None:
+    cache = TeacherCache.open(GOLDEN / "store")
+    assert cache.content_hash == golden["content_hash"]
+    assert cache.fingerprint == golden["fingerprint"]
+    assert cache.generations == 2
+    assert cache.certificate == golden["certificate"]
+    assert cache.card.to_json() == golden["card"]
+    assert cache.row_numbers().tolist() == golden["row_numbers"]
+    assert cache.failures == [Failure(*failure) for failure in golden["failures"]]
+    assert {path: cache.row_of(path) for path in cache.paths} == golden["paths"]
+    assert {str(row): cache.sha256_of(row) for row in golden["row_numbers"]} == golden["content"]
+    for row, wanted in golden["rows"].items():
+        found = cache[int(row)]
+        assert found.source_size == tuple(wanted["source_size"])
+        for name in ("features", "attention", "valid"):
+            values = getattr(found, name)
+            assert values.dtype == np.dtype(wanted[name]["dtype"])
+            assert values.tolist() == wanted[name]["values"]
+    for row in golden["lost"]:
+        with pytest.raises(TeacherCacheError, match="holds no data"):
+            cache[row]
+
+
+def test_the_golden_store_is_as_it_was_written(golden: dict[str, Any]) -> None:
+    assert verify(GOLDEN / "store") == []
+    found = info(GOLDEN / "store")
+    assert (found["state"], found["generations"], found["format"]) == ("sealed", 2, 1)
+    assert found["content_hash"] == golden["content_hash"]
+
+
+def test_plain_zarr_reads_the_golden_store(golden: dict[str, Any]) -> None:
+    group: Any = zarr.open_group(GOLDEN / "store", mode="r")
+    for row, wanted in golden["rows"].items():
+        assert np.asarray(group["features"][int(row)]).tolist() == wanted["features"]["values"]
+        assert np.asarray(group["attention"][int(row)]).tolist() == wanted["attention"]["values"]
