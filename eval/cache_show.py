@@ -64,7 +64,7 @@ def show(
     """
     row = find_row(cache, key)
     teacher = cache[row]
-    paths = _paths_of(cache, row, key)
+    paths = sorted(cache.paths_of([row])[row], key=lambda path: path != key)  # as asked for
     square, remark = _square(cache, row, paths, images)
     grid = cache.card.grid
     chosen = _chosen(teacher, patch, grid)
@@ -113,12 +113,6 @@ def find_row(cache: TeacherCache, key: str) -> int:
     raise CacheShowError(
         f"{key!r} is no path, sha256 or row of {cache.store}, which has {len(cache)} rows"
     )
-
-
-def _paths_of(cache: TeacherCache, row: int, key: str) -> list[str]:
-    """Return the manifest paths of a row, the one that was asked for first."""
-    paths = [path for path in cache.paths if cache.row_of(path) == row]
-    return sorted(paths, key=lambda path: path != key)
 
 
 def _square(

@@ -1,4 +1,4 @@
-"""The `medalign cache` commands: build, status, info; seal and verify are in `check_commands`.
+"""The `medalign cache` commands: build, status, info; the others are beside it.
 
 Everything heavy is imported inside a command, so that `medalign --help` answers at once.
 """
@@ -15,6 +15,7 @@ import typer
 from .check_commands import seal_command, verify_command
 from .command_options import FAILED, INTERRUPTED, Json, Store
 from .copy_commands import merge_command, subset_command
+from .diff_command import diff_command
 from .report import build_facts, info_facts, plural, print_facts, status_facts
 from .retyped import quoted, retyped
 
@@ -213,3 +214,4 @@ cache.command("seal")(seal_command)
 cache.command("verify")(verify_command)
 cache.command("merge")(merge_command)
 cache.command("subset")(subset_command)
+cache.command("diff")(diff_command)

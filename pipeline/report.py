@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..teacher_cache.certificate import floored, read_certificate
-from ..teacher_cache.schema import Failure
 
 if TYPE_CHECKING:
     from ..teacher_cache.audit import CacheStatus
     from ..teacher_cache.certificate import Certificate
     from ..teacher_cache.gram_errors import GramErrors
+    from ..teacher_cache.schema import Failure
     from .build import BuildReport
     from .parts import Part
 
@@ -92,6 +92,7 @@ def status_facts(status: "CacheStatus", commands: Sequence[str]) -> Iterator[Fac
 def info_facts(info: Mapping[str, Any]) -> Iterator[Fact]:
     """Say what a cache holds and where it came from."""
     from ..teacher_cache.gram_errors import read_errors
+    from ..teacher_cache.schema import Failure
 
     card = info["card"]
     expert = card["expert"]
@@ -128,7 +129,7 @@ def certificate_facts(
 ) -> Iterator[Fact]:
     """Say what recomputing rows showed, and what was allowed."""
     if certificate is None:
-        yield name, "none: sealed with --recompute 0"
+        yield name, "none: no rows were recomputed when it was sealed"
         return
     found, allowed = certificate.deviation, certificate.tolerance
     rows = plural(len(certificate.rows), "row")
@@ -146,24 +147,21 @@ def certificate_facts(
         yield "", f"  row {each.row}, {each.path}: {each.reason}"
 
 
-def failure_facts(failures: Sequence[Failure], never_read: int = 0) -> Iterator[Fact]:
+def failure_facts(failures: Sequence["Failure"], never_read: int | None = None) -> Iterator[Fact]:
     """List the first failures and count the rest; nothing when there are none.
 
     Args:
         failures: images without a row to read.
-        never_read: how many of them, the first ones, were no readable file in the first place.
+        never_read: how many of them, the first ones, were no readable file in the first place;
+            None where that is not known.
     """
     if not failures:
         return
     count = len(failures)
-    parts = [
-        f"{many} {what}"
-        for many, what in (
-            (never_read, "could not be read as files"),
-            (count - never_read, "could not be decoded"),
-        )
-        if many
-    ]
+    parts = ["without a row to read"]
+    if never_read is not None:
+        kinds = ((never_read, "not readable as files"), (count - never_read, "not decodable"))
+        parts = [f"{many} {what}" for many, what in kinds if many]
     yield "unreadable", f"{plural(count, 'image')}: {', '.join(parts)}"
     for failure in failures[:FAILURES_SHOWN]:
         yield "", f"{failure.path}: {failure.reason}"

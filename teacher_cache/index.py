@@ -52,6 +52,9 @@ class RowIndex(Protocol):
     def paths(self) -> list[str]:
         """Return every path that has a row, in manifest order."""
 
+    def path_rows(self) -> Array:
+        """Return the row of every path, int32, in the order of `paths`."""
+
 
 @dataclass(frozen=True)
 class PlanIndex:
@@ -74,6 +77,10 @@ class PlanIndex:
     def paths(self) -> list[str]:
         """Return every path that has a row, in manifest order."""
         return list(self.chain.paths)
+
+    def path_rows(self) -> Array:
+        """Return the row of every path, int32, in the order of `paths`."""
+        return np.fromiter(self.chain.paths.values(), np.int32, len(self.chain.paths))
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Read a teacher cache: rows by number, manifest path or content digest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -295,6 +295,15 @@ class TeacherCache:
     def paths(self) -> list[str]:
         """Every manifest path that has a row, in manifest order."""
         return self._index.paths()
+
+    def paths_of(self, rows: Collection[int]) -> dict[int, list[str]]:
+        """Return the manifest paths that lead to each of `rows`, none for a replaced image's."""
+        found: dict[int, list[str]] = {row: [] for row in rows}
+        leading = self._index.path_rows()
+        paths = self._index.paths()
+        for place in np.flatnonzero(np.isin(leading, list(found))).tolist():
+            found[int(leading[place])].append(paths[place])
+        return found
 
     @property
     def failures(self) -> list[Failure]:

@@ -83,8 +83,8 @@ def describe(plan: Prepared, say: Say) -> None:
             f"{card.grid}, geometry {card.geometry}, mode {card.mode}"
         )
         found = read_certificate(plan.cache.certificate)
-        said = "no certificate: sealed with --recompute 0" if found is None else found.summary()
-        say(f"         {said}")
+        none = "no certificate: no rows were recomputed when it was sealed"
+        say(f"         {none if found is None else found.summary()}")
     say(
         f"records  {len(chosen.records)} to train on: {chosen.text_only} text only, "
         f"{chosen.without_teacher} without a teacher; {chosen.dropped} dropped"

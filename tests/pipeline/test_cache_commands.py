@@ -66,7 +66,7 @@ def test_unreadable_images_are_listed_and_exit_1(folder: Path) -> None:
     (folder / "images" / "4.png").write_bytes(b"nothing")
     result = run(*arguments(folder))
     assert result.exit_code == 1
-    assert "2 images: 1 could not be read as files, 1 could not be decoded" in result.stdout
+    assert "2 images: 1 not readable as files, 1 not decodable" in result.stdout
     assert "3.png: is empty (0 bytes)" in result.stdout
     assert "4.png: is not an image" in result.stdout
     failures = json.loads(run("status", folder / "store", "--json").stdout)["failures"]

@@ -246,4 +246,4 @@ def test_a_cache_without_a_certificate_is_told(
     said: list[str] = []
     chosen = with_paths(recipe(), student=students(), manifest=manifest, images=images)
     describe(prepare(chosen, cache, world=1), said.append)
-    assert "         no certificate: sealed with --recompute 0" in said
+    assert "         no certificate: no rows were recomputed when it was sealed" in said
