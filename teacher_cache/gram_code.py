@@ -1,0 +1,64 @@
+"""The dense form of a coded Gram: what a batch carries, and what is computed from it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .gram_grid import resample
+from .schema import PatchGrid
+
+Float32 = npt.NDArray[np.float32]
+_TINY = 1e-30
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GramCode:
+    """Hold factors of the cosine Gram of an image's patches, quantised.
+
+    With Z = codes * scale[:, None] the cosines of the native patches are C = Z^T Z with the
+    diagonal set to 1; rows of Z are never normalised again, which would cost five times the
+    error. On equal grids C is the Gram. Otherwise, with n = norms and W the bilinear matrix
+    [N, M], it is Y = W (n C n) W^T divided by the roots of its diagonal, rows and columns.
+
+    Components of all zeros change nothing, so batches may pad K.
+
+    Attributes:
+        codes: int16 [K, M], a component a row; zero where a patch is not coded.
+        scale: float32 [K].
+        norms: float32 [M], lengths of the native patches up to a common factor, 1 on equal grids.
+        valid: bool [N], student patches that are image.
+    """
+
+    codes: npt.NDArray[np.int16]
+    scale: Float32
+    norms: Float32
+    valid: npt.NDArray[np.bool_]
+
+    def gram(self, native: PatchGrid, student: PatchGrid) -> Float32:
+        """Return the cosine Gram on the student's grid, float32 [N, N].
+
+        The diagonal is 1; rows and columns of patches that are not valid are 0.
+
+        Raises:
+            ValueError: the code is of other grids.
+        """
+        if (self.codes.shape[1], len(self.valid)) != (native.size, student.size):
+            raise ValueError(
+                f"a code of {self.codes.shape[1]} native and {len(self.valid)} student patches "
+                f"is not one of grids {native} and {student}"
+            )
+        z = self.codes * self.scale[:, None]
+        result: npt.NDArray[Any] = z.T @ z  # one operand twice: BLAS computes half of it
+        np.fill_diagonal(result, 1)
+        if native != student:
+            result *= self.norms * self.norms[:, None]
+            result = resample(resample(result, native, student).T, native, student)
+            root = 1 / np.sqrt(np.maximum(result.diagonal(), _TINY))
+            result *= root * root[:, None]
+            np.fill_diagonal(result, 1)
+        if not self.valid.all():
+            result *= self.valid
+            result *= self.valid[:, None]
+        return result
