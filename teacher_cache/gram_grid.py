@@ -9,6 +9,7 @@ import numpy.typing as npt
 from .schema import PatchGrid
 
 Floats = npt.NDArray[np.floating[Any]]
+Bools = npt.NDArray[np.bool_]
 
 
 @lru_cache(maxsize=64)
@@ -32,7 +33,7 @@ def weights(source: int, target: int) -> npt.NDArray[np.float64]:
 def resample_matrix(native: PatchGrid, student: PatchGrid) -> npt.NDArray[np.float64]:
     """Return W [N, M], so that W @ patches [M, b] is the patches on the student's grid."""
     rows, cols = weights(native.rows, student.rows), weights(native.cols, student.cols)
-    return np.kron(rows, cols)
+    return np.kron(rows, cols).astype(np.float64)
 
 
 def resample(values: Floats, native: PatchGrid, student: PatchGrid) -> Floats:
@@ -47,11 +48,12 @@ def resample(values: Floats, native: PatchGrid, student: PatchGrid) -> Floats:
     return wide.reshape(student.size, depth)
 
 
-def reached(valid: npt.NDArray[np.bool_], native: PatchGrid, student: PatchGrid) -> Any:
+def reached(valid: Bools, native: PatchGrid, student: PatchGrid) -> Bools:
     """Return which native patches the valid student patches are interpolated from, bool [M]."""
     if native == student:
         return valid
     shown = valid.reshape(student.rows, student.cols)
     rows = weights(native.rows, student.rows) > 0
     cols = weights(native.cols, student.cols) > 0
-    return (rows.T @ shown @ cols).ravel()
+    result: Bools = (rows.T @ shown @ cols).ravel()
+    return result

@@ -74,7 +74,7 @@ class Reader:
     def words(self, count: int) -> npt.NDArray[np.uint16]:
         """Return `count` numbers that `words` wrote."""
         low, high = (np.frombuffer(self.stream(count), np.uint8) for _ in range(2))
-        return low | high.astype(np.uint16) << 8
+        return (low + high.astype(np.uint16) * 256).astype(np.uint16)
 
     def end(self) -> None:
         """Refuse what is left.
@@ -102,14 +102,17 @@ def words(values: npt.NDArray[Any]) -> bytes:
 def class_of(spread: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
     """Return the class of values with this root mean square."""
     classes = np.rint(2 * np.log2(np.maximum(spread, 0.5))) + 2
-    return np.clip(classes, 0, MAX_CLASS).astype(np.uint8)
+    result: npt.NDArray[np.uint8] = np.clip(classes, 0, MAX_CLASS).astype(np.uint8)
+    return result
 
 
 def pack(values: Int16, runs: Runs) -> bytes:
     """Return the bytes of `values`, laid out run after run."""
     parts = [np.packbits(values[:end] >> plane & 1).tobytes() for plane, end in _planes(runs)]
-    for pieces in _groups(runs).values():
-        parts.append(_pack_symbols(np.concatenate([values[at] >> shift for at, shift in pieces])))
+    parts += [
+        _pack_symbols(np.concatenate([values[at] >> shift for at, shift in pieces]))
+        for pieces in _groups(runs).values()
+    ]
     return b"".join(parts)
 
 

@@ -12,6 +12,7 @@ from .schema import PatchGrid, TeacherCacheError
 
 _FINE = 1e-4
 _FEW = 256
+_TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class GramTarget:
         tokens = np.flatnonzero(reached(valid, native, student))
         precise = max_error < _FINE or len(tokens) <= _FEW
         used = patches[tokens].astype(np.float64 if precise else np.float32)
-        lengths = np.sqrt(np.einsum("ij,ij->i", used, used))
+        lengths = _lengths(used)
         good = np.isfinite(lengths) & (lengths > 0)
         if not good.all():
             raise TeacherCacheError(
@@ -85,7 +86,7 @@ class GramTarget:
             whole = np.zeros((native.size, used.shape[1]), used.dtype)
             whole[tokens] = used / lengths.max()
             seen = resample(whole, native, student)[valid]
-            seen /= np.sqrt(np.einsum("ij,ij->i", seen, seen))[:, None]
+            seen /= np.maximum(_lengths(seen), _TINY)[:, None]
             exact = seen @ seen.T
         return cls(native, student, valid, tokens, cosines, levels, step, exact.astype(np.float32))
 
@@ -106,6 +107,11 @@ class GramTarget:
         np.fill_diagonal(found, 0)
         square = float(np.vdot(found, found))
         return GramError(float(np.sqrt(square)) / len(found), float(np.abs(found).max()))
+
+
+def _lengths(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    result: npt.NDArray[Any] = np.sqrt(np.square(vectors).sum(1))
+    return result
 
 
 def norms_of(levels: npt.NDArray[np.uint16], step: float) -> Float32:

@@ -22,6 +22,7 @@ from .gram_target import GramTarget
 _RAISE = 4.0  # steps of delta added to the diagonal, at least; more for many patches
 _PATCHES_A_STEP = 48
 _ROUND_UP_FROM = 0.52
+_MOST = 32767
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -51,10 +52,12 @@ class Triangle:
 
 
 def triangle(target: GramTarget, delta: float) -> Triangle | None:
-    """Code the cosines with steps of `delta`; None if 16 bits do not hold the result."""
+    """Code the cosines with steps of `delta`; None if that is below the finest there is."""
     delta = float(np.float32(delta))
     gram = target.cosines.astype(np.float64)
     n = len(gram)
+    if delta < finest_delta(n):
+        return None
     gram[np.diag_indices(n)] += _raise(n) * delta
     left = gram.diagonal().copy()
     free = np.ones(n, bool)
@@ -65,15 +68,14 @@ def triangle(target: GramTarget, delta: float) -> Triangle | None:
         free[p] = False
         pivots[k] = max(1, np.rint(left[p] / delta))
         steps = (gram[p] - decoded[:k, p] @ decoded[:k]) / delta * free
-        codes[k] = np.trunc(steps + np.copysign(1 - _ROUND_UP_FROM, steps))
+        rounded = np.trunc(steps + np.copysign(1 - _ROUND_UP_FROM, steps))
+        codes[k] = np.clip(rounded, -_MOST, _MOST)  # a limit that only far too coarse steps meet
         codes[k, p] = pivots[k]
         decoded[k] = codes[k] * np.sqrt(delta / pivots[k])
         left -= np.square(decoded[k])
     behind = n - 1 - np.arange(n)
     square = np.square(codes).sum(1) - np.square(pivots)
     count = int(np.max(np.nonzero(square)[0], initial=-1)) + 1
-    if np.abs(codes[:count]).max(initial=0) > np.iinfo(np.int16).max:
-        return None
     classes = class_of(np.sqrt(square / np.maximum(behind, 1)))
     return Triangle(
         codes[:count].astype(np.int16),
@@ -86,10 +88,10 @@ def triangle(target: GramTarget, delta: float) -> Triangle | None:
 
 def finest_delta(n: int) -> float:
     """Return the smallest step for which 16 bits hold the pivots of n patches."""
-    return 1 / (np.iinfo(np.int16).max - 1 - _raise(n))
+    return 1 / (_MOST - 1 - _raise(n))
 
 
-def triangle_scale(delta: float, pivots: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+def triangle_scale(delta: float, pivots: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
     """Return the step of each component: sqrt(delta / pivot)."""
     return np.sqrt(delta / pivots.astype(np.float64)).astype(np.float32)
 

@@ -211,9 +211,10 @@ def test_values_that_no_writer_writes_are_refused(store: Path, name: str, value:
     if name == "features" and np.isfinite(value):
         assert cache[0].features[0].min() <= 0  # a feature may be negative
         return
-    for read in (lambda: cache[0], lambda: cache.read([2, 0])):
-        with pytest.raises(TeacherCacheError, match=rf"row 0 of .*: {name}"):
-            read()
+    with pytest.raises(TeacherCacheError, match=rf"row 0 of .*: {name}"):
+        cache[0]
+    with pytest.raises(TeacherCacheError, match=rf"row 0 of .*: {name}"):
+        cache.read([2, 0])
 
 
 def test_a_growing_store_whose_seal_is_of_another_chain_is_refused(
