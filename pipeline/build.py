@@ -112,8 +112,9 @@ def build(
     with Workers(options.workers) as workers:
         plan = _plan(store, images, asked.paths, workers, options, progress)
         writer = TeacherCacheWriter.begin(store, make_card(expert, options), plan)
-        pending = writer.pending(options.part.index, options.part.count)
-        if there := writer.shards - len(writer.pending()):
+        left = writer.pending()
+        pending = [shard for shard in left if shard % options.part.count == options.part.index - 1]
+        if there := writer.shards - len(left):
             progress.say(f"{there} of {writer.shards} shards are there already and stay")
         begun = time.monotonic()
         tools = _Tools(writer, images, expert, options, workers, progress)
