@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..teacher_cache.audit import status
+from ..teacher_cache.audit import list_known_failures
 from ..teacher_cache.chain import PlanChain
 from ..teacher_cache.schema import Failure, Plan
 from ..teacher_cache.storage import Storage
@@ -69,7 +69,7 @@ def to_hash(store: Storage, known: PlanChain, paths: Sequence[str], *, rehash: b
     """
     if rehash:
         return list(paths)
-    failed = {failure.path for failure in status(store).failures}
+    failed = {failure.path for failure in list_known_failures(store)}
     return [path for path in paths if path not in known.paths or path in failed]
 
 

@@ -6,6 +6,7 @@ and reading compares metadata whole: a store whose shapes, types or codecs lie i
 anything is allocated. Tests hold every byte against zarr-python's.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class RowArray:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row in memory."""
-        return int(np.prod(self.row_shape)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
     @property
     def chunk_limit(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from .arrays import check_metadata, row_arrays
 from .attributes import Seal, load_attributes
 from .chain import PlanChain
-from .commits import CommitLog, RecordSums, ShardState
+from .commits import CommitLog, RecordSums, ShardState, list_failures
 from .index import StoredIndex
 from .layout import Layout
 from .plan_file import FOLDER, has_newer_plan, load_plans, plan_digest, plan_name
@@ -117,22 +117,36 @@ def status(store: Path | str | Storage) -> CacheStatus:
     return _status(_find(open_storage(store)))
 
 
+def list_known_failures(store: Path | str | Storage) -> tuple[Failure, ...]:
+    """List the images without a readable row so far; of a sealed store without looking further.
+
+    Raises:
+        TeacherCacheError: missing, something else, or its card or plan is damaged.
+    """
+    found = _find(open_storage(store))
+    return tuple(found.log.failures(found.chain)) if found.chain else listed_failures(found.seal)
+
+
 def _status(found: _Found) -> CacheStatus:
     log = found.log
-    states = log.states()
+    states: dict[int, ShardState] = {}
+    reasons: dict[int, str] = {}
+    for shard, state, failed in log.survey():
+        states[shard] = state
+        reasons |= failed
     complete = [shard for shard, state in states.items() if state is ShardState.COMPLETE]
-    failures = log.failures(found.chain) if found.chain else listed_failures(found.seal)
+    chain = found.chain
     return CacheStatus(
         store=log.store,
         state=found.state,
         generations=len(log.layout.counts),
         rows=log.layout.rows,
         rows_written=sum(len(log.rows_of(shard)) for shard in complete),
-        rows_failed=sum(len(log.record(shard).failures) for shard in complete),
+        rows_failed=len(reasons),
         shards=log.shards,
         pending=tuple(k for k, state in states.items() if state is ShardState.PENDING),
         damaged=tuple(k for k, state in states.items() if state is ShardState.DAMAGED),
-        failures=tuple(failures),
+        failures=tuple(list_failures(chain, reasons)) if chain else listed_failures(found.seal),
         never_read=found.never_read,
     )
 

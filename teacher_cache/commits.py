@@ -1,12 +1,12 @@
 """The commit protocol: a shard without a record does not exist."""
 
 import hashlib
-import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,9 @@ from .strict import (
 )
 
 ROW_DIGEST_BYTES = 16
+Reasons = Mapping[int, str]
+"""Row -> why its image could not be decoded."""
 _RECORD_BYTES = 2**26
-_ROW_DIGEST = re.compile(r"[0-9a-f]{32}")
 _FIELDS = (
     "format",
     "generation",
@@ -83,7 +84,7 @@ class ShardRecord:
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CommitLog:
     """Commit records of the shards of one store.
 
@@ -109,7 +110,7 @@ class CommitLog:
         """Number of shards."""
         return self.layout.shards
 
-    @property
+    @cached_property
     def arrays(self) -> tuple[RowArray, ...]:
         """Arrays that every shard has a file of."""
         return row_arrays(self.card)
@@ -140,13 +141,10 @@ class CommitLog:
                 self.store.write(name, data)
         sizes = zip(map(len, files.values()), sums, strict=True)
         records = dict(zip(files, map(list, sizes), strict=True))
-        rows = self.rows_of(shard)
+        lost = np.array([row in failures for row in self.rows_of(shard)])
         fields = self._identity(shard) | {
             "files": records,
-            "row_digests": [
-                None if row in failures else digest.tobytes().hex()
-                for row, digest in zip(rows, row_digests, strict=True)
-            ],
+            "row_digests": np.where(lost[:, None], 0, row_digests).astype(np.uint8).tobytes().hex(),
             "failures": {str(row): reason for row, reason in sorted(failures.items())},
         }
         self.store.write(self.name_of(shard), canonical_json(with_digest(fields)))
@@ -184,30 +182,28 @@ class CommitLog:
             shard: which.
             sizes: of all files of the store, where they were listed before.
         """
-        size_of = self.store.size if sizes is None else sizes.get
-        if size_of(self.name_of(shard)) is None:
-            return ShardState.PENDING
-        try:
-            record = self.record(shard)
-        except TeacherCacheError:
-            return ShardState.DAMAGED
-        whole = all(size_of(name) == file.size_bytes for name, file in record.files.items())
-        return ShardState.COMPLETE if whole else ShardState.DAMAGED
+        return self._judge(shard, self.store.size if sizes is None else sizes.get)[0]
+
+    def survey(self, shards: range | None = None) -> Iterator[tuple[int, ShardState, Reasons]]:
+        """Judge many shards, all by default, after listing the store once.
+
+        Yields:
+            Shard, state, and why images of its rows could not be decoded if it is complete.
+        """
+        sizes = dict(self.store.files())
+        for shard in range(self.shards) if shards is None else shards:
+            state, record = self._judge(shard, sizes.get)
+            yield shard, state, record.failures if record else {}
 
     def states(self, shards: range | None = None) -> dict[int, ShardState]:
         """Judge many shards after listing the store once; all of them by default."""
-        sizes = dict(self.store.files())
-        return {
-            shard: self.state(shard, sizes)
-            for shard in (range(self.shards) if shards is None else shards)
-        }
+        return {shard: state for shard, state, _ in self.survey(shards)}
 
     def failures(self, chain: PlanChain) -> list[Failure]:
         """List the images that failed so far, under every path that leads to them."""
         reasons: dict[int, str] = {}
-        for shard, state in self.states().items():
-            if state is ShardState.COMPLETE:
-                reasons |= self.record(shard).failures
+        for _, _, failed in self.survey():
+            reasons |= failed
         return list_failures(chain, reasons)
 
     def unsealed(self) -> str:
@@ -252,6 +248,23 @@ class CommitLog:
         """Drop the record of `shard`, which makes it pending."""
         self.store.delete(self.name_of(shard))
 
+    def _judge(
+        self, shard: int, size_of: Callable[[str], int | None]
+    ) -> tuple[ShardState, ShardRecord | None]:
+        if size_of(self.name_of(shard)) is None:
+            return ShardState.PENDING, None
+        try:
+            record = self.record(shard)
+        except TeacherCacheError:
+            return ShardState.DAMAGED, None
+        if any(size_of(name) != file.size_bytes for name, file in record.files.items()):
+            return ShardState.DAMAGED, None
+        return ShardState.COMPLETE, record
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.card.fingerprint()
+
     def _identity(self, shard: int) -> dict[str, Any]:
         """Return what binds a record to this store, to its plan and to its shard."""
         rows = self.rows_of(shard)
@@ -260,7 +273,7 @@ class CommitLog:
             "format": FORMAT,
             "generation": generation,
             "plan": self.plans[generation],
-            "fingerprint": self.card.fingerprint(),
+            "fingerprint": self._fingerprint,
             "shard": shard,
             "rows": [rows.start, rows.stop],
         }
@@ -363,14 +376,14 @@ def _failures(value: object, rows: range, where: str) -> dict[int, str]:
 def _row_digests(
     value: object, rows: range, failures: Mapping[int, str], where: str
 ) -> npt.NDArray[np.uint8]:
-    if not isinstance(value, list) or len(value) != len(rows):
-        raise TeacherCacheError(f"{where}: row_digests takes a list of {len(rows)}")
-    digests = np.zeros((len(rows), ROW_DIGEST_BYTES), np.uint8)
-    for place, (row, digest) in enumerate(zip(rows, value, strict=True)):
-        if (digest is None) != (row in failures):
-            raise TeacherCacheError(f"{where}: row {row} takes a digest or a failure")
-        if digest is not None:
-            if not isinstance(digest, str) or _ROW_DIGEST.fullmatch(digest) is None:
-                raise TeacherCacheError(f"{where}: row {row} has the digest {digest!r:.80}")
-            digests[place] = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    check_type(value, f"{where}: row_digests", str)
+    try:
+        flat = np.frombuffer(bytes.fromhex(str(value)), np.uint8)
+        digests = flat.reshape(len(rows), ROW_DIGEST_BYTES)
+    except ValueError as error:
+        raise TeacherCacheError(f"{where}: row_digests: {error}") from error
+    lost = np.zeros(len(rows), np.bool_)
+    lost[[row - rows.start for row in failures]] = True
+    if (digests.any(axis=1) == lost).any():
+        raise TeacherCacheError(f"{where}: a row takes either a digest or a failure")
     return digests

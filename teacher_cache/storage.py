@@ -151,11 +151,19 @@ class LocalStorage:
 
     def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """Yield name and size of every file below `folder`, at any depth."""
-        for where, _, names in os.walk(self.folder / folder):
-            for name in names:
-                path = Path(where, name)
+        # scandir and plain text: with paths as objects 25,000 files take a second
+        try:
+            entries = sorted(os.scandir(self.folder / folder), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            # an array may lie on another disk, behind a link; links further down could be loops
+            if entry.is_dir(follow_symlinks=not folder):
+                yield from self.files(name)
+            elif entry.is_file():
                 with contextlib.suppress(FileNotFoundError):  # a writer's, renamed just now
-                    yield path.relative_to(self.folder).as_posix(), path.stat().st_size
+                    yield name, entry.stat().st_size
 
     def sweep(self) -> int:
         """Delete what killed writers left, and say how many files that were."""

@@ -125,13 +125,7 @@ class TeacherCacheWriter:
 
     def failed_rows(self) -> dict[int, list[int]]:
         """Return the rows whose image could not be decoded, by complete shard."""
-        states = self._log.states()
-        found = {
-            shard: sorted(self._log.record(shard).failures)
-            for shard, state in states.items()
-            if state is ShardState.COMPLETE
-        }
-        return {shard: rows for shard, rows in found.items() if rows}
+        return {shard: sorted(failed) for shard, _, failed in self._log.survey() if failed}
 
     def write(
         self,

@@ -1,5 +1,6 @@
 """Building again with more, changed or restored images."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from medalign.pipeline.pixels import PixelsError, read_image
 from medalign.pipeline.squares import hash_files
 from medalign.teacher_cache.audit import seal, status, verify
 from medalign.teacher_cache.reader import TeacherCache
+from medalign.teacher_cache.schema import TeacherCacheError
+from medalign.teacher_cache.storage import LocalStorage
 
 
 def add_images(job: Any, *names: str) -> None:
@@ -78,6 +81,24 @@ def test_fewer_images_than_stored_are_no_work(job: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr("medalign.pipeline.planning.hash_files", pytest.fail)
     report = job.build()
     assert (report.images, report.rows, report.written, report.sealed) == (2, 10, 0, True)
+
+
+def test_a_whole_sealed_store_that_cannot_be_written_is_no_work_either(
+    job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.build()
+    seal(job.store)
+
+    def refuse(self: LocalStorage, name: str, *_: Any) -> Any:
+        raise OSError(errno.EROFS, "read-only file system", f"{self}/{name}")
+
+    for method in ("write", "publish", "delete"):
+        monkeypatch.setattr(LocalStorage, method, refuse)
+    report = job.build()
+    assert (report.sealed, report.written) == (True, 0)
+    add_images(job, "10.png")
+    with pytest.raises(TeacherCacheError, match=r"failed while beginning .*read-only file system"):
+        job.build()
 
 
 def test_a_missing_image_that_was_restored_is_found_without_being_asked(job: Any) -> None:

@@ -86,6 +86,20 @@ def test_files_are_listed_at_any_depth_and_leftovers_are_swept(storage: LocalSto
     assert list(storage.files("a")) == [("a/b/c", 3)]
 
 
+def test_links_are_followed_to_another_disk_but_not_in_circles(
+    storage: LocalStorage, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "c.0").write_bytes(b"12")
+    (tmp_path / "disk" / "loop").symlink_to(tmp_path / "disk")
+    storage.write("zarr.json", b"1")
+    (storage.folder / "features").symlink_to(tmp_path / "disk")
+    (storage.folder / "loop").symlink_to(storage.folder)
+    found = dict(storage.files())
+    assert found["features/c.0"] == 2
+    assert len(found) < 10
+
+
 def test_a_folder_that_is_deleted_while_a_file_is_written_is_made_again(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
