@@ -1,5 +1,6 @@
 """Build a teacher cache: plan, decode, encode and write, so that a killed run can go on."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -122,7 +123,9 @@ def build(
         plan = _plan(store, images, asked.paths, workers, options, progress)
         writer = TeacherCacheWriter.begin(store, make_card(expert, options), plan)
         if origin is not None and origin != load_origin(store):
-            save_origin(store, origin)
+            # A hint only: a build that has nothing to do works on a store that nobody may write.
+            with contextlib.suppress(OSError):
+                save_origin(store, origin)
         left = writer.pending()
         pending = [shard for shard in left if shard % options.part.count == options.part.index - 1]
         if there := writer.shards - len(left):

@@ -1,6 +1,7 @@
 """The commit protocol: a shard without a record does not exist."""
 
 import hashlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from .arrays import Array, RowArray, row_arrays
 from .chain import PlanChain, order_of
 from .durable import sha256_bytes
 from .layout import Layout
+from .origin import load_origin
 from .plan_file import FOLDER, check_format
 from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
 from .storage import Storage, read_json, sha256_of
@@ -207,7 +209,18 @@ class CommitLog:
     def unsealed(self) -> str:
         """Say that the store is not sealed, how far it is, and the commands that finish it."""
         complete = list(self.states().values()).count(ShardState.COMPLETE)
-        build = f"`medalign cache build MANIFEST --images DIR --out {self.store}`"
+        origin = load_origin(self.store)
+        words = (
+            "medalign",
+            "cache",
+            "build",
+            "MANIFEST",
+            "--images",
+            "DIR",
+            "--out",
+            str(self.store),
+        )
+        build = f"`{shlex.join(origin.command if origin else words)}`"
         first = "" if complete == self.shards else f"finish it with {build}, then "
         return (
             f"{self.store} is still building: {complete} of {self.shards} shards are complete; "

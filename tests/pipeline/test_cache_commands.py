@@ -61,6 +61,19 @@ def test_a_second_build_says_what_it_reuses(folder: Path, store: Path) -> None:
     assert "nothing; the cache is sealed" in run(*arguments(folder)).stdout
 
 
+def test_an_origin_that_cannot_be_saved_does_not_stop_a_build_with_nothing_to_do(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path, _data: bytes) -> None:
+        raise PermissionError(13, "read-only", str(path))
+
+    monkeypatch.setattr("medalign.teacher_cache.storage.write_durably", read_only)
+    (folder / "images").rename(folder / "moved")
+    result = run(*arguments(folder, "--images", str(folder / "moved")))
+    assert result.exit_code == 0, result.output
+    assert "nothing to do in this run" in result.stdout
+
+
 def test_unreadable_images_are_listed_and_exit_1(folder: Path) -> None:
     (folder / "images" / "3.png").write_bytes(b"")
     (folder / "images" / "4.png").write_bytes(b"nothing")

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from medalign.cli import main
@@ -201,3 +202,22 @@ def test_a_store_that_cannot_be_written_can_still_be_verified(
     monkeypatch.setattr("medalign.teacher_cache.storage.write_durably", read_only)
     assert run("verify", store, "--recompute", "2").exit_code == 0
     assert TeacherCache.open(store).certificate is not None
+
+
+def test_a_growing_cache_is_certified_anew_with_the_images_that_were_added(
+    folder: Path, store: Path
+) -> None:
+    assert run("seal", store, "--recompute", "2").exit_code == 0
+    pixels = np.full((20, 20, 3), 7, np.uint8)
+    Image.fromarray(pixels).save(folder / "images" / "new.png")
+    manifest = folder / "manifest.jsonl"
+    added = json.loads(manifest.read_text().splitlines()[0]) | {"id": "new", "image": "new.png"}
+    manifest.write_text(f"{manifest.read_text()}\n{json.dumps(added)}")
+    assert run(*build_words(folder)).exit_code == 0
+    lines = run("status", store).stdout.splitlines()
+    assert "sealed and growing" in lines[1]
+    assert lines[-1].endswith(f"medalign cache seal {store}")
+    assert run("seal", store).exit_code == 0
+    found = json.loads(run("info", store, "--json").stdout)["certificate"]
+    assert len(found["rows"]) == 11
+    assert TeacherCache.open(store).row_of("new.png") in found["rows"]
