@@ -26,6 +26,7 @@ _FEW = 256  # patches up to which the triangle may be the smaller form at any er
 _FINE = 3e-4  # error up to which it may be at any number of patches
 _PASSES = 12
 _GOOD = 0.985  # of the allowed error, from which on looking further does not pay
+_A_LITTLE = 1.2  # factor from a step that 16 bits do not hold to the next one to try
 _AIM, _LIMIT = 0.993, 0.999  # the last bit of a sum may differ between machines
 
 Form = TypeVar("Form", Factors, Triangle)
@@ -45,7 +46,8 @@ def encode(
         native: the expert's grid, M patches.
         student: the grid of the Gram, N patches.
         valid: bool [N], patches that are image; the others are not coded.
-        max_error: RMS error allowed over all pairs of valid patches, with their diagonal.
+        max_error: RMS error allowed over all pairs of valid patches, with their diagonal; at
+            most 1.
 
     Returns:
         At most `max_code_bytes(native, student)` bytes, and the error measured by decoding them.
@@ -109,8 +111,8 @@ def _check(
             f"valid of grid {student} is bool [{student.size}], "
             f"got {valid.dtype} {list(valid.shape)}"
         )
-    if not (math.isfinite(max_error) and max_error > 0):
-        raise ValueError(f"the error allowed must be above 0, got {max_error}")
+    if not 0 < max_error <= 1:  # false for NaN too
+        raise ValueError(f"the error allowed lies above 0 and is at most 1, got {max_error}")
     if not valid.any():
         raise TeacherCacheError("no patch is valid, so there is nothing to code")
 
@@ -121,23 +123,27 @@ def _coarsest(
     """Return the form of the coarsest step found to keep the error, None if none does.
 
     The error grows about as the step does, which makes the first guess (`ratio` times the error)
-    good and a second one nearly always enough.
+    good and the next one nearly always good enough. No form means that a step is too fine.
     """
     best: Form | None = None
     step, fine, coarse = ratio * max_error, 0.0, math.inf
     for _ in range(_PASSES):
         form = quantise(step)
-        rms = 0.0 if form is None else target.error(target.code(form.codes, form.scale)).rms
-        if rms > _LIMIT * max_error:
-            coarse = step
+        if form is None:
+            fine, wanted = step, step * _A_LITTLE
         else:
-            fine = step
-            best = best if form is None else form
-            if rms >= _GOOD * max_error:
+            rms = target.error(target.code(form.codes, form.scale)).rms
+            if rms > _LIMIT * max_error:
+                coarse = step
+            else:
+                fine, best = step, form
+            if best is form and (rms >= _GOOD * max_error or not len(form.codes)):
                 break
-        step *= min(max(_AIM * max_error / max(rms, 1e-12), 0.2), 5)
-        if not fine < step < coarse:
-            step = math.sqrt(fine * coarse) if fine else coarse / 2
+            wanted = step * min(max(_AIM * max_error / max(rms, 1e-12), 0.2), 5)
+        if best is None and coarse < fine * _A_LITTLE:
+            break
+        between = math.sqrt(fine * coarse) if fine else coarse / 2
+        step = wanted if fine < wanted < coarse else between
     return best
 
 

@@ -56,7 +56,7 @@ def triangle(target: GramTarget, delta: float) -> Triangle | None:
     delta = float(np.float32(delta))
     gram = target.cosines.astype(np.float64)
     n = len(gram)
-    if delta < finest_delta(n):
+    if 1 / delta + _raise(n) > _MOST:  # the first pivot, which is the largest
         return None
     gram[np.diag_indices(n)] += _raise(n) * delta
     left = gram.diagonal().copy()
