@@ -184,7 +184,7 @@ def measure(
         coded = time.process_time()
         code = decode(blob, native, student)
         dense = time.process_time()
-        code.gram(native, student)
+        code.gram()
         for name, spent in zip(
             seconds, (coded - begun, dense - coded, time.process_time() - dense), strict=True
         ):

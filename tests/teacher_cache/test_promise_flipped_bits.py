@@ -13,6 +13,7 @@ from medalign.teacher_cache.audit import seal, status, verify
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
 
+GOLDEN = Path(__file__).parent / "golden_v1"
 FIRST = {"a.png": 1, "b/ü.png": 100, "c.png": 3, "d.png": None, "e.png": 1}
 UNSEALED = [
     "_commit/plan.1.json",
@@ -26,9 +27,11 @@ UNSEALED = [
 THEN = {"a.png": 2, "f.png": 4, "g.png": None}
 
 
-@pytest.fixture(params=["sealed once", "grown", "growing"])
+@pytest.fixture(params=["sealed once", "grown", "growing", "codec gram"])
 def store(request: pytest.FixtureRequest, folder: Callable[..., Any], tmp_path: Path) -> Path:
-    """A store that was sealed, that grew and was sealed again, or that is growing."""
+    """A store that was sealed, that grew and was sealed again, that is growing; one of codes."""
+    if request.param == "codec gram":
+        return Path(shutil.copytree(GOLDEN / "store_gram", tmp_path / "cache"))
     store, images = tmp_path / "cache", folder(dict(FIRST), shard_rows=2)
     images.build(store)
     seal(store)
@@ -48,7 +51,8 @@ def everything(store: Path) -> dict[str, Any]:
         if row not in cache:  # its image failed
             continue
         found = cache[row]
-        arrays = (found.features, found.attention, found.valid, np.array(found.source_size))
+        similar = found.gram() if found.features is None else found.features
+        arrays = (similar, found.attention, found.valid, np.array(found.source_size))
         rows[row] = [array.tobytes() for array in arrays]
     return {
         "rows": rows,
@@ -58,6 +62,7 @@ def everything(store: Path) -> dict[str, Any]:
         "by digest": [cache.row_of(cache.sha256_of(row)) for row in cache.row_numbers().tolist()],
         "paths": cache.paths,
         "failures": cache.failures,
+        "errors": [cache.gram_error(row) for row in rows],
         "card": cache.card,
         "hash": cache.content_hash,
     }

@@ -9,6 +9,7 @@ import pytest
 import zarr
 
 from medalign.teacher_cache.audit import info, seal, verify
+from medalign.teacher_cache.gram import GramError
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Failure, TeacherCacheError
 
@@ -91,3 +92,16 @@ def test_plain_zarr_reads_the_golden_store(golden: dict[str, Any]) -> None:
     for row, wanted in golden["rows"].items():
         assert np.asarray(group["features"][int(row)]).tolist() == wanted["features"]["values"]
         assert np.asarray(group["attention"][int(row)]).tolist() == wanted["attention"]["values"]
+
+
+def test_the_golden_store_of_codec_gram_is_read() -> None:
+    golden = json.loads((GOLDEN / "expected_gram.json").read_text())
+    cache = TeacherCache.open(GOLDEN / "store_gram")
+    assert verify(GOLDEN / "store_gram") == []
+    assert cache.content_hash == golden["content_hash"]
+    for row, (gram, errors) in enumerate(zip(golden["grams"], golden["errors"], strict=True)):
+        assert np.allclose(cache[row].gram(), gram, atol=1e-6)
+        assert cache[row].features is None
+        assert cache.gram_error(row) == GramError(*errors)
+    assert cache.gram_errors is not None
+    assert cache.gram_errors.largest == max(largest for _, largest in golden["errors"])

@@ -7,12 +7,15 @@ Run once for each format version, from the folder above the checkout:
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medalign.teacher_cache.arrays import row_arrays
 from medalign.teacher_cache.audit import seal
+from medalign.teacher_cache.gram import decode, encode
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import CacheCard, ExpertCard, Failure, PatchGrid, Plan
 from medalign.teacher_cache.writer import TeacherCacheWriter
@@ -83,7 +86,37 @@ def build(store: Path, images: dict[str, str | None]) -> TeacherCacheWriter:
     return writer
 
 
+def patches_of(digest: str) -> Any:
+    """Patches [6, 5] of the expert, float32, and which are image."""
+    values = values_of(digest)
+    return values["features"].astype("f4"), values["valid"] | (np.arange(6) < 4)
+
+
+def build_gram(store: Path, error: float) -> dict[str, Any]:
+    """Write and seal a store of codec `gram`; return what its rows have to say."""
+    shutil.rmtree(store, ignore_errors=True)
+    card = replace(CARD, codec="gram", max_gram_error=error)
+    plan = Plan(content=tuple(map(sha256, "de")), paths={"d.png": 0, "e.png": 1})
+    writer = TeacherCacheWriter.begin(store, card, plan)
+    width = {array.name: array.row_shape for array in row_arrays(card)}["codes"][0]
+    rows, grams, errors = [], [], []
+    for digest in plan.content:
+        patches, valid = patches_of(digest)
+        blob, measured = encode(patches, card.grid, card.grid, valid, error)
+        codes = np.frombuffer(blob.ljust(width, b"\0"), "u1")
+        others = {name: values_of(digest)[name] for name in ("attention", "source_size")}
+        pair = np.array([measured.rms, measured.max], "f4")
+        rows.append({"codes": codes, "gram_error": pair, "valid": valid, **others})
+        grams.append(decode(blob, card.grid, card.grid).gram().tolist())
+        errors.append(pair.tolist())
+    writer.write(0, **{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+    report = seal(store)
+    return {"content_hash": report.content_hash, "grams": grams, "errors": errors}
+
+
 def main() -> None:
+    coded = build_gram(HERE / "store_gram", 1e-3)
+    (HERE / "expected_gram.json").write_text(json.dumps(coded) + "\n")
     store = HERE / "store"
     shutil.rmtree(store, ignore_errors=True)
     first: dict[str, str | None] = {
