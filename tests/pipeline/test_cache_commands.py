@@ -61,8 +61,9 @@ def test_a_second_build_says_what_it_reuses(folder: Path, store: Path) -> None:
     assert "nothing; the cache is sealed" in run(*arguments(folder)).stdout
 
 
+@pytest.mark.usefixtures("store")
 def test_an_origin_that_cannot_be_saved_does_not_stop_a_build_with_nothing_to_do(
-    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_only(path: Path, _data: bytes) -> None:
         raise PermissionError(13, "read-only", str(path))

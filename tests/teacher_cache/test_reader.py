@@ -165,7 +165,7 @@ def test_a_spoilt_shard_file_is_an_error_and_never_fill_values(
         cache[5]
     assert "row 5" in str(caught.value)
     assert name in str(caught.value)
-    assert f"medalign cache verify {store}" in str(caught.value)
+    assert f"medalign cache verify --mend {store}" in str(caught.value)
 
 
 def test_a_shard_that_vanishes_while_reading_is_an_error(store: Path) -> None:
