@@ -203,8 +203,8 @@ def settle(folder: Path, *, warm: bool) -> None:
 
 def turn(
     opener: Callable[[Kind, Path], Read], kind: Kind, folder: Path, processes: int, count: int
-) -> tuple[float, list[float]]:
-    """Return rows/s of all processes together, and milliseconds of every row."""
+) -> tuple[float, float, list[float]]:
+    """Return rows/s of all processes together, CPU ms of a row, and ms of every row."""
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(processes + 1), context.SimpleQueue()
 
@@ -212,13 +212,14 @@ def turn(
         order = np.random.default_rng(number).permutation(kind.rows)[:count].tolist()
         read, times = opener(kind, folder), []
         barrier.wait()
+        used = time.process_time()
         begun = before = time.perf_counter()
         for row in order:
             read(row)
             after = time.perf_counter()
             times.append(1e3 * (after - before))
             before = after
-        results.put((begun, before, times))
+        results.put((begun, before, 1e3 * (time.process_time() - used) / count, times))
 
     workers = [context.Process(target=job, args=(number,)) for number in range(processes)]
     for worker in workers:
@@ -227,9 +228,9 @@ def turn(
     found = [results.get() for _ in workers]
     for worker in workers:
         worker.join()
-    seconds = max(end for _, end, _ in found) - min(begun for begun, _, _ in found)
-    times = [each for _, _, times in found for each in times]
-    return len(times) / seconds, times
+    seconds = max(each[1] for each in found) - min(each[0] for each in found)
+    times = [time for each in found for time in each[3]]
+    return len(times) / seconds, statistics.mean(each[2] for each in found), times
 
 
 def measure(kind: Kind, folder: Path, readers: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
@@ -237,15 +238,17 @@ def measure(kind: Kind, folder: Path, readers: dict[str, Any], rounds: int) -> l
     modes = (("warm", 1), ("warm", 2), ("cold", 1))
     speeds: dict[Any, list[float]] = {}
     times: dict[str, list[float]] = {}
+    cpu: dict[str, list[float]] = {}
     for _ in range(rounds):
         for mode, processes in modes:
             for name, opener in readers.items():
                 settle(folder / FOLDERS.get(opener, "medalign"), warm=mode == "warm")
                 count = kind.rows if mode == "warm" else min(kind.rows, 200)
-                speed, each = turn(opener, kind, folder, processes, count)
+                speed, used, each = turn(opener, kind, folder, processes, count)
                 speeds.setdefault((name, mode, processes), []).append(speed)
                 if (mode, processes) == modes[0]:
                     times.setdefault(name, []).extend(each)
+                    cpu.setdefault(name, []).append(used)
     return [
         {
             "kind": kind.name,
@@ -253,6 +256,7 @@ def measure(kind: Kind, folder: Path, readers: dict[str, Any], rounds: int) -> l
             "warm_1": statistics.median(speeds[name, "warm", 1]),
             "warm_2": statistics.median(speeds[name, "warm", 2]),
             "cold_1": statistics.median(speeds[name, "cold", 1]),
+            "cpu_ms": statistics.median(cpu[name]),
             "p50_ms": float(np.percentile(times[name], 50)),
             "p99_ms": float(np.percentile(times[name], 99)),
         }
@@ -262,11 +266,11 @@ def measure(kind: Kind, folder: Path, readers: dict[str, Any], rounds: int) -> l
 
 def table(lines: list[dict[str, Any]]) -> None:
     base = lines[0]
-    print("\n| reader | rows/s | ratio | p50 ms | p99 ms | 2 processes | ratio | cold | ratio |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("\n| reader | rows/s | ratio | p50 ms | p99 ms | CPU ms | two | ratio | cold | ratio |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for line in lines:
         cells = [line["reader"], f"{line['warm_1']:.0f}", f"{line['warm_1'] / base['warm_1']:.2f}"]
-        cells += [f"{line['p50_ms']:.2f}", f"{line['p99_ms']:.2f}"]
+        cells += [f"{line[key]:.3f}" for key in ("p50_ms", "p99_ms", "cpu_ms")]
         for key in ("warm_2", "cold_1"):
             cells += [f"{line[key]:.0f}", f"{line[key] / base[key]:.2f}"]
         print(f"| {' | '.join(cells)} |")

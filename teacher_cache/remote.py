@@ -99,7 +99,16 @@ class RemoteStorage:
         self._persist(f"deleting {name}", call)
 
     def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """Yield name and size of every file below `folder`, at any depth."""
+        """Yield name and size of every file below `folder`, at any depth.
+
+        Raises:
+            TeacherCacheError: a web server does not say what it has.
+        """
+        if self._read_only:
+            raise TeacherCacheError(
+                f"{self}: a web server does not list its files; rows can be read from it, for all "
+                "else copy the store to a folder or an object store"
+            )
 
         def call() -> dict[str, dict[str, Any]]:
             fs, path = self._at(folder)
@@ -124,6 +133,10 @@ class RemoteStorage:
             return True
         fs, path = self._at("")
         return bool(self._persist("looking for it", lambda: fs.exists(path)))
+
+    @property
+    def _read_only(self) -> bool:
+        return self.url.startswith(("http://", "https://"))
 
     def _at(self, name: str) -> tuple[Any, str]:
         """Return this process's own file system, and the path of `name` in it."""
@@ -184,7 +197,7 @@ class RemoteStorage:
             ) from error
 
     def _refuse_to_write(self) -> None:
-        if self.url.startswith(("http://", "https://")):
+        if self._read_only:
             raise TeacherCacheError(
                 f"{self} can only be read; write to a folder or an object store (s3://, gs://)"
             )

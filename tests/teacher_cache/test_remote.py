@@ -2,16 +2,20 @@ import os
 import pickle  # noqa: TID251 - what worker processes do to a storage
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
+import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from medalign.teacher_cache import remote
+from medalign.teacher_cache.audit import seal
+from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.remote import RemoteStorage
-from medalign.teacher_cache.storage import open_storage
+from medalign.teacher_cache.storage import LocalStorage, open_storage
 from medalign.teacher_cache.strict import DamagedError, TeacherCacheError
 
 
@@ -219,7 +223,9 @@ def test_each_process_connects_by_itself(
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves ten digits at /store/a; other paths are an answer or a kind of silence."""
+    """Serves files in ranges; other paths are an answer or a kind of silence."""
+
+    content: ClassVar[dict[str, bytes]] = {}
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -228,16 +234,16 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
-        data, status = b"0123456789", 200
         name = self.path.removeprefix("/store/")
+        data, status = self.content.get(name, b"0123456789"), 200
         if name == "drop":
             return  # hangs up without a word
         if name.isdecimal():
             data, status = b"", int(name)
-        elif name != "a" and name != "whole":
+        elif name not in self.content and name != "whole":
             data, status = b"", 404
         asked = self.headers.get("Range")
-        if asked and name == "a":
+        if asked and name in self.content:
             start, stop = asked.removeprefix("bytes=").split("-")
             data, status = data[int(start) : int(stop) + 1], 206
             status = 206 if data else 416
@@ -256,6 +262,7 @@ def site() -> Iterator[str]:
     pytest.importorskip("aiohttp", reason="http:// takes aiohttp: pip install 'medalign[http]'")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
+    Handler.content["a"] = b"0123456789"
     yield f"http://127.0.0.1:{server.server_port}/store"
     server.shutdown()
     server.server_close()
@@ -284,6 +291,8 @@ def test_a_web_server_is_read(site: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_web_server_is_never_written(site: str) -> None:
     storage = RemoteStorage(site)
+    with pytest.raises(TeacherCacheError, match="does not list its files"):
+        list(storage.files())
     for call in (
         lambda: storage.write("a", b""),
         lambda: storage.publish("b", b""),
@@ -307,3 +316,15 @@ def test_a_server_that_is_not_there_is_an_error_and_not_an_absent_file(
     for call in calls:
         with pytest.raises(TeacherCacheError, match="tried several times"):
             call()
+
+
+def test_rows_are_read_from_a_web_server(small: Any, site: str, tmp_path: Path) -> None:
+    small.write(small.begin(tmp_path / "cache"))
+    seal(tmp_path / "cache")
+    files = LocalStorage(tmp_path / "cache")
+    Handler.content |= {f"cache/{name}": files.read(name, 2**20) for name, _ in files.files()}
+    cache, wanted = TeacherCache.open(f"{site}/cache"), TeacherCache.open(files)
+    assert cache.content_hash == wanted.content_hash
+    assert np.array_equal(cache["images/5.png"].features, wanted[5].features)
+    with pytest.raises(TeacherCacheError, match=f"{site}/none does not exist"):
+        TeacherCache.open(f"{site}/none")
