@@ -21,7 +21,7 @@ _LAST_ROW = 2**31 - 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """How far stored and recomputed rows may be apart; see `pipeline.certificate` for the reasons.
+    """How far stored and recomputed rows may be apart; `pipeline.drift` has the reasons.
 
     Attributes:
         cosine: least cosine of a stored and a recomputed patch.

@@ -8,16 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from medalign.pipeline.certificate import (
-    CertificateError,
-    DriftError,
-    base_tolerance,
-    certifier,
-    compare,
-    recompute,
-    refuse_drift,
-)
+from medalign.pipeline.certificate import CertificateError, certifier, recompute
 from medalign.pipeline.demo_weights import demo_weights
+from medalign.pipeline.drift import DriftError, Seen, base_tolerance, compare, refuse_drift
 from medalign.pipeline.experts import Expert, ExpertError, ExpertOutput
 from medalign.pipeline.tower import Tower, TowerConfig
 from medalign.pipeline.weights import weights_sha256
@@ -329,7 +322,5 @@ def test_padding_does_not_count(job: Any) -> None:
     assert judged(image).gram > 0.01
 
 
-def _seen(row: TeacherRow, patches: Any) -> Any:
-    from medalign.pipeline.certificate import Seen
-
+def _seen(row: TeacherRow, patches: Any) -> Seen:
     return Seen(patches, row.attention, row.valid, row.source_size)

@@ -9,8 +9,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from medalign.cli import main
-from medalign.pipeline.certificate import CertificateError, DriftError
+from medalign.pipeline.certificate import CertificateError
 from medalign.pipeline.commands import cache
+from medalign.pipeline.drift import DriftError
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
 from medalign.teacher_cache.writer import TeacherCacheWriter
