@@ -10,7 +10,8 @@ the store rounds. Both parts are in `base_tolerance`:
   most 5e-7, 1.7e-3 and 2.7e-2, attention by 3e-6, 2.4e-3 and 4.9e-2 of its largest value. The
   pretrained tower was the worst, so three to five times that is allowed to larger ones.
 - *Storing.* A float16 has 11 significant bits, so a rounded patch is off by at most 2^-11 of its
-  length, a cosine of two of them by 2^-10.
+  length, a cosine of two of them by 2^-10. Codec `gram` measures its errors as it writes, and the
+  largest of them is what a pair may be off.
 
 Even if every pair of patches were at the limit, that would put a floor of 1e-4 (float32) or 1e-2
 (bfloat16) under L_vis, a mean of squares of Gram differences. Other weights, another geometry or

@@ -26,6 +26,7 @@ _FEW = 256  # patches up to which the triangle may be the smaller form at any er
 _FINE = 3e-4  # error up to which it may be at any number of patches
 _PASSES = 12
 _GOOD = 0.985  # of the allowed error, from which on looking further does not pay
+_FACTOR_STEP, _TRIANGLE_STEP = 3.4, 4  # first guesses in units of the error
 _A_LITTLE = 1.2  # factor from a step that 16 bits do not hold to the next one to try
 _AIM, _LIMIT = 0.993, 0.999  # the last bit of a sum may differ between machines
 
@@ -60,11 +61,13 @@ def encode(
     _check(patches, native, student, valid, max_error)
     target = GramTarget.of(patches, native, student, valid, max_error)
     blobs = []
-    factors = _coarsest(Spectrum.of(target, max_error).quantise, target, 3.4, max_error)
+    quantise = Spectrum.of(target, max_error).quantise
+    factors = _coarsest(quantise, target, _FACTOR_STEP * max_error, max_error)
     if factors is not None:
         blobs.append(write_blob(target, factors))
     if factors is None or len(target.tokens) <= _FEW or max_error <= _FINE:
-        entries = _coarsest(lambda delta: triangle(target, delta), target, 4, max_error)
+        guess = max(_TRIANGLE_STEP * max_error, finest_delta(len(target.tokens)))
+        entries = _coarsest(lambda delta: triangle(target, delta), target, guess, max_error)
         if entries is not None:
             blobs.append(write_blob(target, entries))
     limit = max_code_bytes(native, student)
@@ -72,7 +75,7 @@ def encode(
     if blob is None:
         raise TeacherCacheError(
             f"an RMS error of {max_error:g} of the Gram is out of reach for this image; "
-            f"{_finest(target):.2g} is not"
+            f"{1.05 * _finest(target):.2g} is not"
         )
     return blob, target.error(decode(blob, native, student))
 
@@ -118,15 +121,15 @@ def _check(
 
 
 def _coarsest(
-    quantise: Callable[[float], Form | None], target: GramTarget, ratio: float, max_error: float
+    quantise: Callable[[float], Form | None], target: GramTarget, step: float, max_error: float
 ) -> Form | None:
     """Return the form of the coarsest step found to keep the error, None if none does.
 
-    The error grows about as the step does, which makes the first guess (`ratio` times the error)
-    good and the next one nearly always good enough. No form means that a step is too fine.
+    `step` is the first guess. The error grows about as the step does, so the second is nearly
+    always good enough. No form means that a step is too fine.
     """
     best: Form | None = None
-    step, fine, coarse = ratio * max_error, 0.0, math.inf
+    fine, coarse = 0.0, math.inf
     for _ in range(_PASSES):
         form = quantise(step)
         if form is None:
@@ -140,7 +143,7 @@ def _coarsest(
             if best is form and (rms >= _GOOD * max_error or not len(form.codes)):
                 break
             wanted = step * min(max(_AIM * max_error / max(rms, 1e-12), 0.2), 5)
-        if best is None and coarse < fine * _A_LITTLE:
+        if best is None and coarse <= fine * _A_LITTLE:
             break
         between = math.sqrt(fine * coarse) if fine else coarse / 2
         step = wanted if fine < wanted < coarse else between

@@ -53,9 +53,10 @@ class GramCode:
             result *= self.norms * self.norms[:, None]
             result = resample(resample(result, native, student).T, native, student)
             root = 1 / np.sqrt(np.maximum(result.diagonal(), _TINY))
-            result *= root * root[:, None]
+            with np.errstate(over="ignore"):  # steps far too coarse, or made-up codes
+                result *= root * root[:, None]
             np.fill_diagonal(result, 1)
         if not self.valid.all():
-            result *= self.valid
-            result *= self.valid[:, None]
+            result[~self.valid] = 0
+            result[:, ~self.valid] = 0
         return result

@@ -1,5 +1,6 @@
 """What a code of one image has to reproduce, and how far off it is."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from .schema import PatchGrid, TeacherCacheError
 _FINE = 1e-4
 _FEW = 256
 _TINY = 1e-30
+_WILD = 1e6  # a code of steps far too coarse, not of cosines
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,10 @@ class GramTarget:
             found = found[np.ix_(self.valid, self.valid)]
         found -= self.exact
         np.fill_diagonal(found, 0)
-        square = float(np.vdot(found, found))
-        return GramError(float(np.sqrt(square)) / len(found), float(np.abs(found).max()))
+        largest = float(np.abs(found).max())
+        if not largest < _WILD:  # its square would not fit; true for NaN too
+            return GramError(math.inf, math.inf)
+        return GramError(math.sqrt(float(np.vdot(found, found))) / len(found), largest)
 
 
 def _lengths(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
