@@ -244,6 +244,7 @@ def test_rows_are_read_without_the_server_once_they_are_near(store: str, tmp_pat
     cache = TeacherCache.open(store, nearby=tmp_path)
     MemoryFileSystem.store.clear()
     assert np.array_equal(cache.read(rows).features, wanted.features)
+    assert np.array_equal(pickle.loads(pickle.dumps(cache))[5].features, wanted.features[5])
 
 
 def test_a_rebuilt_store_is_never_mixed_with_what_was_kept(
