@@ -59,7 +59,15 @@ def read_manifest(path: Path) -> list[Record]:
     Raises:
         ManifestError: with the first 20 problems, each naming its line, and the count of the rest.
     """
-    records: list[Record] = []
+    return list(checked_records(path))
+
+
+def checked_records(path: Path) -> Iterator[Record]:
+    """Yield what `read_manifest` returns, one by one; what is wrong is only told at the end.
+
+    Raises:
+        ManifestError: as `read_manifest`, when every record was looked at.
+    """
     problems: list[str] = []
     total = 0
     first_seen: dict[str, str] = {}
@@ -67,15 +75,13 @@ def read_manifest(path: Path) -> list[Record]:
         if isinstance(found, Record):
             earlier = first_seen.setdefault(found.id, where)
             if earlier is where:
-                records.append(found)
+                yield found
                 continue
             found = [f'id "{shorten(found.id)}" was used before, on {earlier}; ids must be unique']
         total += len(found)
-        records.clear()  # nothing will be returned any more
         problems += [f"{where}: {each}" for each in found[: PROBLEMS_SHOWN - len(problems)]]
     if total:
         raise _error(path, problems, total)
-    return records
 
 
 def resolve_image(root: Path, relative: str) -> Path:

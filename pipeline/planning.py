@@ -10,7 +10,7 @@ from ..teacher_cache.audit import list_known_failures
 from ..teacher_cache.chain import PlanChain
 from ..teacher_cache.schema import Failure, Plan
 from ..teacher_cache.storage import Storage
-from .manifest import ManifestError, read_manifest
+from .manifest import ManifestError, checked_records
 from .pixels import PixelsError
 from .progress import Progress
 from .squares import Unreadable, hash_files
@@ -44,15 +44,17 @@ def list_images(manifest: Path) -> ManifestImages:
     Raises:
         ManifestError: the manifest is broken, or no record has an image.
     """
-    records = read_manifest(manifest)
-    paths = tuple(dict.fromkeys(path for record in records for path in record.images))
+    paths: dict[str, None] = {}
+    records = text_only = 0
+    for record in checked_records(manifest):  # never held together: there may be millions
+        records += 1
+        text_only += not record.images
+        paths |= dict.fromkeys(record.images)
     if not paths:
         raise ManifestError(
-            f"{manifest}: none of its {len(records)} records has an image, so there is nothing "
-            "to cache"
+            f"{manifest}: none of its {records} records has an image, so there is nothing to cache"
         )
-    text_only = sum(not record.images for record in records)
-    return ManifestImages(len(records), text_only, paths)
+    return ManifestImages(records, text_only, tuple(paths))
 
 
 def to_hash(store: Storage, known: PlanChain, paths: Sequence[str], *, rehash: bool) -> list[str]:
