@@ -14,7 +14,7 @@ from typing import TypeVar
 from ..teacher_cache.audit import status
 from ..teacher_cache.gram_errors import GramErrors
 from ..teacher_cache.origin import Origin, load_origin, save_origin
-from ..teacher_cache.schema import Failure, Plan
+from ..teacher_cache.schema import Failure, Plan, TeacherCacheError
 from ..teacher_cache.storage import Storage, open_storage
 from ..teacher_cache.writer import TeacherCacheWriter, check_claimable
 from .encode import RowBatch, Shard, encode_batches, row_batches
@@ -124,7 +124,7 @@ def build(
         writer = TeacherCacheWriter.begin(store, make_card(expert, options), plan)
         if origin is not None and origin != load_origin(store):
             # A hint only: a build that has nothing to do works on a store that nobody may write.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, TeacherCacheError):
                 save_origin(store, origin)
         left = writer.pending()
         pending = [shard for shard in left if shard % options.part.count == options.part.index - 1]
@@ -212,6 +212,7 @@ def _encode(tools: _Tools, wanted: Mapping[int, Sequence[int]], write: Write) ->
     """Encode rows by shard and write them; return how many they are."""
     options, plan = tools.options, tools.writer.plan
     form = row_form(tools.writer.card, tools.workers)
+    strict = options.on_error == "fail"
     paths = plan.path_of_rows()
     batches = [
         batch
@@ -220,12 +221,12 @@ def _encode(tools: _Tools, wanted: Mapping[int, Sequence[int]], write: Write) ->
     ]
     rows = sum(len(batch.paths) for batch in batches)
     squares = tools.read((row for batch in batches for row in batch.rows), paths)
-    if options.on_error == "fail":
+    if strict:
         squares = _refuse_unreadable(squares, batches)
     whole = plan.layout.rows if options.part.count == 1 else rows
     stage = tools.progress.stage("encoding", total=whole, done=whole - rows)
     with stage, _writing(partial(write, tools.writer)) as hand_over:
-        for batch, shard in encode_batches(tools.expert, form, batches, squares):
+        for batch, shard in encode_batches(tools.expert, form, batches, squares, strict=strict):
             if shard is not None:
                 hand_over(shard)
             tools.progress.advance(len(batch.paths))

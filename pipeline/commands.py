@@ -109,7 +109,7 @@ def build_command(
     Images that a cache does not know yet are added to it, and nothing that is there is moved.
     """
     origin = retyped(context)
-    command = quoted(origin.command)
+    command = quoted(origin.command) if origin else "the same command"
     with _resumable(out, command):
         from ..teacher_cache.schema import PatchGrid
         from ..teacher_cache.writer import TeacherCacheWriter

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..teacher_cache.schema import TeacherCacheError
 from .code_image import ImageCode
 from .experts import Expert, ExpertError, ExpertOutput
 from .row_form import RowForm
@@ -54,7 +55,8 @@ class Shard:
         form: how the codec stores an image.
         stored: the card's arrays by name, [R, ...].
         failures: row -> why its image gives nothing.
-        begun: place -> what worker processes still make of its image.
+        begun: place -> path, and what worker processes still make of its image.
+        strict: an image that the codec cannot store is an error, not a failure.
     """
 
     index: int
@@ -62,18 +64,30 @@ class Shard:
     form: RowForm
     stored: dict[str, NDArray[Any]]
     failures: dict[int, str] = field(default_factory=dict)
-    begun: dict[int, "Future[ImageCode]"] = field(default_factory=dict)
+    begun: dict[int, tuple[str, "Future[ImageCode]"]] = field(default_factory=dict)
+    strict: bool = False
 
     @classmethod
-    def empty(cls, index: int, rows: Sequence[int], form: RowForm) -> Self:
+    def empty(cls, index: int, rows: Sequence[int], form: RowForm, *, strict: bool) -> Self:
         """Return a shard to be filled with `rows`."""
-        return cls(index=index, rows=rows, form=form, stored=form.empty(len(rows)))
+        stored = form.empty(len(rows))
+        return cls(index=index, rows=rows, form=form, stored=stored, strict=strict)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays by the names they are stored under, when all of them are filled."""
+        """Return the arrays by the names they are stored under, when all of them are filled.
+
+        Raises:
+            TeacherCacheError: with `strict`, an image that the codec cannot store; names it.
+            WorkerDiedError: a worker process ended by itself.
+        """
         while self.begun:
-            at, code = self.begun.popitem()
-            self.form.settle(self.stored, at, result_of(code))
+            at, (path, code) = self.begun.popitem()
+            try:
+                self.form.settle(self.stored, at, result_of(code))
+            except TeacherCacheError as error:
+                if self.strict:
+                    raise TeacherCacheError(f"{path}: {error}") from error
+                self.failures[self.rows[at]] = str(error)
         return self.stored
 
 
@@ -105,6 +119,8 @@ def encode_batches(
     form: RowForm,
     batches: Iterable[RowBatch],
     squares: Iterator[Square | Unreadable],
+    *,
+    strict: bool = False,
 ) -> Iterator[tuple[RowBatch, Shard | None]]:
     """Run the expert over batches; yield each when done, the last of a shard with that shard.
 
@@ -113,6 +129,7 @@ def encode_batches(
         form: how the codec stores an image.
         batches: in row order.
         squares: the images of those rows, in the same order.
+        strict: an image that the codec cannot store is an error, not a failure.
 
     Raises:
         ExpertError: the expert gave NaN or infinity; names the images.
@@ -121,7 +138,7 @@ def encode_batches(
     for done in _one_behind(_launch(expert, form, batch, squares) for batch in batches):
         rows = done.batch.shard_rows
         if shard is None:
-            shard = Shard.empty(done.batch.shard, rows, form)
+            shard = Shard.empty(done.batch.shard, rows, form, strict=strict)
         _fill(shard, done)
         whole = done.batch.first + len(done.batch.paths) == len(rows)
         yield done.batch, shard if whole else None
@@ -175,7 +192,7 @@ def _fill(shard: Shard, done: _Launched) -> None:
             continue
         begun = shard.form.put(shard.stored, at, shown, square.valid)
         if begun is not None:
-            shard.begun[at] = begun
+            shard.begun[at] = path, begun
         shard.stored["attention"][at] = probabilities
         shard.stored["valid"][at] = square.valid
         shard.stored["source_size"][at] = square.source_size

@@ -16,13 +16,15 @@ _PATHS = ("manifest", "images", "weights")
 _SHARE = "part"  # the command that builds what is left builds all of it
 
 
-def retyped(context: typer.Context) -> "Origin":
+def retyped(context: typer.Context) -> "Origin | None":
     """Return the origin that a `medalign cache build` command line makes, its paths absolute.
 
     Only options that were given are in its command: a default of this machine, such as its GPU,
-    may be another one where the build goes on.
+    may be another one where the build goes on. None where a path has what no terminal can show: it
+    is a hint, and must not stop a build.
     """
     from ..teacher_cache.origin import Origin
+    from ..teacher_cache.schema import TeacherCacheError
 
     values = _from_anywhere(context.params)
     words = ["medalign", "cache", "build"]
@@ -31,13 +33,16 @@ def retyped(context: typer.Context) -> "Origin":
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE" and name != _SHARE:
             words += _words(parameter, values[name])
-    return Origin(
-        command=tuple(words),
-        manifest=values["manifest"],
-        images=values["images"],
-        expert=values["expert"],
-        weights=values["weights"],
-    )
+    try:
+        return Origin(
+            command=tuple(words),
+            manifest=values["manifest"],
+            images=values["images"],
+            expert=values["expert"],
+            weights=values["weights"],
+        )
+    except TeacherCacheError:
+        return None
 
 
 def quoted(words: Sequence[str]) -> str:

@@ -33,6 +33,7 @@ _FACTORS, _TRIANGLE = 1, 2
 _MASK, _NORMS = 1, 2
 _STEP_LIMIT = 16  # far above any that means something
 _LEAST_NORM = 101  # minus its logarithm to base 2, and one for rounding
+_LONGEST = 64  # squared factors of a patch; 1 and what coarse steps add, far from overflow
 _TOP = 65535
 
 
@@ -119,6 +120,9 @@ def read_blob(blob: bytes | memoryview, native: PatchGrid, student: PatchGrid) -
     else:
         codes[:, tokens], scale = _read_triangle(reader, header, n)
     reader.end()
+    lengths = np.square(codes * scale[:, None]).sum(axis=0)
+    if not (lengths <= _LONGEST).all():
+        raise DamagedError(f"gram code holds factors of length {lengths.max() ** 0.5:.3g}")
     return GramCode(codes, scale, norms, valid, native, student)
 
 

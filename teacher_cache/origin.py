@@ -1,6 +1,7 @@
 """How a store was last built: a hint for whoever goes on with it, no part of what it holds."""
 
 import json
+import unicodedata
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -8,6 +9,7 @@ from typing import Self
 from .storage import Storage, open_storage, read_json
 from .strict import TeacherCacheError, check_mapping, check_text, check_type
 
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # what a terminal acts on, hides or cannot show
 _FILE = "_commit/origin.json"
 _FILE_BYTES = 2**20
 
@@ -36,8 +38,8 @@ class Origin:
             raise TeacherCacheError(f"command is not `medalign cache build`: {self.command!r:.80}")
         weights = () if self.weights is None else (self.weights,)
         for text in (*self.command, self.manifest, self.images, self.expert, *weights):
-            if not check_text(text, "origin").isprintable():
-                raise TeacherCacheError(f"origin takes printable text, got {text!r:.80}")
+            if any(unicodedata.category(each) in _UNSEEN for each in check_text(text, "origin")):
+                raise TeacherCacheError(f"origin takes no control characters, got {text!r:.80}")
 
     @classmethod
     def from_json(cls, value: object) -> Self:

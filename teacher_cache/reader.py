@@ -13,7 +13,7 @@ from .arrays import check_metadata, row_arrays
 from .attributes import Seal, State, load_attributes
 from .commits import CommitLog, ShardState
 from .gram import GramCode, GramError, decode
-from .gram_errors import GramErrors, measured_errors, read_errors
+from .gram_errors import GRAM_ERROR, GramErrors, measured_errors, read_errors
 from .in_flight import InFlight
 from .index import PlanIndex, RowIndex, StoredIndex
 from .layout import Layout
@@ -23,7 +23,7 @@ from .plan_file import load_plans
 from .schema import CacheCard, Failure, TeacherCacheError
 from .shard_file import Ranges, RowReader, nothing_kept
 from .storage import LocalStorage, Storage, open_storage
-from .strict import DamagedError, is_sha256
+from .strict import DamagedError, is_sha256, within
 
 _TINY = 1e-12
 _IN_FLIGHT = 32  # requests at once; what a row takes is nearly all waiting
@@ -50,7 +50,7 @@ class TeacherRow:
     def gram(self) -> npt.NDArray[np.float32]:
         """Return the cosine similarity of all patches, [N, N], its diagonal 1.
 
-        With codec `gram` rows and columns of padding patches hold nothing of meaning.
+        Rows and columns of padding patches mean nothing; with codec `gram` they are 0.
         """
         if self.code is not None:
             return self.code.gram()
@@ -200,13 +200,13 @@ class TeacherCache:
         """
         row = self.row_of(key)
         self._check_written(row)
-        names = [name for name in self._readers if name != "gram_error"]
+        names = [name for name in self._readers if name != GRAM_ERROR]
         found = self._flight.each(lambda name: self._readers[name].read(row), names)
         arrays: dict[str, Any] = dict(zip(names, found, strict=True))
         self._check_attention([row], arrays["attention"][None])
         height, width = arrays.pop("source_size").tolist()
         if self.card.codec == "gram":
-            arrays["code"] = self._decoded(row, arrays.pop("codes"))
+            arrays["code"] = self._decoded(row, arrays.pop("codes"), arrays["valid"])
         return TeacherRow(**arrays, source_size=(height, width))
 
     @property
@@ -227,7 +227,7 @@ class TeacherCache:
             return GramError(0.0, 0.0)
         row = self.row_of(key)
         self._check_written(row)
-        rms, largest = self._readers["gram_error"].read(row).tolist()
+        rms, largest = self._readers[GRAM_ERROR].read(row).tolist()
         return GramError(rms, largest)
 
     def read(self, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> TeacherBatch:
@@ -247,9 +247,9 @@ class TeacherCache:
         self._check_attention(numbers, arrays["attention"])
         if self.card.codec != "gram":
             return TeacherBatch(**arrays)
-        del arrays["gram_error"]
-        pairs = zip(numbers, arrays.pop("codes"), strict=True)
-        return TeacherBatch(**arrays, codes=tuple(self._decoded(*pair) for pair in pairs))
+        del arrays[GRAM_ERROR]
+        each = zip(numbers, arrays.pop("codes"), arrays["valid"], strict=True)
+        return TeacherBatch(**arrays, codes=tuple(self._decoded(*row) for row in each))
 
     def row_of(self, key: str | int) -> int:
         """Return the row of a manifest path, a SHA-256 in hex, or a row number.
@@ -316,11 +316,14 @@ class TeacherCache:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_ready": set()}
 
-    def _decoded(self, row: int, values: npt.NDArray[np.uint8]) -> GramCode:
-        try:
-            return decode(values.data, self.card.expert.grid, self.card.grid)
-        except DamagedError as error:
-            raise DamagedError(f"row {row} of {self.store}: codes: {error}") from error
+    def _decoded(
+        self, row: int, values: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_]
+    ) -> GramCode:
+        with within(f"row {row} of {self.store}: codes"):
+            code = decode(values.data, self.card.expert.grid, self.card.grid)
+            if not np.array_equal(code.valid, valid):
+                raise DamagedError("they are of other image patches than the row's")
+            return code
 
     def _find(self, key: object) -> int | None:
         row: int | None = None

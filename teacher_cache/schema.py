@@ -32,8 +32,8 @@ MAX_WIDTH = 65_536
 MAX_ROW_BYTES = 2**28
 MAX_SHARD_ROWS = 65_536
 
-# A code cannot be finer than float32 sums; a coarser one than this teaches noise.
-MIN_GRAM_ERROR = 1e-6
+# 16-bit codes reach about the one; beyond the other a code teaches noise.
+MIN_GRAM_ERROR = 1e-5
 MAX_GRAM_ERROR = 0.1
 
 _OPTIONS = {"shard_rows": " (--shard-rows)"}
