@@ -65,7 +65,7 @@ def build_command(
     codec: Annotated[
         Literal["fp16", "gram"] | None,
         typer.Option(
-            help="fp16: patch features. gram: their similarities, 10 to 60 times smaller.",
+            help="fp16: patch features. gram: their similarities, many times smaller.",
             show_default="fp16",
         ),
     ] = None,

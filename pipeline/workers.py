@@ -81,7 +81,10 @@ class Workers:
         """
         if self._pool is None:
             done: Future[Result] = Future()
-            done.set_result(function(task))
+            try:
+                done.set_result(function(task))
+            except Exception as error:  # told where a process would tell it: by the result
+                done.set_exception(error)
             return done
         try:
             return self._pool.submit(function, task)

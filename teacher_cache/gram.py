@@ -27,6 +27,7 @@ _FINE = 3e-4  # error up to which it may be at any number of patches
 _PASSES = 12
 _GOOD = 0.985  # of the allowed error, from which on looking further does not pay
 _FACTOR_STEP, _TRIANGLE_STEP = 3.4, 4  # first guesses in units of the error
+_ROOM = 1.2  # norms are coded to the error allowed, so the finest error depends on that a little
 _A_LITTLE = 1.2  # factor from a step that 16 bits do not hold to the next one to try
 _AIM, _LIMIT = 0.993, 0.999  # the last bit of a sum may differ between machines
 
@@ -66,8 +67,13 @@ def encode(
     if factors is not None:
         blobs.append(write_blob(target, factors))
     if factors is None or len(target.tokens) <= _FEW or max_error <= _FINE:
-        guess = max(_TRIANGLE_STEP * max_error, finest_delta(len(target.tokens)))
-        entries = _coarsest(lambda delta: triangle(target, delta), target, guess, max_error)
+        entries = _coarsest(
+            lambda delta: triangle(target, delta),
+            target,
+            _TRIANGLE_STEP * max_error,
+            max_error,
+            finest_delta(len(target.tokens)),
+        )
         if entries is not None:
             blobs.append(write_blob(target, entries))
     limit = max_code_bytes(native, student)
@@ -75,7 +81,7 @@ def encode(
     if blob is None:
         raise TeacherCacheError(
             f"an RMS error of {max_error:g} of the Gram is out of reach for this image; "
-            f"{1.05 * _finest(target):.2g} is not"
+            f"{_ROOM * _finest(target):.2g} is not"
         )
     return blob, target.error(decode(blob, native, student))
 
@@ -121,16 +127,21 @@ def _check(
 
 
 def _coarsest(
-    quantise: Callable[[float], Form | None], target: GramTarget, step: float, max_error: float
+    quantise: Callable[[float], Form | None],
+    target: GramTarget,
+    step: float,
+    max_error: float,
+    finest: float = 0.0,
 ) -> Form | None:
     """Return the form of the coarsest step found to keep the error, None if none does.
 
     `step` is the first guess. The error grows about as the step does, so the second is nearly
-    always good enough. No form means that a step is too fine.
+    always good enough. No form means that a step is too fine, as one below `finest` would be.
     """
     best: Form | None = None
     fine, coarse = 0.0, math.inf
     for _ in range(_PASSES):
+        step = max(step, finest)
         form = quantise(step)
         if form is None:
             fine, wanted = step, step * _A_LITTLE
@@ -143,7 +154,7 @@ def _coarsest(
             if best is form and (rms >= _GOOD * max_error or not len(form.codes)):
                 break
             wanted = step * min(max(_AIM * max_error / max(rms, 1e-12), 0.2), 5)
-        if best is None and coarse <= fine * _A_LITTLE:
+        if best is None and coarse <= max(fine * _A_LITTLE, finest):
             break
         between = math.sqrt(fine * coarse) if fine else coarse / 2
         step = wanted if fine < wanted < coarse else between

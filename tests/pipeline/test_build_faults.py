@@ -1,4 +1,5 @@
 import errno
+import itertools
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from medalign.pipeline.code_image import ImageCode, Patches, code_image
 from medalign.pipeline.experts import Expert, ExpertError, ExpertOutput
 from medalign.pipeline.pixels import PixelsError
 from medalign.pipeline.workers import WorkerDiedError
@@ -220,3 +222,28 @@ def test_png_headers_are_not_trusted(job: Any) -> None:
         + struct.pack(">I", zlib.crc32(chunk))
     )
     assert [failure.path for failure in job.build().failures] == ["0.png"]
+
+
+def test_an_image_that_cannot_be_coded_is_a_failure_with_its_name(
+    job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = itertools.count()
+
+    def third_fails(image: Patches) -> ImageCode:
+        if next(calls) == 2:
+            raise TeacherCacheError("patch 7 of the expert has no length")
+        return code_image(image)
+
+    monkeypatch.setattr("medalign.pipeline.row_form.code_image", third_fails)
+    report = job.build(max_gram_error=1e-2, workers=0)
+    assert [each.reason for each in report.failures] == ["patch 7 of the expert has no length"]
+    seal(job.store)
+    cache = TeacherCache.open(job.store)
+    with pytest.raises(TeacherCacheError, match=r"holds no data: .*patch 7"):
+        cache[report.failures[0].path]
+    assert cache.gram_errors is not None
+    assert cache.gram_errors.rows == len(cache) - 1
+    calls = itertools.count()
+    store = job.store.with_name("strict")
+    with pytest.raises(TeacherCacheError, match=rf"{report.failures[0].path}: patch 7"):
+        job.build(store, max_gram_error=1e-2, workers=0, on_error="fail")

@@ -65,3 +65,10 @@ def test_an_unreadable_origin_is_none_and_never_an_error(tmp_path: Path, content
     assert load_origin(tmp_path) is None
     (tmp_path / "_commit" / "origin.json").write_bytes(content)
     assert load_origin(tmp_path) is None
+
+
+def test_any_folder_that_a_terminal_can_show_is_fine(tmp_path: Path) -> None:
+    images = "/data/\u80f8\u90e8\u3000\u753b\u50cf/a\u00a0b"  # ideographic and no-break spaces
+    origin = Origin(**{**asdict(ORIGIN), "images": images})
+    save_origin(tmp_path, origin)
+    assert load_origin(tmp_path) == origin
