@@ -9,11 +9,13 @@ import numpy as np
 
 from .arrays import row_arrays
 from .attributes import Seal, load_attributes
+from .chain import next_generation
 from .commits import ROW_DIGEST_BYTES, row_digests_of
 from .in_flight import InFlight
 from .index import StoredIndex
 from .open_files import keep_open
 from .plan import Failure, Plan
+from .plan_file import has_plan, load_plans
 from .reader import TeacherCache
 from .schema import CacheCard, TeacherCacheError
 from .seal import Progress, seal
@@ -250,9 +252,9 @@ def _copy(
     progress: Progress | None,
 ) -> CopyReport:
     out = open_storage(out)
-    if out.url in {source.store.url for source in sources}:
-        raise TeacherCacheError(f"{out} is one of the caches to copy from; give another --out")
-    writer = TeacherCacheWriter.begin(out, sources[0].card, wanted.plan())
+    plan = wanted.plan()
+    _check_out(out, sources, plan)
+    writer = TeacherCacheWriter.begin(out, sources[0].card, plan)
     readers = {id(source): source.readers() for source in sources}
     local = all(isinstance(source.store, LocalStorage) for source in sources)
     flight, pending = InFlight(1 if local else _IN_FLIGHT), writer.pending()
@@ -279,6 +281,30 @@ def _copy(
         conflicts=len(wanted.conflicts),
         differing=len(wanted.differing),
     )
+
+
+def _check_out(out: Storage, sources: Sequence[_Source], plan: Plan) -> None:
+    """Refuse a place that would be grown instead of filled: a source, or another cache.
+
+    Raises:
+        TeacherCacheError: it is one of those.
+    """
+    if _place(out) in {_place(source.store) for source in sources}:
+        raise TeacherCacheError(f"{out} is one of the caches to copy from; give another --out")
+    if not has_plan(out):
+        return
+    _, chain = load_plans(out)
+    first = chain.starting(1)
+    adds = any(next_generation(each, plan) is not None for each in (first, chain))
+    if adds or len(first.paths) != len(plan.paths):
+        raise TeacherCacheError(
+            f"{out} is a cache that was begun for other images than these; give another --out"
+        )
+
+
+def _place(store: Storage) -> Path | str:
+    """Return what is the same for every spelling of a folder."""
+    return store.folder.resolve() if isinstance(store, LocalStorage) else store.url
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from .strict import DamagedError, TeacherCacheError, check_relative, within
 
 Words = npt.NDArray[np.uint64]
 INDEX = "index"
+_ROW_NUMBERS = ("content_row", "path_hash_row")
 _TEXT_ERRORS = "surrogatepass"  # a JSON manifest may hold half a surrogate pair
 
 
@@ -168,7 +169,8 @@ class StoredIndex:
         """Read one table and check its values.
 
         Raises:
-            TeacherCacheError: unreadable, or not the values that were sealed.
+            TeacherCacheError: unreadable, not the values that were sealed, or numbers of rows
+                that there are not.
         """
         where = f"{self.folder}/{name}"
         try:
@@ -177,6 +179,10 @@ class StoredIndex:
             raise TeacherCacheError(f"{self.store}/{where} is damaged: {error}") from error
         if values_digest(values) != self.seal.tables[name]:
             raise TeacherCacheError(f"{self.store}/{where} does not match its digest")
+        if name in _ROW_NUMBERS and not _are_rows(self.seal.layout, values):
+            raise TeacherCacheError(
+                f"{self.store}/{where} names a row that is not one of the {self.seal.layout.rows}"
+            )
         return values
 
     def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -270,6 +276,16 @@ def path_words(paths: Iterable[str]) -> Words:
         for path in paths
     )
     return np.frombuffer(digests, ">u8").reshape(-1, 2).T.astype(np.uint64)
+
+
+def _are_rows(layout: Layout, numbers: Array) -> bool:
+    """Say whether there is a row of each of these numbers; holes are none."""
+    if numbers.min() < 0 or numbers.max() >= layout.extent:
+        return False
+    exists = np.zeros(layout.extent, np.bool_)
+    for span in layout.spans:
+        exists[span.start : span.stop] = True
+    return bool(exists[numbers].all())
 
 
 def _text(data: bytes) -> str:

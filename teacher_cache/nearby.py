@@ -30,6 +30,7 @@ _IDLE_SECONDS = 3600.0
 _RECOUNT_SECONDS = 600.0
 _SIZE_BYTES = 8
 _CRC_BYTES = 4
+_ATTEMPTS = 2
 _MOST_SIZES = 100_000
 _TOTAL = "total"
 _TOTALS = struct.Struct("<Qd")  # bytes of all files, and when they were counted
@@ -53,6 +54,7 @@ class NearbyFiles:
         self.remote = remote
         self.folder = folder
         self.limit_bytes = limit_bytes
+        # the identity is a store's own word: with its place, a liar spoils no rows but its own
         name = hashlib.sha256(f"{remote}\n{identity}".encode()).hexdigest()[:32]
         self._home = folder / name
         self._sizes: dict[str, int] = {}
@@ -115,16 +117,13 @@ class NearbyFiles:
     def _keep(self, path: Path, data: bytes | memoryview) -> None:
         if self._off:
             return
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
         try:
             if not self._reserve(_on_disk(len(data))):
                 return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_bytes(data)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            for _ in range(_ATTEMPTS):
+                with contextlib.suppress(FileNotFoundError):  # removed by another worker just now
+                    _write_whole(path, data)
+                    break
         except OSError as error:
             self._off = True
             warnings.warn(
@@ -179,6 +178,16 @@ def _read_kept(path: Path, length: int, start: int, buffer: memoryview) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def _write_whole(path: Path, data: bytes | memoryview) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -66,7 +66,8 @@ def seal(
             is sealed.
 
     Raises:
-        TeacherCacheError: shards are pending or damaged, named with the way out.
+        TeacherCacheError: shards are pending or damaged, named with the way out; or another
+            process wrote some meanwhile.
     """
     store = open_storage(store)
     attributes = load_attributes(store)
@@ -98,6 +99,7 @@ def seal(
         certificate=certificate,
         gram_error=None if errors is None else errors.to_json(),
     )
+    _refuse_changed(log, sums.digest)
     with explaining_disk_errors(store, "sealing"):
         save_attributes(store, Attributes(card=card, seal=sealed), replace=True)
         # a running reader may still be at the tables of the seal before
@@ -151,6 +153,18 @@ def _checked_records(log: CommitLog, before: Seal | None, progress: Progress | N
             f"{log.unsealed()}"
         )
     return sums
+
+
+def _refuse_changed(log: CommitLog, digest: str) -> None:
+    """Refuse records that are not those of `digest` any more: `certify` may have taken minutes."""
+    sums, changed = RecordSums(log.layout), f"{log.store} changed while it was sealed"
+    try:
+        for shard in range(log.shards):
+            sums.add(log.record(shard))
+    except TeacherCacheError as error:
+        raise TeacherCacheError(f"{changed} ({error}); run the same command again") from error
+    if sums.digest != digest:
+        raise TeacherCacheError(f"{changed}; run the same command again")
 
 
 def _damaged(log: CommitLog, shards: range, progress: Progress | None) -> list[int]:

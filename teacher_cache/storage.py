@@ -66,7 +66,11 @@ class Storage(Protocol):
         """Delete a file; one that is absent is fine."""
 
     def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """Yield name and size of every file below `folder`, at any depth."""
+        """Yield name and size of every file below `folder`, at any depth.
+
+        Raises:
+            TeacherCacheError: a folder below the store is a link.
+        """
 
     def sweep(self) -> int:
         """Delete what killed writers left, and say how many files that were."""
@@ -151,15 +155,20 @@ class LocalStorage:
 
     def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """Yield name and size of every file below `folder`, at any depth."""
+        path = self.folder / folder
+        if folder and path.is_symlink():  # a stranger's may lead anywhere, and seals delete files
+            raise TeacherCacheError(
+                f"{path} is a link; put the folder that it leads to in its place, "
+                "only the cache as a whole may lie behind a link"
+            )
         # scandir and plain text: with paths as objects 25,000 files take a second
         try:
-            entries = sorted(os.scandir(self.folder / folder), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):
             return
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
-            # an array may lie on another disk, behind a link; links further down could be loops
-            if entry.is_dir(follow_symlinks=not folder):
+            if entry.is_dir():
                 yield from self.files(name)
             elif entry.is_file():
                 with contextlib.suppress(FileNotFoundError):  # a writer's, renamed just now

@@ -11,15 +11,16 @@ import numpy.typing as npt
 from .arrays import ensure_metadata
 from .attributes import ROOT, Attributes, Seal, load_attributes, save_attributes
 from .chain import PlanChain, first_generation, next_generation
-from .commits import CommitLog, ShardState, row_digests_of
+from .commits import CommitLog, ShardRecord, ShardState, row_digests_of
 from .durable import sha256_bytes
-from .gram_errors import GramErrors, measured_errors
+from .gram_errors import GRAM_ERROR, GramErrors, measured_errors
 from .plan import Plan
 from .plan_file import FOLDER, has_plan, load_plans, plan_name, publish_generation
 from .schema import CacheCard, TeacherCacheError
 from .storage import LocalStorage, Storage, explaining_disk_errors, is_leftover, open_storage
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+_ROUNDING = 1e-6
 
 
 class TeacherCacheWriter:
@@ -177,9 +178,11 @@ class TeacherCacheWriter:
         failures: Mapping[int, str] | None = None,
         **arrays: npt.NDArray[Any],
     ) -> None:
-        """Replace some rows of a complete shard; the others keep their bytes.
+        """Replace rows of a complete shard that failed; the others keep their bytes.
 
         A sealed store goes back to building. Killed on the way, the whole shard is pending.
+        Rows that another process has filled by now stay, and nothing is done to a shard that
+        another process is replacing at the moment.
 
         Args:
             shard: index of a complete shard.
@@ -189,30 +192,35 @@ class TeacherCacheWriter:
 
         Raises:
             ValueError: as `write`.
-            TeacherCacheError: the shard is not complete, or not as it was written.
+            TeacherCacheError: the shard is not as it was written.
         """
         failed = dict(failures or {})
         self._check(shard, rows, arrays, failed)
-        record = self._log.record(shard)
-        places = [row - self.rows_of(shard).start for row in rows]
-        stored, files = self._stored(rows, arrays, failed), {}
-        for array in self._log.arrays:
-            name = array.file_of(shard)
-            data = self.store.read(name, record.files[name].size_bytes)
-            if sha256_bytes(data) != record.files[name].sha256:
-                raise TeacherCacheError(f"{self.store}/{name} does not match its record")
-            chunks = array.split(data, len(self.rows_of(shard)))
-            for place, row in zip(places, stored[array.name], strict=True):
-                chunks[place] = array.chunk(row)
-            files[name] = array.assemble(chunks)
-        digests = record.row_digests.copy()
-        digests[places] = row_digests_of(stored)
-        kept = {row: why for row, why in record.failures.items() if row not in set(rows)}
+        stored = self._stored(rows, arrays, failed)
         with explaining_disk_errors(self.store, f"writing shard {shard} of"):
-            if shard < self._sealed_shards:
-                self._unseal()
-            self._log.forget(shard)  # files that are half replaced must not count
-            self._log.commit(shard, files, digests, kept | failed)
+            # each turn but the last, another process has changed the record meanwhile
+            while record := self._record(shard):
+                if not (places := {row: i for i, row in enumerate(rows) if row in record.failures}):
+                    return
+                try:
+                    files = self._replaced(record, places, stored)
+                except TeacherCacheError:
+                    if self._is_current(record):
+                        raise
+                    continue
+                if not self._is_current(record):
+                    continue  # before unsealing: what was sealed since may hold these rows
+                if self._unseal_over(shard) and not self._is_current(record):
+                    continue
+                digests = record.row_digests.copy()
+                start, taken = self.rows_of(shard).start, list(places.values())
+                digests[[row - start for row in places]] = row_digests_of(stored)[taken]
+                reasons = {row: why for row, why in record.failures.items() if row not in places}
+                reasons |= {row: why for row, why in failed.items() if row in places}
+                self._log.forget(shard)  # files that are half replaced must not count
+                self._log.commit(shard, files, digests, reasons)
+                self._unseal_over(shard)  # a seal that was being written covers the old record
+                return
 
     def write_chunks(
         self,
@@ -251,6 +259,47 @@ class TeacherCacheWriter:
     def _unseal(self) -> None:
         save_attributes(self.store, Attributes(card=self.card), replace=True)
         self._seal = None
+
+    def _unseal_over(self, shard: int) -> bool:
+        """Unseal if a seal, another process's included, covers `shard`; say whether it did."""
+        found = load_attributes(self.store)
+        self._seal = found.seal if found else None
+        if shard >= self._sealed_shards:
+            return False
+        self._unseal()
+        return True
+
+    def _record(self, shard: int) -> ShardRecord | None:
+        """Return the record of `shard`; None where there is none."""
+        try:
+            return self._log.record(shard)
+        except TeacherCacheError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+
+    def _is_current(self, record: ShardRecord) -> bool:
+        found = self._record(record.shard)
+        return found is not None and found.digest == record.digest
+
+    def _replaced(
+        self, record: ShardRecord, places: Mapping[int, int], stored: Arrays
+    ) -> dict[str, bytes]:
+        """Return the files of a shard with some rows replaced; `places` says where they lie."""
+        files, rows = {}, self.rows_of(record.shard)
+        for array in self._log.arrays:
+            name = array.file_of(record.shard)
+            try:
+                data = self.store.read(name, record.files[name].size_bytes)
+            except FileNotFoundError as error:
+                raise TeacherCacheError(f"{self.store}/{name} is missing") from error
+            if sha256_bytes(data) != record.files[name].sha256:
+                raise TeacherCacheError(f"{self.store}/{name} does not match its record")
+            chunks = array.split(data, len(rows))
+            for row, place in places.items():
+                chunks[row - rows.start] = array.chunk(stored[array.name][place])
+            files[name] = array.assemble(chunks)
+        return files
 
     def _incomplete(self, shards: range) -> list[int]:
         states = self._log.states(shards)
@@ -295,6 +344,11 @@ class TeacherCacheWriter:
         _refuse(rows, good & negative, "attention holds negative values")
         flat = (arrays["source_size"] < 1).any(axis=1)
         _refuse(rows, good & flat, "source_size holds a side below 1 pixel")
+        if (most := self.card.max_gram_error) is not None:
+            errors = arrays[GRAM_ERROR].astype(np.float64)
+            _refuse(rows, good & (errors < 0).any(axis=1), f"{GRAM_ERROR} holds negative values")
+            above = errors[:, 0] > most * (1 + _ROUNDING)
+            _refuse(rows, good & above, f"{GRAM_ERROR} holds an RMS above the card's {most}")
 
 
 def check_claimable(store: Storage) -> None:

@@ -291,6 +291,18 @@ def test_tolerances_widen_with_the_coarsest_dtype(job: Any) -> None:
     assert narrow.cosine < base_tolerance(card).cosine < 1
 
 
+def test_codec_gram_is_allowed_the_largest_error_it_measured_itself(job: Any) -> None:
+    job.build(max_gram_error=0.05)
+    cache = opened(job)
+    assert cache.gram_errors is not None
+    assert cache.gram_errors.largest > 0.02  # more than computing alone may be off
+    found = recompute(cache, job.root, job.expert)
+    assert found.outside() == []
+    assert found.deviation.cosine is None
+    assert found.tolerance.gram > cache.gram_errors.largest
+    assert base_tolerance(cache.card).gram < cache.gram_errors.largest
+
+
 def test_nan_from_the_expert_names_the_image(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     job.build()
     encode = Expert.encode

@@ -217,15 +217,7 @@ def test_a_copy_that_was_killed_is_finished_by_the_same_call(
     report = merge([first, second], tmp_path / "out")
     assert report == replace(wanted, store=report.store, copied=wanted.shards - 3)
     assert merge([first, second], tmp_path / "out").copied == 0
-    trees = [
-        {
-            str(path.relative_to(tmp_path / name)): path.read_bytes()
-            for path in (tmp_path / name).rglob("*")
-            if path.is_file()
-        }
-        for name in ("whole", "out")
-    ]
-    assert trees[0] == trees[1]
+    assert tree(tmp_path / "whole") == tree(tmp_path / "out")
 
 
 MERGE = """
@@ -262,8 +254,73 @@ def test_a_store_of_other_images_is_not_finished_with_these(
 ) -> None:
     source = sealed("source", FIRST)
     folder({"other.png": 77}).begin(tmp_path / "out")
-    with pytest.raises(TeacherCacheError, match="was begun for other images: row 0"):
+    with pytest.raises(TeacherCacheError, match=r"out is a cache .* other images .* another --out"):
         subset(source, ["a.png"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("spelling", ["link", "relative", "dotted"])
+def test_a_source_is_known_by_any_spelling(
+    sealed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    first, second = sealed("first", FIRST), sealed("second", SECOND)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(first)
+    out = {"link": tmp_path / "link", "relative": "first", "dotted": "second/../first"}[spelling]
+    before = tree(first)
+    for sources in ([first, second], [second, first]):
+        with pytest.raises(TeacherCacheError, match="is one of the caches to copy from; give an"):
+            merge(sources, out)
+        with pytest.raises(TeacherCacheError, match="is one of the caches to copy from; give an"):
+            subset(first, ["a.png"], out)
+    assert tree(first) == before
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        {"other.png": 77},
+        {"a.png": 1},
+        {"a.png": 2, "c.png": 1},
+        {"a.png": 1, "c.png": 3, "z.png": 1},
+        {"a.png": 1, "c.png": 3, "z.png": 7},
+    ],
+)
+def test_a_cache_of_other_images_is_never_grown(
+    sealed: Callable[..., Path], images: dict[str, int | None]
+) -> None:
+    source, out = sealed("source", {"a.png": 1, "c.png": 3}), sealed("out", images)
+    copy_of = sealed("copy", {"a.png": 1})
+    before = tree(out)
+    with pytest.raises(TeacherCacheError, match=r"out is a cache .* other images .* another --out"):
+        subset(source, ["a.png", "c.png"], out)
+    with pytest.raises(TeacherCacheError, match=r"out is a cache .* other images .* another --out"):
+        merge([source, copy_of], out)
+    assert tree(out) == before
+
+
+def test_a_copy_that_was_grown_since_is_left_alone(
+    sealed: Callable[..., Path], folder: Callable[..., Any], tmp_path: Path
+) -> None:
+    source, out = sealed("source", {"a.png": 1, "c.png": 3, "lost.png": None}), tmp_path / "out"
+    subset(source, ["a.png", "lost.png"], out)
+    for images in ({"a.png": 1, "c.png": 3}, {"a.png": 3}):
+        folder(images).build(out)
+        seal(out)
+        before = tree(out)
+        if images["a.png"] == 1:
+            assert subset(source, ["a.png", "lost.png"], out).copied == 0
+        else:
+            with pytest.raises(TeacherCacheError, match="other images"):
+                subset(source, ["a.png", "lost.png"], out)
+        with pytest.raises(TeacherCacheError, match="other images"):
+            subset(source, ["c.png"], out)
+        assert tree(out) == before
+
+
+def tree(store: Path) -> dict[str, bytes]:
+    """Return the bytes of every file of a store."""
+    files = (path for path in store.rglob("*") if path.is_file())
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
 
 
 def test_many_paths_find_their_rows(sealed: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle  # noqa: TID251 - what worker processes do to a cache
+import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,12 +23,13 @@ MB = 2**20
 class Server:
     """Files of a remote store, and what was asked for."""
 
-    def __init__(self, **files: bytes) -> None:
+    def __init__(self, url: str = "s3://bucket/cache", **files: bytes) -> None:
+        self.url = url
         self.files = files
         self.asked: list[tuple[str, int, int] | str] = []
 
     def __str__(self) -> str:
-        return "s3://bucket/cache"
+        return self.url
 
     def size(self, name: str) -> int | None:
         self.asked.append(name)
@@ -84,6 +86,14 @@ def test_another_content_at_the_same_place_is_another_cache(server: Server, tmp_
     server.files["small"] = bytes(5000)
     assert read(near(server, tmp_path, identity="2"), "small", 0, 10) == bytes(10)
     assert read(near(server, tmp_path), "small", 0, 10) != bytes(10)
+
+
+def test_a_store_that_claims_the_identity_of_another_leaves_no_rows_for_it(
+    server: Server, tmp_path: Path
+) -> None:
+    liar = Server("s3://elsewhere/cache", small=bytes(5000))
+    assert read(near(liar, tmp_path), "small", 0, 10) == bytes(10)
+    assert read(near(server, tmp_path), "small", 0, 10) == server.files["small"][:10] != bytes(10)
 
 
 def test_what_is_forgotten_is_fetched_again(server: Server, tmp_path: Path) -> None:
@@ -175,6 +185,28 @@ def test_a_full_disk_is_said_once_and_reading_goes_on(
     asked = len(server.asked)
     read(files, "large", 0, 99)  # what was kept before still serves
     assert len(server.asked) == asked
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_folder_that_another_worker_removes_meanwhile_is_made_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    files, write = near(server, tmp_path), Path.write_bytes
+    removed: list[Path] = []
+    files.size("large")
+
+    def raced(path: Path, data: bytes) -> int:
+        if len(removed) < times:
+            removed.append(path)
+            shutil.rmtree(path.parent)
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", raced)
+    for _ in range(3):
+        assert read(files, "large", 0, 99) == server.files["large"][:99]
+    assert len(removed) == times
+    assert server.asked == ["large", *[("large", 0, 99)] * times]  # kept, if later
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_folder_that_cannot_be_made_is_said_once(server: Server, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medalign.teacher_cache.arrays import row_arrays
+from medalign.teacher_cache.arrays import read_table, row_arrays, table_files
 from medalign.teacher_cache.audit import seal, status, verify
-from medalign.teacher_cache.index import table_shapes
+from medalign.teacher_cache.copy import merge, subset
+from medalign.teacher_cache.index import table_shapes, values_digest
 from medalign.teacher_cache.layout import Layout
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import CacheCard, TeacherCacheError
+from medalign.teacher_cache.storage import LocalStorage
 from medalign.teacher_cache.strict import canonical_json, with_digest, without_digest
 
 PATHS = ["a.png", "b/ü.png", "c.png"]
@@ -141,6 +143,45 @@ def test_a_lie_that_all_metadata_agrees_on_costs_no_memory(store: Path) -> None:
                 assert tracemalloc.get_traced_memory()[1] < 20_000_000
             finally:
                 tracemalloc.stop()
+
+
+def forge_table(store: Path, generations: int, name: str, values: Any) -> None:
+    """Put other values into a table of the index, with a right digest."""
+    for file, data in table_files(values).items():
+        (store / "index" / str(generations) / name / file).write_bytes(data)
+    root = json.loads((store / "zarr.json").read_bytes())
+    tables = root["attributes"]["medalign"]["tables"]
+    lie(store, tables=tables | {name: values_digest(values)})
+
+
+@pytest.mark.parametrize("row", [-1, 3, 7, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("name", ["content_row", "path_hash_row"])
+def test_a_table_that_leads_to_no_row_is_refused(
+    folder: Callable[..., Any], tmp_path: Path, name: str, row: int
+) -> None:
+    """Rows are 0 to 2 and 4 to 6; row 3 is a hole."""
+    store, images = tmp_path / "cache", folder({f"{n}.png": n for n in range(3)}, shard_rows=2)
+    images.build(store)
+    images.images |= {f"{n}.png": n for n in range(3, 6)}
+    images.build(store)
+    seal(store)
+    sound = TeacherCache.open(store)
+    digests = [sound.sha256_of(each) for each in (0, 1, 2, 4, 5, 6)]
+    assert [sound.row_of(digest) for digest in digests] == [0, 1, 2, 4, 5, 6]
+    values = read_table(LocalStorage(store), f"index/2/{name}", (6,), "int32").copy()
+    values[2] = row
+    forge_table(store, 2, name, values)
+    match = f"index/2/{name} names a row that is not one of the 6"
+    key = digests[0] if name == "content_row" else "0.png"
+    with pytest.raises(TeacherCacheError, match=match):
+        TeacherCache.open(store)[key]
+    assert [damage.where for damage in verify(store)] == [f"index/2/{name}"]
+    if name == "path_hash_row":
+        with pytest.raises(TeacherCacheError, match=match):
+            subset(store, ["0.png"], tmp_path / "out")
+        with pytest.raises(TeacherCacheError, match=match):
+            merge([store, store], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def forge(store: Path, number: int, **changes: Any) -> None:

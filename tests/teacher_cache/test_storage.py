@@ -86,18 +86,27 @@ def test_files_are_listed_at_any_depth_and_leftovers_are_swept(storage: LocalSto
     assert list(storage.files("a")) == [("a/b/c", 3)]
 
 
-def test_links_are_followed_to_another_disk_but_not_in_circles(
-    storage: LocalStorage, tmp_path: Path
+@pytest.mark.parametrize("name", ["features", "a/b"])
+def test_a_folder_behind_a_link_is_refused(
+    storage: LocalStorage, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "c.0").write_bytes(b"12")
-    (tmp_path / "disk" / "loop").symlink_to(tmp_path / "disk")
-    storage.write("zarr.json", b"1")
-    (storage.folder / "features").symlink_to(tmp_path / "disk")
-    (storage.folder / "loop").symlink_to(storage.folder)
-    found = dict(storage.files())
-    assert found["features/c.0"] == 2
-    assert len(found) < 10
+    storage.write("a/file", b"1")
+    (storage.folder / name).symlink_to(tmp_path / "disk")
+    for listed in ("", name):
+        with pytest.raises(TeacherCacheError, match=f"store/{name} is a link; put the folder"):
+            list(storage.files(listed))
+
+
+def test_a_store_and_its_files_may_be_links(storage: LocalStorage, tmp_path: Path) -> None:
+    storage.write("a/b", b"12")
+    (storage.folder / "a" / "c").symlink_to(storage.folder / "a" / "b")
+    (storage.folder / "a" / "nothing").symlink_to(tmp_path / "nothing")
+    (tmp_path / "link").symlink_to(storage.folder)
+    linked = LocalStorage(tmp_path / "link")
+    assert list(linked.files()) == [("a/b", 2), ("a/c", 2)]
+    assert list(linked.files("a")) == [("a/b", 2), ("a/c", 2)]
 
 
 def test_a_folder_that_is_deleted_while_a_file_is_written_is_made_again(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import zarr
 
-from medalign.teacher_cache.arrays import RowArray
+from medalign.teacher_cache.arrays import RowArray, row_arrays
 from medalign.teacher_cache.audit import seal, status
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import CacheCard, PatchGrid, Plan, TeacherCacheError
@@ -428,6 +428,36 @@ def test_wrong_arrays_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         writer.write(0, **change(small.rows(small.card, range(4))))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ((2, 0), -1e-9, "row 2: gram_error holds negative"),
+        ((1, 1), -1e-9, "row 1: gram_error holds negative"),
+        ((3, 0), 1.00001e-3, "row 3: gram_error holds an RMS above the card's 0.001"),
+        ((3, 0), 1e-3 * (1 + 5e-7), None),  # rounding to float32 may go up
+        ((3, 1), 0.5, None),  # the worst pair of patches has no limit
+    ],
+)
+def test_an_error_that_the_card_does_not_allow_is_refused(
+    small: Any, tmp_path: Path, place: tuple[int, int], value: float, message: str | None
+) -> None:
+    small.card = replace(small.card, codec="gram", max_gram_error=1e-3)
+    writer = small.begin(tmp_path / "cache")
+    shapes = {array.name: array.row_shape for array in row_arrays(small.card)}
+    rows = small.rows(small.card, range(4))
+    del rows["features"]
+    rows["codes"] = np.zeros((4, *shapes["codes"]), np.uint8)
+    rows["gram_error"] = np.full((4, 2), 1e-3, np.float32)
+    rows["gram_error"][place] = value
+    if message is None:
+        writer.write(0, **rows)
+    else:
+        with pytest.raises(ValueError, match=message):
+            writer.write(0, **rows)
+        writer.write(0, **rows, failures={place[0]: "what a failed row holds is not looked at"})
+    assert writer.pending() == [1, 2]
 
 
 def test_what_the_arrays_hold_in_a_failed_row_is_not_looked_at(small: Any, tmp_path: Path) -> None:
