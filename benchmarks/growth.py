@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import cast
 
 SIDE, WIDTH = 4, 8
 
@@ -39,7 +40,7 @@ def measure(rows: int, workers: int) -> dict[str, float]:
     import torch
 
     from medalign.pipeline.build import BuildOptions, build
-    from medalign.pipeline.experts import ExpertOutput, load_expert
+    from medalign.pipeline.experts import Expert, ExpertOutput, load_expert
     from medalign.teacher_cache.schema import ExpertCard, PatchGrid
     from medalign.teacher_cache.seal import seal
 
@@ -66,7 +67,7 @@ def measure(rows: int, workers: int) -> dict[str, float]:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         options = BuildOptions(grid=PatchGrid(SIDE, SIDE), workers=workers)
         begun = time.perf_counter()
-        build(manifest, folder, folder / "cache", Cheap(), options)
+        build(manifest, folder, folder / "cache", cast(Expert, Cheap()), options)
         built = time.perf_counter()
         seal(folder / "cache")
         sealed = time.perf_counter()

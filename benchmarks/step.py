@@ -39,6 +39,7 @@ def measure(variant: str, folder: Path, batch_size: int, steps: int) -> dict[str
     from medalign.trainer.recipe import LoraSection, LossSection
     from medalign.trainer.student import add_adapter, llava_of, load_base
     from medalign.trainer.student_spec import read_student
+    from medalign.trainer.teacher import Patches
 
     quiet_libraries()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -100,6 +101,7 @@ def measure(variant: str, folder: Path, batch_size: int, steps: int) -> dict[str
         seen = torch.stack(
             [maps[k, look.rows[k]][:, look.cols[k]].mean(0) for k in range(len(maps))]
         )
+        assert isinstance(teacher.spatial, Patches)
         vis = spatial_alignment(tap.states, teacher.spatial.features)
         return loss + vis + 0.001 * attention_alignment(seen, teacher.attention)
 

@@ -91,7 +91,7 @@ def compare(row: TeacherRow, seen: Seen) -> Deviation:
     largest = max(row.attention[both].max(initial=0), seen.attention[both].max(initial=0), 1e-30)
     return Deviation(
         cosine=(
-            None if row.features is None else _least_cosine(row.features[both], seen.patches[both])
+            _least_cosine(row.features[both], seen.patches[both]) if row.code is None else None
         ),
         gram=float(gram.max(initial=0)),
         attention=float(attention.max(initial=0)),

@@ -26,6 +26,8 @@ from .storage import LocalStorage, Storage, open_storage
 from .strict import DamagedError, is_sha256, within
 
 _TINY = 1e-12
+_NO_FEATURES = np.zeros((0, 0), np.float16)
+_NO_FEATURES.flags.writeable = False
 _IN_FLIGHT = 32  # requests at once; what a row takes is nearly all waiting
 
 
@@ -37,14 +39,14 @@ class TeacherRow:
         attention: [N] float32, the class token's attention to each patch.
         valid: [N] bool, which patches are image rather than padding.
         source_size: height and width of the image in pixels.
-        features: [N, b] float16, unit rows on the student's grid; None with codec `gram`.
+        features: [N, b] float16, unit rows on the student's grid; [0, 0] with codec `gram`.
         code: similarities of the patches in compact form; None with codec `fp16`.
     """
 
     attention: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     source_size: tuple[int, int]
-    features: npt.NDArray[np.float16] | None = None
+    features: npt.NDArray[np.float16] = _NO_FEATURES
     code: GramCode | None = None
 
     def gram(self) -> npt.NDArray[np.float32]:
@@ -54,8 +56,6 @@ class TeacherRow:
         """
         if self.code is not None:
             return self.code.gram()
-        if self.features is None:
-            raise ValueError("a row has features or a code")
         patches = self.features.astype(np.float32)
         # A patch of zeros is like no other, and must not become NaN.
         patches /= np.maximum(np.linalg.norm(patches, axis=1, keepdims=True), _TINY)
@@ -68,13 +68,13 @@ class TeacherRow:
 class TeacherBatch:
     """Rows stacked: features [B, N, b], attention [B, N], valid [B, N], source_size [B, 2].
 
-    With codec `gram`, `features` is None and `codes` holds one code per row.
+    With codec `gram`, `features` is [0, 0] and `codes` holds one code per row.
     """
 
     attention: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     source_size: npt.NDArray[np.int32]
-    features: npt.NDArray[np.float16] | None = None
+    features: npt.NDArray[np.float16] = _NO_FEATURES
     codes: tuple[GramCode, ...] = ()
 
 

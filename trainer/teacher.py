@@ -92,14 +92,17 @@ class Teacher:
 
 def stack_rows(rows: Sequence[TeacherRow], look: Look) -> Teacher:
     """Stack the cache rows of a batch, in the order of `look`."""
-    features = [row.features for row in rows if row.features is not None]
     codes = [row.code for row in rows if row.code is not None]
     return Teacher(
         look,
-        _stack_codes(codes) if codes else Patches(torch.from_numpy(np.stack(features))),
+        _stack_codes(codes) if codes else _stack_features(rows),
         attention=torch.from_numpy(np.stack([row.attention for row in rows])),
         valid=torch.from_numpy(np.stack([row.valid for row in rows])),
     )
+
+
+def _stack_features(rows: Sequence[TeacherRow]) -> Patches:
+    return Patches(torch.from_numpy(np.stack([row.features for row in rows])))
 
 
 def _stack_codes(codes: Sequence[GramCode]) -> Codes:

@@ -76,7 +76,7 @@ class ReadOnly:
 
 
 @pytest.fixture
-def read_only() -> type[LocalStorage]:
+def read_only() -> Any:
     """Give the class of a storage that refuses to be written."""
     return ReadOnly
 

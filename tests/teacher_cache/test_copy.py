@@ -265,7 +265,12 @@ def test_a_source_is_known_by_any_spelling(
     first, second = sealed("first", FIRST), sealed("second", SECOND)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(first)
-    out = {"link": tmp_path / "link", "relative": "first", "dotted": "second/../first"}[spelling]
+    spellings: dict[str, Path | str] = {
+        "link": tmp_path / "link",
+        "relative": "first",
+        "dotted": "second/../first",
+    }
+    out = spellings[spelling]
     before = tree(first)
     for sources in ([first, second], [second, first]):
         with pytest.raises(TeacherCacheError, match="is one of the caches to copy from; give an"):

@@ -51,7 +51,7 @@ def everything(store: Path) -> dict[str, Any]:
         if row not in cache:  # its image failed
             continue
         found = cache[row]
-        similar = found.gram() if found.features is None else found.features
+        similar = found.features if found.code is None else found.gram()
         arrays = (similar, found.attention, found.valid, np.array(found.source_size))
         rows[row] = [array.tobytes() for array in arrays]
     return {

@@ -23,8 +23,15 @@ from medalign.trainer.data import (
     select,
 )
 from medalign.trainer.student_spec import read_student
+from medalign.trainer.teacher import Patches, Teacher
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
+
+
+def patches_of(teacher: Teacher) -> torch.Tensor:
+    assert isinstance(teacher.spatial, Patches)
+    features: torch.Tensor = teacher.spatial.features
+    return features
 
 
 @given(
@@ -120,7 +127,7 @@ def test_each_image_meets_its_own_teacher_row(
     batch = collate([samples[k] for k in (2, 0, 3)], 0)
     assert batch.teacher is not None
     for k, name in enumerate(("2.png", "0.png", "3.png")):
-        assert np.array_equal(batch.teacher.spatial.features[k], cache[name].features)
+        assert np.array_equal(patches_of(batch.teacher)[k], cache[name].features)
         assert np.array_equal(batch.teacher.attention[k], cache[name].attention)
 
 
@@ -186,7 +193,7 @@ def test_worker_processes_change_no_batch(dataset: Dataset, students: Callable[.
         assert torch.equal(a.input_ids, b.input_ids)
         assert a.teacher is not None
         assert b.teacher is not None
-        assert torch.equal(a.teacher.spatial.features, b.teacher.spatial.features)
+        assert torch.equal(patches_of(a.teacher), patches_of(b.teacher))
 
 
 def test_a_set_can_be_sent_to_a_spawned_process(

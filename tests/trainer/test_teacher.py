@@ -1,6 +1,7 @@
 """What a batch makes of cache rows: the same similarities, whatever the codec."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +72,11 @@ def test_codec_gram_gives_the_loss_of_codec_fp16(padded: bool) -> None:
     patches = smooth(LARGE, 16, 5)
     unit = patches / np.linalg.norm(patches, axis=1, keepdims=True)
     blob, error = encode(patches, LARGE, LARGE, valid, ERROR)
-    shared = {"attention": np.full(36, 0.01, np.float32), "valid": valid, "source_size": (8, 8)}
+    shared: dict[str, Any] = {
+        "attention": np.full(36, 0.01, np.float32),
+        "valid": valid,
+        "source_size": (8, 8),
+    }
     plain = stack_rows([TeacherRow(features=unit.astype(np.float16), **shared)], LOOK)
     compact = stack_rows([TeacherRow(code=decode(blob, LARGE, LARGE), **shared)], LOOK)
     student = torch.randn(1, 36, 7, generator=torch.Generator().manual_seed(0))

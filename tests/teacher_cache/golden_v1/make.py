@@ -109,7 +109,8 @@ def build_gram(store: Path, error: float) -> dict[str, Any]:
         rows.append({"codes": codes, "gram_error": pair, "valid": valid, **others})
         grams.append(decode(blob, card.grid, card.grid).gram().tolist())
         errors.append(pair.tolist())
-    writer.write(0, **{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+    stacked: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    writer.write(0, **stacked)
     report = seal(store)
     return {"content_hash": report.content_hash, "grams": grams, "errors": errors}
 
