@@ -1,7 +1,7 @@
 """Read a teacher cache: rows by number, manifest path or content digest."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Self
@@ -26,9 +26,11 @@ from .storage import LocalStorage, Storage, open_storage
 from .strict import DamagedError, is_sha256, within
 
 _TINY = 1e-12
-_NO_FEATURES = np.zeros((0, 0), np.float16)
-_NO_FEATURES.flags.writeable = False
 _IN_FLIGHT = 32  # requests at once; what a row takes is nearly all waiting
+
+
+def _no_features() -> npt.NDArray[np.float16]:
+    return np.zeros((0, 0), np.float16)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +48,7 @@ class TeacherRow:
     attention: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     source_size: tuple[int, int]
-    features: npt.NDArray[np.float16] = _NO_FEATURES
+    features: npt.NDArray[np.float16] = field(default_factory=_no_features)
     code: GramCode | None = None
 
     def gram(self) -> npt.NDArray[np.float32]:
@@ -74,7 +76,7 @@ class TeacherBatch:
     attention: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     source_size: npt.NDArray[np.int32]
-    features: npt.NDArray[np.float16] = _NO_FEATURES
+    features: npt.NDArray[np.float16] = field(default_factory=_no_features)
     codes: tuple[GramCode, ...] = ()
 
 
