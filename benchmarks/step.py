@@ -38,7 +38,7 @@ def measure(variant: str, folder: Path, batch_size: int, steps: int) -> dict[str
     from medalign.trainer.quiet import quiet_libraries
     from medalign.trainer.recipe import LoraSection, LossSection
     from medalign.trainer.student import add_adapter, llava_of, load_base
-    from medalign.trainer.student_spec import read_student
+    from medalign.trainer.students.spec import read_student
     from medalign.trainer.teacher import Patches
 
     quiet_libraries()
@@ -136,7 +136,7 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(given.one, given.student, given.batch, given.steps)))
         return
-    from medalign.trainer.tiny_student import DEMO_TEXTS, TinyStudent, make_student
+    from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "student"

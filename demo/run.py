@@ -26,11 +26,11 @@ from ..teacher_cache.reader import TeacherCache
 from ..teacher_cache.seal import seal
 from ..trainer.loop import Step
 from ..trainer.prepare import Say, with_paths
-from ..trainer.probe import attach
 from ..trainer.recipe import Recipe, find_recipe
 from ..trainer.student import load_base, load_student
-from ..trainer.student_spec import StudentSpec, read_student
-from ..trainer.tiny_student import make_demo_student
+from ..trainer.students.probe import attach
+from ..trainer.students.spec import StudentSpec, read_student
+from ..trainer.students.tiny import make_demo_student
 from ..trainer.train import train
 
 SAMPLE = Path(__file__).parent / "sample"

@@ -14,7 +14,7 @@ from ..pipeline.geometry import apply_geometry, mask_patches
 from ..pipeline.manifest import Record, read_manifest
 from ..pipeline.pixels import read_image
 from ..teacher_cache.reader import TeacherCache
-from ..trainer.student_spec import read_student
+from ..trainer.students.spec import read_student
 from .run import SAMPLE, Demo, Trained, metrics_of
 
 _CAPTION = (

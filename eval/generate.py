@@ -14,7 +14,7 @@ from ..pipeline.manifest import Record, read_manifest
 from ..trainer.batch import Batch, collate
 from ..trainer.data import Conversations
 from ..trainer.student import llava_of
-from ..trainer.student_spec import StudentSpec
+from ..trainer.students.spec import StudentSpec
 from .answer_log import AnswerLog
 from .answers import Answer, AnswersError, gold
 from .decoding import Decoder

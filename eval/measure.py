@@ -17,7 +17,7 @@ from ..trainer.losses import attention_alignment_terms, gram_alignment_terms
 from ..trainer.objective import look
 from ..trainer.recipe import LossSection
 from ..trainer.student import llava_of
-from ..trainer.student_spec import StudentSpec
+from ..trainer.students.spec import StudentSpec
 from .answers import AnswersError
 
 Float32 = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ import torch
 from ..pipeline.pixels import Alpha
 from ..trainer.run_folder import RunFolder
 from ..trainer.student import load_base, load_student, read_identity
-from ..trainer.student_spec import StudentError, StudentSpec, read_student, student_digest
+from ..trainer.students.spec import StudentError, StudentSpec, read_student, student_digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from medalign.cli import main
-from medalign.trainer.tiny_student import DEMO_TEXTS, TinyStudent, make_student
+from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
 
 RECIPE = """\
 loss: {layer: 2, alpha: 1.0, beta: 0.1}

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from medalign.cli import main
-from medalign.trainer.tiny_student import DEMO_TEXTS, TinyStudent, make_student
+from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
 
 RECIPE = """\
 loss: {layer: 2, alpha: 1.0, beta: 0.1}

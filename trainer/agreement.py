@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..teacher_cache.reader import TeacherCache
 from .recipe import Recipe
-from .student_spec import StudentSpec
+from .students.spec import StudentSpec
 
 
 class AgreementError(ValueError):

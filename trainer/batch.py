@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..teacher_cache.reader import TeacherRow
 from .conversation import IGNORED, Encoded
-from .probe import Look, Tap
+from .students.probe import Look, Tap
 from .teacher import Codes, Patches, Teacher, stack_rows
 
 Float32 = npt.NDArray[np.float32]

@@ -35,7 +35,7 @@ def train(
     quiet_libraries()
     from .live import live_view
     from .prepare import with_paths
-    from .tiny_student import make_demo_student
+    from .students.tiny import make_demo_student
     from .train import train as run
 
     out = out or Path("runs") / path.stem

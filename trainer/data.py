@@ -21,7 +21,7 @@ from ..teacher_cache.reader import TeacherCache, TeacherRow
 from ..teacher_cache.schema import TeacherCacheError
 from .batch import Batch, Float32, Sample, collate
 from .conversation import ConversationError
-from .student_spec import StudentSpec
+from .students.spec import StudentSpec
 
 OnMissing = Literal["drop", "fail", "lm_only"]
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .batch import Batch
 from .losses import answer_nll, attention_alignment_terms, gram_alignment_terms
-from .probe import Tap
 from .recipe import LossSection
 from .student import llava_of
+from .students.probe import Tap
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from ..teacher_cache.reader import TeacherCache
 from .agreement import absolute, check_agreement
 from .data import Selection, select
 from .recipe import Recipe, RecipeError
-from .student_spec import StudentSpec, read_student
+from .students.spec import StudentSpec, read_student
 
 Say = Callable[[str], None]
 

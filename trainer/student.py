@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from .probe import attach
 from .recipe import LoraSection
-from .student_spec import StudentError, first_line, read_config
+from .students.probe import attach
+from .students.spec import StudentError, first_line, read_config
 
 CARRIED = ("visual_rotation", "multi_modal_projector")
 

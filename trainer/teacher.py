@@ -13,7 +13,7 @@ from ..teacher_cache.gram_grid import resample_matrix
 from ..teacher_cache.reader import TeacherRow
 from ..teacher_cache.schema import PatchGrid
 from .losses import cosine_gram
-from .probe import Look
+from .students.probe import Look
 
 _TINY = 1e-30
 

@@ -23,7 +23,7 @@ from .prepare import Prepared, Say, describe, prepare, uses_bf16
 from .recipe import Recipe, RecipeError
 from .run_folder import RunFolder, step_of
 from .student import add_adapter, checkpoint_activations, load_base
-from .student_spec import student_digest
+from .students.spec import student_digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import torch
 from medalign.eval.decoding import Decoder, DecodingError
 from medalign.trainer.quiet import quiet_libraries
 from medalign.trainer.student import load_base
-from medalign.trainer.tiny_student import DEMO_TEXTS, TinyStudent, make_student
+from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
 
 
 @pytest.fixture(scope="module")

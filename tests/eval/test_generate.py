@@ -9,8 +9,8 @@ from medalign.eval.decoding import Decoder
 from medalign.eval.generate import generate
 from medalign.eval.source import Source, find_source
 from medalign.trainer.quiet import quiet_libraries
-from medalign.trainer.student_spec import StudentError
-from medalign.trainer.tiny_student import DEMO_TEXTS, TinyStudent, make_student
+from medalign.trainer.students.spec import StudentError
+from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
 
 
 @pytest.fixture(scope="module")

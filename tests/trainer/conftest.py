@@ -12,7 +12,7 @@ from PIL import Image
 
 from medalign.trainer.quiet import quiet_libraries
 from medalign.trainer.recipe import Recipe
-from medalign.trainer.tiny_student import TinyStudent, make_student
+from medalign.trainer.students.tiny import TinyStudent, make_student
 
 TextModel = Literal["mistral", "qwen2", "llama"]
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from medalign.pipeline.manifest import Record, Turn
 from medalign.trainer.conversation import ConversationEncoder, ConversationError, Encoded
-from medalign.trainer.student_spec import StudentSpec, read_student
-from medalign.trainer.templates import HUATUO, VICUNA_SYSTEM, VICUNA_V1
+from medalign.trainer.students.spec import StudentSpec, read_student
+from medalign.trainer.students.templates import HUATUO, VICUNA_SYSTEM, VICUNA_V1
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from medalign.trainer.data import (
     sample_at,
     select,
 )
-from medalign.trainer.student_spec import read_student
+from medalign.trainer.students.spec import read_student
 from medalign.trainer.teacher import Patches, Teacher
 
 Dataset = Callable[..., tuple[Path, Path, Path]]

@@ -15,7 +15,7 @@ from medalign.trainer.data import Conversations
 from medalign.trainer.objective import Objective, Share
 from medalign.trainer.recipe import LoraSection, LossSection
 from medalign.trainer.student import add_adapter, checkpoint_activations, llava_of, load_base
-from medalign.trainer.student_spec import read_student
+from medalign.trainer.students.spec import read_student
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
 

@@ -16,8 +16,8 @@ from medalign.trainer.student import (
     load_student,
     save_adapter,
 )
-from medalign.trainer.student_spec import StudentError, read_student
-from medalign.trainer.tiny_student import TinyStudent, make_student
+from medalign.trainer.students.spec import StudentError, read_student
+from medalign.trainer.students.tiny import TinyStudent, make_student
 
 ABOUT = {"recipe": {"loss": {"layer": 2}, "student": {"path": None, "geometry": "processor"}}}
 

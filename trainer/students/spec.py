@@ -1,6 +1,6 @@
 """What a student's folder says before any weight is read: tokens, patches, pixels.
 
-Everything that medalign must know of a model family stands here and in `student.py`.
+Everything that medalign must know of a model family stands here and in `trainer/student.py`.
 """
 
 import hashlib
@@ -10,9 +10,9 @@ from typing import Any, cast
 
 from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
-from ..pipeline.geometry import GeometryName
-from ..teacher_cache.schema import PatchGrid
-from .conversation import ConversationEncoder
+from ...pipeline.geometry import GeometryName
+from ...teacher_cache.schema import PatchGrid
+from ..conversation import ConversationEncoder
 
 TEXT_MODELS = ("llama", "mistral", "qwen2")
 

@@ -1,0 +1,1 @@
+"""The model families that can be taught: what their folders say, where their visual tokens are."""
