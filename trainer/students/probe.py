@@ -77,7 +77,8 @@ def attach(model: Any, layer: int, *, rotation: bool = True, probe: bool = True)
     inner = model.model
     block = inner.language_model.layers[layer]
     if rotation:
-        weight = next(block.parameters())
+        # Not the first one: a quantized layer holds its weights as integers.
+        weight = next(p for p in block.parameters() if p.is_floating_point())
         width = model.config.text_config.hidden_size
         block.visual_rotation = VisualRotation(width, weight.dtype, weight.device)
         inner.register_forward_pre_hook(_find_visual_tokens, with_kwargs=True)
