@@ -75,7 +75,7 @@ def describe(plan: Prepared, say: Say) -> None:
     """Tell a user what will be trained on what."""
     chosen = plan.selection
     student = plan.student
-    say(f"student  {student.path}: {student.grid} visual tokens, {student.layers} layers")
+    say(f"student  {student.path}: {student.sight}, {student.layers} layers")
     if plan.cache is not None:
         card = plan.cache.card
         say(
