@@ -26,16 +26,19 @@ class StudentSection(_Section):
     """Which model learns."""
 
     path: str | None = None
-    """Folder of a Hugging Face Llava model; `--student` overrides it."""
+    """Folder of a Hugging Face model: llava, gemma3 or qwen2_5_vl; `--student` overrides it."""
 
     geometry: Literal["processor", "pad", "crop", "stretch"] = "processor"
-    """How an image becomes the tower's square; `processor` reads it from the image processor."""
+    """How an image becomes the tower's square; `processor` reads it from the image processor.
+
+    Only a llava student can be told another.
+    """
 
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Weights and activations; `auto` is bf16 on a GPU and fp32 on a CPU."""
 
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
-    """Attention kernel of every layer."""
+    """Attention kernel of every layer; a gemma3 student takes sdpa alone."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""

@@ -7,6 +7,7 @@ student's patch looks at. Padding of the square takes no part.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,17 +57,27 @@ def resample_row(
     where = mapping(geometry, *row.source_size)
     vertical = (target.rows, source.rows, where.y_offset, where.height * where.y_scale)
     level = (target.cols, source.cols, where.x_offset, where.width * where.x_scale)
-    share = np.kron(_shares(*vertical), _shares(*level)) @ row.valid
-    matrix = np.kron(_weights(*vertical), _weights(*level)) * row.valid
-    reached = matrix.sum(1)
+    rows, cols = _weights(*vertical), _weights(*level)
+    share = _both(_shares(*vertical), _shares(*level), row.valid[:, None])[:, 0]
+    reached = _both(rows, cols, row.valid[:, None])[:, 0]
     valid = (share >= min(0.5, float(share.max())) - 1e-9) & (reached > _TINY)
-    attention = matrix @ row.attention / np.maximum(reached, _TINY)
+    seen = np.where(row.valid, row.attention, 0)
+    attention = _both(rows, cols, seen[:, None])[:, 0] / np.maximum(reached, _TINY)
     found = attention.astype(np.float32)
     if row.code is not None:
+        matrix = np.kron(rows, cols) * row.valid
         return ResampledRow(found, valid, row.code, matrix.astype(np.float32))
-    features = matrix @ np.where(row.valid[:, None], row.features, 0).astype(np.float64)
+    features = _both(rows, cols, np.where(row.valid[:, None], row.features, 0))
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), _TINY)
     return replace(row, attention=found, valid=valid, features=features.astype(np.float16))
+
+
+def _both(rows: Float64, cols: Float64, values: npt.NDArray[Any]) -> Float64:
+    """Apply a matrix along each side: [N, D] from [M, D], as their Kronecker product would."""
+    (tall, height), (wide, width), depth = rows.shape, cols.shape, values.shape[1]
+    first = rows @ values.reshape(height, width * depth).astype(np.float64)
+    second: Float64 = cols @ first.reshape(tall, width, depth)
+    return second.reshape(tall * wide, depth)
 
 
 @lru_cache(maxsize=256)
@@ -78,6 +89,7 @@ def _weights(target: int, source: int, offset: float, span: float) -> Float64:
     centre = (offset + (np.arange(target) + 0.5) / target * span) * source - 0.5
     distance = np.abs(np.clip(centre, 0, source - 1)[:, None] - np.arange(source))
     weights: Float64 = np.maximum(1 - distance, 0)
+    weights.setflags(write=False)
     return weights
 
 
@@ -89,4 +101,5 @@ def _shares(target: int, source: int, offset: float, span: float) -> Float64:
     begin = np.maximum(edges[:-1, None], patches)
     end = np.minimum(edges[1:, None], patches + 1)
     shares: Float64 = np.maximum(end - begin, 0) / np.diff(edges)[:, None]
+    shares.setflags(write=False)
     return shares

@@ -69,8 +69,8 @@ class Square:
         return normalise(square, self.mean, self.std), self.grid
 
     def __str__(self) -> str:
-        """Grid and square."""
-        return f"{self.grid} visual tokens of a {self.image_size}x{self.image_size} square"
+        """Say the grid."""
+        return f"{self.grid} visual tokens"
 
 
 def check_pixels(path: Path, images: Any, resample: int) -> None:
