@@ -230,6 +230,14 @@ CONVERSATIONS = {
 }
 """Every way in which images and turns meet, by record id."""
 
+IMAGES = {
+    "one image": [2],
+    "two images in one turn": [0, 3],
+    "images in two turns": [4, 0],
+    "text after an image": [1],
+}
+"""Numbers of their images; image 0 has another grid than the others, where it follows them."""
+
 
 @pytest.fixture
 def conversations(
@@ -238,9 +246,8 @@ def conversations(
     """Manifest of `CONVERSATIONS`, folder of images of different shapes, and a cache of them."""
 
     def make(**store: Any) -> tuple[Path, Path, Path]:
-        lines, image = [], 0
+        lines = []
         for name, turns in CONVERSATIONS.items():
-            shown = sum(turn.count("<image>") for turn in turns)
             roles = ("human", "gpt") * len(turns)
             line: dict[str, Any] = {
                 "id": name,
@@ -248,9 +255,8 @@ def conversations(
                     {"from": role, "value": text} for role, text in zip(roles, turns, strict=False)
                 ],
             }
-            if shown:
-                line["image"] = [f"{(image + k) % 6}.png" for k in range(shown)]
-            image += 2  # of another shape
+            if name in IMAGES:
+                line["image"] = [f"{k}.png" for k in IMAGES[name]]
             lines.append(line)
         return dataset(images=6, records=0, extra=lines, **store)
 
