@@ -184,7 +184,7 @@ def _load(plan: Prepared, folder: RunFolder, ranks: Ranks) -> Loop:
         checkpoint_activations(base)
     student.train()
     student.to(ranks.device)
-    engine = Engine(Objective(student, recipe.loss, sharded=sharded), recipe, ranks, bf16=bf16)
+    engine = Engine(Objective(student, recipe.loss), recipe, ranks, bf16=bf16)
     about = {
         "medalign": version("medalign"),
         "recipe": recipe.model_dump(mode="json"),
