@@ -15,7 +15,7 @@ from .losses import answer_nll, attention_alignment_terms, gram_alignment_terms
 from .recipe import LossSection
 from .student import llava_of
 from .students.families import family_of
-from .students.probe import Tap
+from .students.probe import Tap, show_blank_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,17 @@ class Objective(nn.Module):
     Args:
         student: PEFT model from `add_adapter`, or a bare model with `attach`ed probe.
         loss: weights and kinds of the terms.
+        sharded: weights lie in parts on all ranks (ZeRO 3), so that all must compute with the
+            same modules in the same order; a micro-batch without images shows a black one.
     """
 
-    def __init__(self, student: Any, loss: LossSection) -> None:
+    def __init__(self, student: Any, loss: LossSection, *, sharded: bool = False) -> None:
         super().__init__()
         self.student = student
         self.loss = loss
+        self.sharded = sharded
+        if sharded:
+            show_blank_images(llava_of(student))
 
     def forward(self, batch: Batch, share: Share) -> tuple[Tensor, Tensor]:
         """Compute this micro-batch's part of the step's loss.
@@ -69,7 +74,7 @@ class Objective(nn.Module):
         lm, tap = look(model, batch)
         vis, att = self._alignment(batch, tap)
         total = lm * share.token + (self.loss.alpha * vis + self.loss.beta * att) * share.image
-        if batch.pixel_values is None:
+        if batch.pixel_values is None and not self.sharded:
             total = total + 0.0 * _projector_sum(model)
         return total, torch.stack([lm, vis, att]).detach()
 
@@ -102,6 +107,8 @@ def look(model: Any, batch: Batch) -> tuple[Tensor, Tap]:
     """
     family = family_of(model)
     tap = batch.tap(model.config.image_token_id)
+    if batch.pixel_values is None:
+        tap.blank = family.blank(model.config, model.device, model.dtype)
     hidden = model.model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -118,8 +125,9 @@ def look(model: Any, batch: Batch) -> tuple[Tensor, Tap]:
 def _projector_sum(model: Any) -> Tensor:
     """Sum of the trained projector's parameters.
 
-    Times 0, it gives them a gradient on ranks whose micro-batch has no image, so that all ranks
-    reduce the same buckets.
+    A black image goes through vision tower and projector and is multiplied by 0: the projector
+    gets a gradient, so that all ranks reduce the same buckets, and under ZeRO 3 all ranks gather
+    the same weights in the same order.
     """
     projector = model.get_submodule(family_of(model).projector)
     parameters = [p for p in projector.parameters() if p.requires_grad]

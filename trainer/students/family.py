@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from ...teacher_cache.schema import PatchGrid
@@ -62,6 +63,7 @@ class Family:
         sight: image processor and recipe's geometry -> how the student sees an image.
         frame: how an image stands in a prompt, see `Frame`, and the placeholder that the chat
             template writes.
+        blank: one black image, as small as can be, as `get_image_features` takes it.
         inputs: what the model takes beside tokens, mask and pixels: made from its configuration,
             `input_ids` [B, T] and the grids [P, 2] (rows, columns) of the batch's images.
     """
@@ -76,6 +78,7 @@ class Family:
     sight: Callable[[Path, Any, Any, str], Sight]
     frame: Callable[[Path, Any, Any], tuple[str, Frame]]
     inputs: Callable[[Any, Tensor, Tensor | None], dict[str, Tensor]]
+    blank: Callable[[Any, torch.device, torch.dtype], dict[str, Tensor]]
 
     @property
     def projector_name(self) -> str:

@@ -14,7 +14,7 @@ from transformers import Gemma3ForConditionalGeneration
 from ...teacher_cache.schema import PatchGrid
 from ..conversation import Frame
 from .family import Family, StudentError, image_token_of
-from .square import BILINEAR, Square, check_pixels
+from .square import BILINEAR, Square, black_square, check_pixels
 
 
 def _check(path: Path, config: Any) -> None:
@@ -89,4 +89,5 @@ GEMMA3: Final = Family(
     sight=_sight,
     frame=_frame,
     inputs=_inputs,
+    blank=black_square,
 )

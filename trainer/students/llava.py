@@ -10,7 +10,7 @@ from ...pipeline.geometry import GeometryName
 from ...teacher_cache.schema import PatchGrid
 from ..conversation import Frame
 from .family import Family, StudentError
-from .square import BICUBIC, Square, check_pixels
+from .square import BICUBIC, Square, black_square, check_pixels
 
 TEXT_MODELS = ("llama", "mistral", "qwen2")
 
@@ -84,4 +84,5 @@ LLAVA: Final = Family(
     sight=_sight,
     frame=_frame,
     inputs=_inputs,
+    blank=black_square,
 )

@@ -54,12 +54,14 @@ class Tap:
     Attributes:
         visual: [B, T] bool, True at visual tokens.
         look: what to read; None reads nothing and only rotates.
+        blank: an image to compute features of and throw away, see `show_blank_images`.
         states: out, [I, N, C] input of layer l at the visual tokens, after the rotation.
         attention: out, [I, N] float32 attention of layer l, mean over heads and question rows.
     """
 
     visual: Tensor
     look: Look | None = None
+    blank: dict[str, Tensor] | None = None
     states: Tensor | None = None
     attention: Tensor | None = None
 
@@ -80,7 +82,8 @@ def attach(model: Any, layer: int, *, rotation: bool = True, probe: bool = True)
     inner = model.model
     block = model.get_submodule(family_of(model).language).layers[layer]
     if rotation:
-        weight = next(block.parameters())
+        # Not the first one: a quantized layer holds its weights as integers.
+        weight = next(p for p in block.parameters() if p.is_floating_point())
         width = model.config.text_config.hidden_size
         block.visual_rotation = VisualRotation(width, weight.dtype, weight.device)
         inner.register_forward_pre_hook(_find_visual_tokens, with_kwargs=True)
@@ -91,6 +94,34 @@ def attach(model: Any, layer: int, *, rotation: bool = True, probe: bool = True)
         config = copy.copy(attention.config)
         config._attn_implementation = PROBE
         attention.medalign_config, attention.config = attention.config, config
+
+
+def show_blank_images(model: Any) -> None:
+    """Let a batch without images go through vision tower and projector too, in place.
+
+    What they say of `tap.blank` is multiplied by 0 and added to the embedded tokens, so the
+    projector gets a gradient of zeros. It happens where a batch with images would do it: between
+    the embedding of the tokens and the first decoder layer.
+
+    Args:
+        model: as for `attach`.
+    """
+    inner = model.model
+
+    def show(
+        _language: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        tap: Tap | None = kwargs.get("tap")
+        if tap is None or tap.blank is None:
+            return None
+        features = inner.get_image_features(**tap.blank)
+        features = getattr(features, "pooler_output", features)
+        embedded = kwargs["inputs_embeds"]
+        total = sum((feature.sum() for feature in features), start=embedded.new_zeros(()))
+        return args, {**kwargs, "inputs_embeds": embedded + 0.0 * total}
+
+    language = model.get_submodule(family_of(model).language)
+    language.register_forward_pre_hook(show, with_kwargs=True)
 
 
 def _find_visual_tokens(

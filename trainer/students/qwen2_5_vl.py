@@ -51,6 +51,16 @@ def _inputs(config: Any, input_ids: Tensor, grids: Tensor | None) -> dict[str, T
     }
 
 
+def _blank(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    vision = config.vision_config
+    merge = vision.spatial_merge_size
+    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    return {
+        "pixel_values": torch.zeros(merge**2, values, device=device, dtype=dtype),
+        "image_grid_thw": torch.tensor([[1, merge, merge]], device=device),
+    }
+
+
 QWEN2_5_VL: Final = Family(
     model_type="qwen2_5_vl",
     model_class=Qwen2_5_VLForConditionalGeneration,
@@ -59,4 +69,5 @@ QWEN2_5_VL: Final = Family(
     sight=_sight,
     frame=_frame,
     inputs=_inputs,
+    blank=_blank,
 )

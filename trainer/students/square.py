@@ -7,7 +7,9 @@ from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
 from ...pipeline.geometry import GeometryName, apply_geometry, normalise
 from ...teacher_cache.schema import PatchGrid
@@ -93,3 +95,9 @@ def check_pixels(path: Path, images: Any, resample: int) -> None:
                 f"resizes by the {filters[resample]} filter ({resample}), divides by 255 and "
                 "normalises"
             )
+
+
+def black_square(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """One black image [1, 3, S, S]."""
+    side = config.vision_config.image_size
+    return {"pixel_values": torch.zeros(1, 3, side, side, device=device, dtype=dtype)}
