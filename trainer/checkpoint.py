@@ -14,13 +14,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .contest import MEASURED, Contest
 from .engine import Engine, Ranks
 from .run_folder import RunFolder, check_bytes
 from .student import save_adapter
 
 
 def save_checkpoint(
-    folder: RunFolder, engine: Engine, student: Any, step: int, keep: int, about: dict[str, Any]
+    folder: RunFolder,
+    engine: Engine,
+    student: Any,
+    step: int,
+    keep: int,
+    about: dict[str, Any],
+    measured: dict[str, Any] | None = None,
+    contest: Contest | None = None,
 ) -> Path:
     """Write checkpoint `step-N` whole, then make it count. All ranks must call.
 
@@ -31,6 +39,8 @@ def save_checkpoint(
         step: N.
         keep: complete checkpoints to keep.
         about: recipe and cache identity for the adapter's `medalign.json`.
+        measured: on held-out conversations at this step, or None.
+        contest: which checkpoint is kept as the best; None keeps the newest only.
 
     Raises:
         OSError: the disk is full, say; earlier checkpoints are untouched.
@@ -51,8 +61,10 @@ def save_checkpoint(
         )
         facts = {"step": step, "adam_step": engine.adam_step(), "ranks": engine.ranks.world}
         (partial / "progress.json").write_text(json.dumps(facts) + "\n")
+        if measured is not None:
+            (partial / MEASURED).write_text(json.dumps(measured) + "\n")
         save_adapter(student, dict(engine.parameters()), partial / "adapter", about)
-        return folder.publish(partial, step, keep)
+        return folder.publish(partial, step, keep, contest)
 
     try:
         return engine.ranks.first(write)
