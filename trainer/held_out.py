@@ -120,7 +120,7 @@ class HeldOut:
         self, samples: Conversations, records: str, recipe: Recipe, steps: int, pad_id: int
     ) -> None:
         self._samples = samples
-        self._records = records
+        self.records = records
         self._recipe = recipe
         self._steps = steps
         self._pad_id = pad_id
@@ -129,7 +129,7 @@ class HeldOut:
     def contest(self) -> Contest | None:
         """What decides between checkpoints; None keeps no best one."""
         by = self._recipe.validation.keep_best
-        return None if by is None else Contest(by, self._records)
+        return None if by is None else Contest(by, self.records)
 
     def is_due(self, step: int) -> bool:
         """Whether to measure after an update."""
@@ -143,7 +143,7 @@ class HeldOut:
 
         def look() -> bool:
             measured = [(line["step"], line["records"]) for line in folder.validation()]
-            return (step, self._records) not in measured
+            return (step, self.records) not in measured
 
         return self.is_due(step) and ranks.first(look)
 
@@ -184,7 +184,7 @@ class HeldOut:
             samples=len(self._samples) - int(skipped),
             skipped=int(skipped),
             seconds=time.perf_counter() - begun,
-            records=self._records,
+            records=self.records,
         )
 
     def _sums(

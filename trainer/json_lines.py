@@ -1,6 +1,7 @@
-"""Files of one JSON object a line; a kill or a full disk in the middle of one spoils no other."""
+"""Files that grow: one JSON object a line; a kill or a full disk in one spoils no other."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,24 @@ def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         OSError: the disk is full, say; the file is as it was.
         ValueError: a number is not finite.
     """
-    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    append(path, "".join(json.dumps(x, allow_nan=False) + "\n" for x in lines).encode())
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add bytes at the end of a file, all of them or none.
+
+    Raises:
+        OSError: the disk is full, say; the file is as it was.
+    """
     before = path.stat().st_size if path.exists() else 0
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with path.open("ab", buffering=0) as file:
+            while data:
+                data = data[file.write(data) :]
     except OSError:
         # Half a line would swallow the next one.
         if path.exists():
-            with path.open("r+") as file:
-                file.truncate(before)
+            os.truncate(path, before)
         raise
 
 

@@ -1,5 +1,6 @@
 """What a user sees while a run goes on: a panel on a terminal, now and then a line elsewhere."""
 
+import math
 import os
 import time
 from collections import deque
@@ -41,7 +42,7 @@ class LiveView:
         self._console = console
         self._live = live
         self._clock = clock
-        self._spoken = -_SECONDS_BETWEEN_LINES
+        self._spoken = -math.inf
         self._pace: deque[tuple[int, float]] = deque(maxlen=_STEPS_OF_PACE)
         self._saved: int | None = None
         self._validation: Values | None = None

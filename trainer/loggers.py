@@ -4,8 +4,10 @@ No logger may end a run: of one that fails a user is told once, and it is tried 
 step, when the disk may have room again.
 """
 
+import io
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -15,6 +17,7 @@ from typing import Any, Literal, Protocol, Self
 
 from ..teacher_cache.durable import write_durably
 from .contest import Best
+from .json_lines import append
 from .recipe import LogSection, Recipe, RecipeError
 from .run_folder import RunFolder
 
@@ -53,33 +56,50 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Event files below a folder.
+    """An event file below a folder, written as it comes.
+
+    torch's SummaryWriter would do it in a thread: whose errors end up on the terminal as tracebacks,
+    and which data workers are then forked beside.
 
     Args:
-        folder: of the event files.
+        folder: of the event files; each start of a run adds one.
         start: updates done already; what a killed run wrote of later steps is hidden.
     """
 
     def __init__(self, folder: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto import event_pb2, summary_pb2
 
-        # Step 0 is evaluated, not trained: a run that starts again keeps its evaluation, too.
-        self._writer: Any = SummaryWriter(str(folder), purge_step=start + 1, flush_secs=30)
+        self._event: Any = event_pb2.Event
+        self._summary: Any = summary_pb2.Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads the files of a folder in the order of their names.
+        self._path = folder / f"events.out.tfevents.{time.time_ns():019d}.medalign"
+        self._write(file_version="brain.Event:2")
+        # Step 0 is measured, not trained: a run that starts again at 0 keeps it.
+        begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step=start + 1, session_log=begun)
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
         """Add a point to every curve `KIND/NAME`."""
-        for name, value in numbers(values).items():
-            self._writer.add_scalar(f"{kind}/{name}", value, step)
-        if kind == "validation":
-            self._writer.flush()  # it is not measured again after a kill
+        points = [
+            self._summary.Value(tag=f"{kind}/{name}", simple_value=value)
+            for name, value in numbers(values).items()
+        ]
+        self._write(step=step, summary=self._summary(value=points))
 
-    def saved(self, step: int, best: Best | None) -> None:  # noqa: ARG002 - part of the protocol
-        """Flush: a run that is killed now goes on after this step and writes none before it."""
-        self._writer.flush()
+    def saved(self, step: int, best: Best | None) -> None:
+        """Nothing is held back."""
 
-    def close(self, *, failed: bool) -> None:  # noqa: ARG002 - part of the protocol
-        """Flush and end the writer's thread."""
-        self._writer.close()
+    def close(self, *, failed: bool) -> None:
+        """Nothing is held back."""
+
+    def _write(self, **fields: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = io.BytesIO()
+        event = self._event(wall_time=time.time(), **fields)
+        RecordWriter(record).write(event.SerializeToString())
+        append(self._path, record.getvalue())
 
 
 class WeightsAndBiases:
