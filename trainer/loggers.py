@@ -58,8 +58,8 @@ class JsonLines:
 class TensorBoard:
     """An event file below a folder, written as it comes.
 
-    torch's SummaryWriter would do it in a thread: whose errors end up on the terminal as tracebacks,
-    and which data workers are then forked beside.
+    torch's SummaryWriter has a thread, whose errors reach the terminal as tracebacks and beside
+    which data workers would be forked.
 
     Args:
         folder: of the event files; each start of a run adds one.

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
+from medalign.trainer.checkpoint import save_checkpoint
 from medalign.trainer.data import Conversations
 from medalign.trainer.held_out import HeldOut, HeldOutOrder, NothingHeldOutError, Validation, choose
 from medalign.trainer.loop import Step
@@ -254,21 +255,18 @@ def test_a_kill_between_evaluation_and_save_leaves_the_best_before(
     recipe = validating(**keep, **{"run.save_every": 100, "run.keep": 1})
     scripted({0: 9.0, 1: 2.0, 2: 3.0, 3: 1.0})
 
-    def killed(*_args: Any) -> Path:
-        raise StopHereError
+    steps = []
+
+    def second_is_killed(*args: Any) -> Path:
+        steps.append(args[3])
+        if len(steps) == 2:
+            raise StopHereError
+        return save_checkpoint(*args)
 
     with monkeypatch.context() as patch:
-        from medalign.trainer import loop
-
-        save, calls = loop.save_checkpoint, []
-
-        def second_is_killed(*args: Any) -> Path:
-            calls.append(args[3])
-            return save(*args) if len(calls) == 1 else killed()
-
-        patch.setattr(loop, "save_checkpoint", second_is_killed)
+        patch.setattr("medalign.trainer.loop.save_checkpoint", second_is_killed)
         run(recipe, data, students(), tmp_path / "run")
-    assert calls == [1, 3]
+    assert steps == [1, 3]
     assert (tmp_path / "run/checkpoints/best").resolve().name == "step-1"
     assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1, 2, 3]
     scripted({2: 3.0, 3: 2.5, 4: 2.0})  # not lower than what step 1 had
