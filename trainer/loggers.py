@@ -154,12 +154,14 @@ class WeightsAndBiases:
 
 
 def numbers(values: Values) -> dict[str, float]:
-    """What can be drawn: numbers, without the step."""
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and name != "step"
-    }
+    """What can be drawn: numbers, those of groups as `NAME/GROUP`, without the step."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}/{group}": number for group, number in numbers(value).items()}
+        elif isinstance(value, int | float) and name != "step":
+            found[name] = float(value)
+    return found
 
 
 class Loggers:

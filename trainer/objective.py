@@ -68,8 +68,6 @@ class Objective(nn.Module):
         lm, tap = look(llava, batch)
         vis, att = self._alignment(batch, tap)
         total = lm * share.token + (self.loss.alpha * vis + self.loss.beta * att) * share.image
-        if batch.pixel_values is None:
-            total = total + 0.0 * _projector_sum(llava)
         return total, torch.stack([lm, vis, att]).detach()
 
     def _alignment(self, batch: Batch, tap: Tap) -> tuple[Tensor, Tensor]:
@@ -100,23 +98,28 @@ def look(llava: Any, batch: Batch) -> tuple[Tensor, Tap]:
         The cross-entropy summed over answer tokens, and the tap with what it saw at layer l.
     """
     tap = batch.tap(llava.config.image_token_id)
+    seen: dict[str, Any] = {"input_ids": batch.input_ids, "pixel_values": batch.pixel_values}
+    if batch.pixel_values is None:
+        seen = {"inputs_embeds": _without_images(llava, batch.input_ids)}
     hidden = llava.model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        pixel_values=batch.pixel_values,
-        use_cache=False,
-        tap=tap,
+        **seen, attention_mask=batch.attention_mask, use_cache=False, tap=tap
     ).last_hidden_state
     # Logits of the answers alone: a few of many hundred positions, times the vocabulary.
     logits = llava.lm_head(hidden.flatten(0, 1)[batch.predicts])
     return answer_nll(logits, batch.targets), tap
 
 
-def _projector_sum(llava: Any) -> Tensor:
-    """Sum of the trained projector's parameters.
+def _without_images(llava: Any, input_ids: Tensor) -> Tensor:
+    """Embed a batch without images [B, T, C], in the order of a batch with images.
 
-    Times 0, it gives them a gradient on ranks whose micro-batch has no image, so that all ranks
-    reduce the same buckets.
+    A black image goes through vision tower and projector and is multiplied by 0: the projector
+    gets a gradient, so that all ranks reduce the same buckets, and under ZeRO 3 all ranks gather
+    the same weights in the same order.
     """
-    parameters = [p for p in llava.model.multi_modal_projector.parameters() if p.requires_grad]
-    return sum((p.sum() for p in parameters), start=torch.zeros(()).to(llava.lm_head.weight))
+    embedded: Tensor = llava.get_input_embeddings()(input_ids)
+    side = llava.config.vision_config.image_size
+    black = torch.zeros(1, 3, side, side, dtype=embedded.dtype, device=embedded.device)
+    features = llava.model.get_image_features(pixel_values=black)
+    features = getattr(features, "pooler_output", features)
+    total: Tensor = sum((feature.sum() for feature in features), start=embedded.new_zeros(()))
+    return embedded + 0.0 * total

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from .held_out import choose
 from .loggers import check_installed
 from .recipe import Recipe, RecipeError
 from .students.spec import StudentSpec, read_student
+from .zero_config import zero_config, zero_stage
 
 Say = Callable[[str], None]
 
@@ -64,6 +66,7 @@ def prepare(recipe: Recipe, cache: Path | str | None, world: int) -> Prepared:
     opened = None if cache is None else _open(cache, recipe)
     check_agreement(recipe, opened, student)
     _check_precision(recipe)
+    zero_config(recipe, bf16=uses_bf16(recipe), world=world)  # refused now, not after loading
     selection = select(read_manifest(manifest), opened, recipe.data.on_missing)
     per_step = recipe.data.batch_size * recipe.data.accumulation * world
     steps = recipe.run.steps
@@ -145,6 +148,15 @@ def uses_bf16(recipe: Recipe) -> bool:
     return wanted == "bf16" or (wanted == "auto" and torch.cuda.is_available())
 
 
+def attention_kernel(recipe: Recipe) -> str:
+    """Name of the attention implementation of every layer: FlashAttention where it can run."""
+    wanted = recipe.student.attention
+    if wanted != "auto":
+        return wanted
+    flash = torch.cuda.is_available() and uses_bf16(recipe) and find_spec("flash_attn") is not None
+    return "flash_attention_2" if flash else "sdpa"
+
+
 def with_paths(
     recipe: Recipe, *, student: Path | None, manifest: Path | None, images: Path | None
 ) -> Recipe:
@@ -187,9 +199,15 @@ def _given(path: str | None, name: str) -> Path:
 
 
 def _check_precision(recipe: Recipe) -> None:
-    if recipe.deepspeed.stage == 0 and uses_bf16(recipe):
+    stage = zero_stage(recipe)
+    if stage == 0 and uses_bf16(recipe):
         # DeepSpeed's bf16 wrapper of stage 0 steps Adam once on zeros before training.
         raise RecipeError(
-            "bf16 (student.dtype, auto on a GPU) needs deepspeed.stage 1 or 2, got 0; or set "
+            "bf16 (student.dtype, auto on a GPU) needs deepspeed.stage 1, 2 or 3, got 0; or set "
             "student.dtype: fp32"
+        )
+    if stage == 3 and recipe.student.quantize != "none":
+        raise RecipeError(
+            f"student.quantize: {recipe.student.quantize} needs deepspeed.stage 0, 1 or 2: "
+            "4-bit weights cannot be cut into parts"
         )

@@ -25,12 +25,15 @@ FREE_KEYS: Final = frozenset(
         "data.images",
         "data.manifest",  # its records are in the identity
         "data.workers",
+        "deepspeed.config",
+        "deepspeed.offload",
         "deepspeed.stage",
         "log.tensorboard",
         "log.wandb",
         "log.wandb_mode",
         "run.keep",
         "run.save_every",
+        "run.timeout_minutes",
         "student.path",  # the student's digest is in the identity
         "validation.every",
         "validation.images",

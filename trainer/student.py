@@ -3,18 +3,21 @@
 import json
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
+from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
 from .recipe import LoraSection
 from .students.probe import attach
 from .students.spec import StudentError, first_line, read_config
+
+Quantization = Literal["none", "nf4"]
 
 CARRIED = ("visual_rotation", "multi_modal_projector")
 
@@ -24,10 +27,21 @@ def load_base(
     dtype: torch.dtype,
     attention: str = "sdpa",
     device: torch.device = torch.device("cpu"),  # noqa: B008 - a value, not a call that acts
+    *,
+    sharded: bool = False,
+    quantize: Quantization = "none",
 ) -> Any:
     """Load the weights of a Llava student from a local folder, in evaluation mode.
 
     On a GPU they go there tensor by tensor: no rank holds the whole model in host memory.
+
+    Args:
+        path: a local Hugging Face folder.
+        dtype: of the weights.
+        attention: name of the attention implementation.
+        device: where they go.
+        sharded: inside `sharded_loading`; each rank keeps its part.
+        quantize: `nf4` keeps the language model's linear layers in 4 bits.
 
     Raises:
         StudentError: the folder is no Llava model, or tensors are missing from its weights.
@@ -41,7 +55,8 @@ def load_base(
             attn_implementation=attention,
             local_files_only=True,
             output_loading_info=True,
-            device_map=None if device.type == "cpu" else {"": device},
+            device_map=None if sharded or device.type == "cpu" else {"": device},
+            quantization_config=None if quantize == "none" else _nf4(dtype),
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise StudentError(f"{path}: cannot load the student: {first_line(error)}") from error
@@ -52,6 +67,22 @@ def load_base(
                 "the folder does not hold this model's weights"
             )
     return model.eval()
+
+
+def _nf4(dtype: torch.dtype) -> Any:
+    """4-bit normal floats as in QLoRA; what sees pixels and what makes logits stays as it is."""
+    if find_spec("bitsandbytes") is None:
+        raise StudentError(
+            "student.quantize: nf4 needs bitsandbytes: pip install 'medalign[qlora]'"
+        )
+    settings: Any = BitsAndBytesConfig
+    return settings(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
+    )
 
 
 def add_adapter(

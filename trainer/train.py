@@ -15,17 +15,19 @@ from .batch import Batch
 from .checkpoint import load_checkpoint
 from .contest import Best
 from .data import Conversations, StepOrder, micro_batches
-from .engine import Engine, Ranks
+from .engine import Engine
 from .environment import environment_of
 from .held_out import HeldOut
 from .loggers import Logger, Loggers, open_loggers
 from .loop import Loop, Step
 from .objective import Objective
-from .prepare import Prepared, Say, describe, prepare, uses_bf16
+from .prepare import Prepared, Say, attention_kernel, describe, prepare, uses_bf16
+from .ranks import Ranks, sharded_loading
 from .recipe import Recipe, RecipeError
 from .run_folder import RunFolder, step_of
 from .student import add_adapter, checkpoint_activations, load_base
 from .students.spec import student_digest
+from .zero_config import zero_config, zero_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def train(
         ValueError: the input is wrong, see `prepare`.
         TrainingDivergedError: a loss is not finite.
     """
-    ranks = Ranks()
+    ranks = Ranks(recipe.run.timeout_minutes)
     plan = prepare(recipe, cache, ranks.world)
     if ranks.rank == 0:
         describe(plan, say)
@@ -193,21 +195,29 @@ def _load(
     recipe = plan.recipe
     bf16 = uses_bf16(recipe)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    base = load_base(plan.student.path, dtype, recipe.student.attention, ranks.device)
-    torch.manual_seed(recipe.run.seed)
-    student = add_adapter(
-        base,
-        recipe.loss.layer,
-        recipe.lora,
-        rotation=recipe.loss.rotation,
-        projector=recipe.optim.projector_lr > 0,
-    )
+    sharded = zero_stage(recipe) == 3
+    with sharded_loading(zero_config(recipe, bf16=bf16, world=ranks.world), enabled=sharded):
+        base = load_base(
+            plan.student.path,
+            dtype,
+            attention_kernel(recipe),
+            ranks.device,
+            sharded=sharded,
+            quantize=recipe.student.quantize,
+        )
+        torch.manual_seed(recipe.run.seed)
+        student = add_adapter(
+            base,
+            recipe.loss.layer,
+            recipe.lora,
+            rotation=recipe.loss.rotation,
+            projector=recipe.optim.projector_lr > 0,
+        )
     if recipe.student.gradient_checkpointing:
         checkpoint_activations(base)
     student.train()
     student.to(ranks.device)
     engine = Engine(Objective(student, recipe.loss), recipe, ranks, bf16=bf16)
-    torch.manual_seed(recipe.run.seed + 1 + ranks.rank)  # dropout must differ between ranks
     about = {
         "medalign": version("medalign"),
         "recipe": recipe.model_dump(mode="json"),

@@ -29,7 +29,7 @@ def folder(tmp_path: Path, recipe: Callable[..., Recipe]) -> Iterator[RunFolder]
 
 
 def measured(step: int) -> dict[str, Any]:
-    return {"step": step, "loss": 1.0 / step, "vis": None, "grad_norm_lora": 2.0}
+    return {"step": step, "loss": 1.0 / step, "vis": None, "grad_norms": {"lora": 2.0}}
 
 
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
@@ -81,7 +81,7 @@ def test_tensorboard_shows_every_number_once_after_a_kill(tmp_path: Path) -> Non
     for step in (3, 4, 5):
         second.log("train", step, measured(step))
     found = curves(tmp_path)
-    assert set(found) == {"train/loss", "train/grad_norm_lora", "validation/lm"}
+    assert set(found) == {"train/loss", "train/grad_norms/lora", "validation/lm"}
     assert [step for step, _ in found["train/loss"]] == [1, 2, 3, 4, 5]
     assert found["train/loss"][3][1] == pytest.approx(0.25)
     assert found["validation/lm"] == [(0, 3.0)]
