@@ -17,8 +17,9 @@ from .batch import Batch, Sample
 from .contest import Contest
 from .conversation import IGNORED
 from .data import Conversations, micro_batches
-from .engine import Engine, Ranks
+from .engine import Engine
 from .objective import Share
+from .ranks import Ranks
 from .recipe import Recipe
 from .run_folder import RunFolder
 

@@ -155,7 +155,7 @@ class WeightsAndBiases:
 
 def numbers(values: Values) -> dict[str, float]:
     """What can be drawn: numbers, those of groups as `NAME/GROUP`, without the step."""
-    found = {}
+    found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             found |= {f"{name}/{group}": number for group, number in numbers(value).items()}
