@@ -21,6 +21,10 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Override, as in optim.lr=1e-4."),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint of --out.")] = True,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what the run costs, and train nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --plan: print JSON.")] = False,
 ) -> None:
     """Train a student with LoRA against a teacher cache.
 
@@ -33,12 +37,25 @@ def train(
     path = find_recipe(recipe)
     chosen = Recipe.from_yaml(path, override or ())
     quiet_libraries()
+    out = out or Path("runs") / path.stem
+    if plan:
+        from .plan.command import print_plan
+
+        print_plan(
+            chosen,
+            cache,
+            out,
+            student=student,
+            manifest=manifest,
+            images=images,
+            as_json=as_json,
+        )
+        return
     from .live import live_view
     from .prepare import with_paths
     from .students.tiny import make_demo_student
     from .train import train as run
 
-    out = out or Path("runs") / path.stem
     if student is None and chosen.student.path == "demo":
         student = out.parent / "demo-student"
         make_demo_student(student)

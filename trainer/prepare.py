@@ -40,8 +40,16 @@ class Prepared:
     steps: int
 
 
-def prepare(recipe: Recipe, cache: Path | str | None, world: int) -> Prepared:
+def prepare(
+    recipe: Recipe, cache: Path | str | None, world: int, *, keep_rows: bool = True
+) -> Prepared:
     """Check recipe, student, cache, manifest and images against each other.
+
+    Args:
+        recipe: with `student.path`, `data.manifest` and `data.images` filled in.
+        cache: sealed store, or None when alpha and beta are 0.
+        world: ranks.
+        keep_rows: rows of a cache behind a URL may be kept in the folder that is set for them.
 
     Raises:
         ValueError: of the part that is wrong; `RecipeError`, `StudentError`, `AgreementError`,
@@ -52,7 +60,7 @@ def prepare(recipe: Recipe, cache: Path | str | None, world: int) -> Prepared:
     images = _given(recipe.data.images, "images")
     if not images.is_dir():
         raise RecipeError(f"--images {images} is no folder")
-    opened = None if cache is None else _open(cache, recipe)
+    opened = None if cache is None else _open(cache, recipe, keep_rows)
     check_agreement(recipe, opened, student)
     _check_precision(recipe)
     selection = select(read_manifest(manifest), opened, recipe.data.on_missing)
@@ -124,7 +132,9 @@ def _pick(given: Path | None, written: str | None) -> str | None:
     return None if chosen is None else absolute(chosen)
 
 
-def _open(cache: Path | str, recipe: Recipe) -> TeacherCache:
+def _open(cache: Path | str, recipe: Recipe, keep_rows: bool) -> TeacherCache:
+    if not keep_rows:
+        return TeacherCache.open(cache)
     folder = recipe.data.cache_folder or os.environ.get("MEDALIGN_CACHE_FOLDER")
     return TeacherCache.open(cache, nearby=folder, nearby_bytes=int(recipe.data.cache_gb * 1e9))
 

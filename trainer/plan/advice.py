@@ -1,0 +1,102 @@
+"""Which recipe keys make a run smaller, and by how much."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ..memory import Load, Memory, Parameters, Settings, Shape, estimate
+from ..recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What decides the memory of a run."""
+
+    parameters: Parameters
+    shape: Shape
+    load: Load
+    chosen: Settings
+
+    @property
+    def memory(self) -> Memory:
+        """Peak of one rank, by formula."""
+        return estimate(self.parameters, self.shape, self.load, self.chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A change of the recipe.
+
+    Attributes:
+        change: the keys and their values.
+        peak: bytes of one rank after it.
+        fits: whether that is within the device.
+    """
+
+    change: str
+    peak: int
+    fits: bool
+
+
+def advise(recipe: Recipe, case: Case, peak: int, device_bytes: int) -> tuple[Advice, ...]:
+    """Say what a recipe could change, the smallest run last.
+
+    Args:
+        recipe: of the run.
+        case: as the recipe is.
+        peak: bytes of one rank as it is; where it was measured, the formula's differences are
+            added to the measurement.
+        device_bytes: of the device.
+    """
+    base = case.memory.total
+    found = [
+        Advice(change, after, after <= device_bytes)
+        for change, changed in _changes(recipe, case)
+        if (after := peak + changed.memory.total - base) < peak
+    ]
+    return tuple(sorted(found, key=lambda advice: -advice.peak))
+
+
+def _changes(recipe: Recipe, case: Case) -> Iterator[tuple[str, Case]]:
+    yield from _batches(recipe, case, "")
+    checkpointed = replace(case, chosen=replace(case.chosen, checkpointing=True))
+    if not case.chosen.checkpointing:
+        yield "student.gradient_checkpointing: true", checkpointed
+        yield from _batches(recipe, checkpointed, "student.gradient_checkpointing: true, ")
+    offload = type(recipe.deepspeed).model_fields.get("offload")
+    if offload is not None and case.chosen.offload == "none" and case.chosen.stage:
+        yield "deepspeed.offload: optimizer", _with(case, offload="optimizer")
+    if "quantize" in type(recipe.student).model_fields and not case.chosen.quantized:
+        yield "student.quantize: nf4", _with(case, quantized=True)
+    if case.chosen.world > 1 and case.chosen.stage < 3 and _has_stage_three(recipe):
+        yield "deepspeed.stage: 3", _with(case, stage=3)
+
+
+def _batches(recipe: Recipe, case: Case, before: str) -> Iterator[tuple[str, Case]]:
+    size, accumulation = recipe.data.batch_size, recipe.data.accumulation
+    smaller = size
+    while smaller % 2 == 0:
+        smaller //= 2
+        change = f"data.batch_size: {smaller}, data.accumulation: {accumulation * size // smaller}"
+        yield f"{before}{change}", replace(case, load=scaled(case.load, smaller))
+
+
+def scaled(load: Load, batch: int) -> Load:
+    """The load of another number of conversations, each as before."""
+    share = batch / load.batch
+    return replace(
+        load,
+        batch=batch,
+        images=round(load.images * share),
+        answers=round(load.answers * share),
+        teacher_bytes=round(load.teacher_bytes * share),
+        padded=load.padded and batch > 1,
+    )
+
+
+def _with(case: Case, **changes: object) -> Case:
+    return replace(case, chosen=replace(case.chosen, **changes))  # type: ignore[arg-type]
+
+
+def _has_stage_three(recipe: Recipe) -> bool:
+    annotation = type(recipe.deepspeed).model_fields["stage"].annotation
+    return 3 in getattr(annotation, "__args__", ())
