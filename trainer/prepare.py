@@ -62,7 +62,7 @@ def prepare(
         raise RecipeError(f"--images {images} is no folder")
     opened = None if cache is None else _open(cache, recipe, keep_rows)
     check_agreement(recipe, opened, student)
-    _check_precision(recipe)
+    check_precision(recipe)
     selection = select(read_manifest(manifest), opened, recipe.data.on_missing)
     per_step = recipe.data.batch_size * recipe.data.accumulation * world
     steps = recipe.run.steps
@@ -145,7 +145,12 @@ def _given(path: str | None, name: str) -> Path:
     return Path(path)
 
 
-def _check_precision(recipe: Recipe) -> None:
+def check_precision(recipe: Recipe) -> None:
+    """Refuse a number format that the ZeRO stage cannot train in.
+
+    Raises:
+        RecipeError: names both keys.
+    """
     if recipe.deepspeed.stage == 0 and uses_bf16(recipe):
         # DeepSpeed's bf16 wrapper of stage 0 steps Adam once on zeros before training.
         raise RecipeError(
