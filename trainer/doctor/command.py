@@ -32,14 +32,10 @@ def doctor(
     from ..quiet import quiet_libraries
 
     quiet_libraries()
-    from ..students.tiny import make_demo_student
     from .check import worst
     from .examine import Examination, Request
 
     with tempfile.TemporaryDirectory(prefix="medalign-doctor-") as scratch:
-        if student is None and recipe == "demo":
-            student = Path(scratch) / "demo-student"
-            make_demo_student(student)
         request = Request(
             manifest=manifest,
             images=images,
@@ -48,7 +44,7 @@ def doctor(
             recipe=recipe,
             everything=everything,
         )
-        found = Examination(request)
+        found = Examination(request, Path(scratch))
         found.run()
         if as_json:
             typer.echo(json.dumps(_json(found), indent=2))

@@ -17,6 +17,7 @@ from ..lengths import SCANNED, measure_lengths
 from ..prepare import check_precision
 from ..recipe import DataSection, Recipe, RecipeError, find_recipe
 from ..students.spec import StudentSpec
+from ..students.tiny import make_demo_student
 from . import dataset, machine, model
 from .check import Check
 
@@ -49,11 +50,13 @@ class Examination:
 
     Attributes:
         request: what to look at.
+        scratch: where the student that is called `demo` is made.
         checks: outcomes, in order.
         previews: (record id, conversation) of a few samples.
     """
 
     request: Request
+    scratch: Path
     checks: list[Check] = field(default_factory=list)
     previews: list[tuple[str, Encoded]] = field(default_factory=list)
     recipe: Recipe | None = None
@@ -110,6 +113,9 @@ class Examination:
         path = self._path("student")
         if path is None:
             return
+        if path == Path("demo") and self.request.student is None:
+            path = self.scratch / "demo-student"
+            make_demo_student(path)
         geometry = "processor" if self.recipe is None else self.recipe.student.geometry
         self.student, check = model.read(path, geometry)
         yield check

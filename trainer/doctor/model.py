@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from ...pipeline.manifest import Record
-from ..amounts import counted, of_bytes
+from ..amounts import counted
 from ..lengths import Lengths
 from ..students.spec import StudentError, StudentSpec, first_line, read_student
+from ..unloaded import unloaded_model
 from .check import Check, first
 
 _INDEX = "model.safetensors.index.json"
@@ -33,38 +34,52 @@ def read(path: Path, geometry: str) -> tuple[StudentSpec | None, Check]:
 
 
 def weights(folder: Path) -> Check:
-    """Find every weight file and read its header; no tensor is loaded."""
+    """Read the header of every weight file, and compare it with config.json; loads no tensor."""
     try:
-        names = _files(folder)
-    except (OSError, ValueError) as error:
+        listed = _listed(folder)
+    except (OSError, ValueError, KeyError) as error:
         return Check("weights", "failed", f"{folder / _INDEX}: {error}", "copy the folder again")
-    if not names:
+    if not listed:
         if list(folder.glob("pytorch_model*.bin")):
             text = f"{folder} has its weights as pytorch_model.bin alone"
             return Check("weights", "warning", text, "save them as safetensors")
         return Check("weights", "failed", f"{folder} holds no weights", "copy *.safetensors there")
-    wrong, tensors, size = [], 0, 0
-    for name in names:
+    wrong, tensors, numbers = [], 0, 0
+    for name, wanted in listed.items():
         try:
-            with safe_open(folder / name, "pt") as file:
-                tensors += len(list(file.keys()))
-            size += (folder / name).stat().st_size
+            sizes = _numbers(folder / name)
         except (OSError, SafetensorError) as error:
             missing = "is missing" if not (folder / name).is_file() else first_line(error)
             wrong.append(f"{name}: {missing}")
+            continue
+        wrong += [f"{name}: has no tensor {key}" for key in sorted(wanted - sizes.keys())]
+        tensors, numbers = tensors + len(sizes), numbers + sum(sizes.values())
+    advice = "copy the folder again"
     if wrong:
-        text = f"{len(wrong)} of {counted(len(names), 'weight file')} cannot be read"
-        return Check("weights", "failed", text, "copy them again", first(wrong))
-    text = f"{counted(tensors, 'tensor')} in {counted(len(names), 'file')}, {of_bytes(size)}"
+        text = f"{counted(len(wrong), 'problem')} in {counted(len(listed), 'weight file')}"
+        return Check("weights", "failed", text, advice, first(wrong))
+    text = f"{counted(tensors, 'tensor')}, {numbers:,} numbers, in {counted(len(listed), 'file')}"
+    needed = sum(parameter.numel() for parameter in unloaded_model(folder).parameters())
+    if numbers < needed:
+        return Check("weights", "failed", f"{text}; config.json needs {needed:,}", advice)
     return Check("weights", "ok", text)
 
 
-def _files(folder: Path) -> list[str]:
+def _listed(folder: Path) -> dict[str, set[str]]:
+    """Weight files, and the tensors that the index promises in each."""
     index = folder / _INDEX
-    if index.is_file():
-        listed: dict[str, Any] = json.loads(index.read_text())
-        return sorted(set(listed["weight_map"].values()))
-    return sorted(path.name for path in folder.glob("*.safetensors"))
+    if not index.is_file():
+        return {path.name: set() for path in sorted(folder.glob("*.safetensors"))}
+    found: dict[str, set[str]] = {}
+    for tensor, name in json.loads(index.read_text())["weight_map"].items():
+        found.setdefault(name, set()).add(tensor)
+    return dict(sorted(found.items()))
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """How many numbers each tensor of a file has, by its header."""
+    with safe_open(file, "pt") as opened:
+        return {key: prod(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
 
 
 def lengths(found: Lengths, records: Sequence[Record], max_length: int) -> Check:

@@ -52,6 +52,7 @@ class Measured:
         memory: peak of one rank by part.
         taken: bytes that this process took of the device, what its allocator holds included.
         device_bytes: memory of the device.
+        before: bytes of this process before the student was loaded; 0 on a GPU.
         seconds: of a step.
         skipped: (record id, reason) of conversations that could not be read.
     """
@@ -59,6 +60,7 @@ class Measured:
     memory: Memory
     taken: int
     device_bytes: int
+    before: int
     seconds: Seconds
     skipped: tuple[tuple[str, str], ...]
 
@@ -90,6 +92,7 @@ def measure(plan: Prepared, samples: Conversations, longest: list[int], ranks: R
     own = step_order(plan, len(samples), ranks, 0, TIMED)
     order = PlanOrder(tuple(longest), plan.recipe.data.accumulation, own)
     batches = read_ahead(plan, samples, order)
+    before = 0 if ranks.device.type == "cuda" else _peak(ranks.device)
     _, engine = load_engine(plan.recipe, plan.student.path, ranks)
     stepper = _Stepper(engine, precision(plan.recipe), plan.recipe.data.accumulation)
     first = stepper.longest(batches)
@@ -100,6 +103,7 @@ def measure(plan: Prepared, samples: Conversations, longest: list[int], ranks: R
         memory=first,
         taken=taken,
         device_bytes=whole,
+        before=before,
         seconds=Seconds(
             data_wait=_slowest(totals, 0), passes=_slowest(totals, 1), update=_slowest(totals, 2)
         ),

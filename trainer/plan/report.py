@@ -57,6 +57,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         else {
             "memory": _memory(measured.memory),
             "taken_bytes": measured.taken,
+            "before_bytes": measured.before,
             "device_bytes": measured.device_bytes,
             "share": measured.taken / measured.device_bytes,
             "seconds": {**asdict(measured.seconds), "step": measured.seconds.step},
@@ -115,8 +116,9 @@ def _measured(plan: Plan) -> Iterator[str]:
     assert measured is not None
     yield f"\nmeasured on {plan.device}"
     yield from _parts(measured.memory, measured.taken, measured.device_bytes)
-    if plan.device == "CPU":
-        yield "  on a CPU the rest holds Python and its libraries too"
+    if measured.before:
+        size = of_bytes(measured.before)
+        yield f"  of the rest, {size} is Python with its libraries, before the student was loaded"
     seconds = measured.seconds
     yield (
         f"  a step     {of_seconds(seconds.step)}: data wait {of_seconds(seconds.data_wait)}, "

@@ -1,10 +1,8 @@
 """A student's parameters and sizes without its weights: built on the meta device."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText
 
 from ..batch import Batch
 from ..engine import group_of
@@ -12,15 +10,14 @@ from ..memory import Load, Offload, Parameters, Settings, Shape, Stage
 from ..recipe import Recipe
 from ..students.spec import StudentSpec, read_config
 from ..train import adapted
+from ..unloaded import unloaded_model
 from .held import tensors_of
 
 
 def count_parameters(path: Path, recipe: Recipe) -> Parameters:
     """Count what a run holds and trains, by giving a model without memory its adapter."""
-    config = read_config(path)
-    make: Any = AutoModelForImageTextToText.from_config
     with torch.device("meta"):
-        model = adapted(make(config), recipe)
+        model = adapted(unloaded_model(path), recipe)
     counts = {"frozen": 0, "linear": 0, "lora": 0, "projector": 0, "rotation": 0}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
