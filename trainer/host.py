@@ -9,7 +9,7 @@ _LIMITS: Final = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-SHARED: Final = Path("/dev/shm")  # noqa: S108 - where worker processes pass batches
+SHARED: Final = Path("/dev/shm")
 
 
 def memory_bytes() -> int:

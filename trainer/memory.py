@@ -234,10 +234,7 @@ def layer_bytes(shape: Shape, load: Load, chosen: Settings) -> int:
     c, m, q, k = shape.width, shape.inner, shape.query_width, shape.key_width
     masked = load.padded and not chosen.flash
     norms = 2 * FP32 * c
-    if chosen.dropout:
-        inputs = (5 * c + q + m) * (e + chosen.mask_bytes)
-    else:
-        inputs = (2 * c + m) * e
+    inputs = (5 * c + q + m) * (e + chosen.mask_bytes) if chosen.dropout else (2 * c + m) * e
     attention = 4 * q * e if masked else 2 * (q + k) * e
     per_token = norms + inputs + attention + 3 * m * e + 7 * r * e
     mask = load.batch * load.tokens**2 * e if masked else 0

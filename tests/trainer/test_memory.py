@@ -102,9 +102,7 @@ def test_weights_gradients_and_optimiser_are_as_large_as_the_formula_says(
 ) -> None:
     plan, batch = run(**{"deepspeed.stage": stage, "student.dtype": dtype})
     _, engine = load_engine(plan.recipe, plan.student.path, Ranks())
-    wanted = states(
-        count_parameters(plan.student.path, plan.recipe), by_formula(plan, batch)[2]
-    )
+    wanted = states(count_parameters(plan.student.path, plan.recipe), by_formula(plan, batch)[2])
     batch = batch.to("cpu", torch.bfloat16 if dtype == "bf16" else torch.float32)
     for _ in range(2):
         loss, _ = engine(batch, Share.of(batch.answer_tokens, batch.teacher_images, 2))
@@ -209,7 +207,9 @@ def test_the_parts_sum_up_and_the_rest_has_deepspeeds_bucket() -> None:
     assert found.total == sum(parts) + found.activations + found.teacher + found.rest
     assert found.rest > 2 * BUCKET + FP32 * PARAMETERS.trained
     assert found.teacher == LOAD.teacher_bytes
-    assert estimate(PARAMETERS, SHAPE, LOAD, replace(CHOSEN, stage=0)).rest < found.rest - 2 * BUCKET
+    assert (
+        estimate(PARAMETERS, SHAPE, LOAD, replace(CHOSEN, stage=0)).rest < found.rest - 2 * BUCKET
+    )
 
 
 def test_checkpointing_costs_a_forward_pass_more() -> None:

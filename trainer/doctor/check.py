@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 Status = Literal["ok", "warning", "failed"]
 
@@ -36,12 +36,15 @@ def first(cases: Sequence[str], total: int | None = None) -> tuple[str, ...]:
     return shown if total <= len(shown) else (*shown, f"and {total - len(shown):,} more")
 
 
-def even(places: Sequence[str], count: int | None) -> list[str]:
+Member = TypeVar("Member")
+
+
+def even(members: Sequence[Member], count: int | None) -> list[Member]:
     """Evenly spread members of a list, the first and the last included; None takes all."""
-    if count is None or len(places) <= count:
-        return list(places)
+    if count is None or len(members) <= count:
+        return list(members)
     steps = max(1, count - 1)
-    return [places[k * (len(places) - 1) // steps] for k in range(count)]
+    return [members[k * (len(members) - 1) // steps] for k in range(count)]
 
 
 def worst(checks: Iterable[Check]) -> Status:

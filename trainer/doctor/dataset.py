@@ -1,5 +1,6 @@
-"""Are manifest and images in order, and are the images those that the cache was built from?"""
+"""Are manifest, images and cache in order, and is the cache one of these very images?"""
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ from PIL import Image
 
 from ...pipeline.manifest import ManifestError, Record, checked_records, resolve_image
 from ...pipeline.pixels import PixelsError, read_image, sha256_file
+from ...teacher_cache.certificate import read_certificate
 from ...teacher_cache.reader import TeacherCache
+from ...teacher_cache.schema import TeacherCacheError
 from ..amounts import counted
 from .check import Check, even, first
 
@@ -38,24 +41,26 @@ def image_paths(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(path for record in records for path in record.images))
 
 
-def present(records: Sequence[Record], images: Path) -> tuple[list[str], Check]:
-    """Find every image file; returns those that are there."""
-    there, lost = [], []
-    for path in image_paths(records):
+def present(records: Sequence[Record], images: Path) -> Check:
+    """Find every image file."""
+    if not images.is_dir():
+        return Check("image files", "failed", f"{images} is no folder", "give --images DIR")
+    lost, paths = [], image_paths(records)
+    for path in paths:
         try:
-            found = resolve_image(images, path).is_file()
+            if not resolve_image(images, path).is_file():
+                lost.append(path)
         except ManifestError as error:
             lost.append(str(error))
-            continue
-        (there if found else lost).append(path)
     if lost:
-        text = f"{len(lost):,} of {len(there) + len(lost):,} are not in {images}"
-        return there, Check("image files", "failed", text, "is --images right?", first(lost))
-    return there, Check("image files", "ok", f"all {len(there):,} are in {images}")
+        text = f"{len(lost):,} of {len(paths):,} are not in {images}"
+        return Check("image files", "failed", text, "is --images right?", first(lost))
+    return Check("image files", "ok", f"all {len(paths):,} are in {images}")
 
 
-def decoded(paths: Sequence[str], images: Path, sample: int | None) -> Check:
-    """Decode images as training does, evenly spread ones or all."""
+def decoded(records: Sequence[Record], images: Path, sample: int | None) -> Check:
+    """Decode images as training does, evenly spread ones or all; missing ones are not counted."""
+    paths = _found(records, images)
     chosen = even(paths, sample)
     broken, kinds = [], Counter[str]()
     for path in chosen:
@@ -73,6 +78,29 @@ def decoded(paths: Sequence[str], images: Path, sample: int | None) -> Check:
         text = f"{len(broken):,} of {len(chosen):,} cannot be decoded"
         return Check("decoding", "failed", text, advice, first(broken))
     return Check("decoding", "ok", f"{what} decoded{notes}")
+
+
+def opened(store: str) -> tuple[TeacherCache | None, Check]:
+    """Open a cache as training would."""
+    try:
+        cache = TeacherCache.open(store)
+    except TeacherCacheError as error:
+        return None, Check("cache", "failed", str(error), "training takes sealed caches only")
+    card = cache.card
+    text = (
+        f"{cache.store}: sealed, {counted(len(cache), 'row')} of {card.expert.name}, "
+        f"{card.grid}, geometry {card.geometry}, mode {card.mode}"
+    )
+    return cache, Check("cache", "ok", text)
+
+
+def certificate(cache: TeacherCache) -> Check:
+    """Say how a cache was compared with its expert when it was sealed."""
+    found = read_certificate(cache.certificate)
+    if found is None:
+        advice = "medalign cache seal recomputes rows with the expert"
+        return Check("certificate", "warning", "no rows were recomputed", advice)
+    return Check("certificate", "ok", found.summary())
 
 
 def covered(records: Sequence[Record], cache: TeacherCache) -> Check:
@@ -95,10 +123,10 @@ def covered(records: Sequence[Record], cache: TeacherCache) -> Check:
 
 
 def unchanged(
-    paths: Sequence[str], images: Path, cache: TeacherCache, sample: int | None
+    records: Sequence[Record], images: Path, cache: TeacherCache, sample: int | None
 ) -> Check:
     """Compare bytes of images with those that the cache was built from."""
-    chosen = even([path for path in paths if path in cache], sample)
+    chosen = even([path for path in _found(records, images) if path in cache], sample)
     changed = []
     for path in chosen:
         try:
@@ -115,6 +143,16 @@ def unchanged(
     return Check("image bytes", "ok", f"{counted(len(chosen), 'image')} as the cache saw them")
 
 
+def _found(records: Sequence[Record], images: Path) -> list[str]:
+    """Images that are there."""
+    found = []
+    for path in image_paths(records):
+        with contextlib.suppress(ManifestError):
+            if resolve_image(images, path).is_file():
+                found.append(path)
+    return found
+
+
 def _kind(file: Path) -> str:
     """What is worth a note about an image that can be decoded; an empty string if nothing."""
     with file.open("rb") as opened:
@@ -123,4 +161,3 @@ def _kind(file: Path) -> str:
         return "DICOM"
     with Image.open(file) as image:
         return "of more than 8 bits (stretched)" if image.mode.startswith(_DEEP) else ""
-

@@ -3,23 +3,22 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...pipeline.manifest import Record
-from ...teacher_cache.certificate import read_certificate
 from ...teacher_cache.reader import TeacherCache
-from ...teacher_cache.schema import TeacherCacheError
 from ..agreement import disagreements
 from ..amounts import counted
-from ..conversation import ConversationError, Encoded
+from ..conversation import ConversationEncoder, Encoded
 from ..lengths import SCANNED, measure_lengths
 from ..prepare import check_precision
 from ..recipe import DataSection, Recipe, RecipeError, find_recipe
 from ..students.spec import StudentSpec
 from ..students.tiny import make_demo_student
 from . import dataset, machine, model
-from .check import Check
+from .check import Check, even
 
 PREVIEWED = 3
 SAMPLED = 32
@@ -42,6 +41,9 @@ class Request:
     student: Path | None = None
     recipe: str | None = None
     everything: bool = False
+
+
+Planned = tuple[str, Callable[[], Check]]
 
 
 @dataclass(slots=True)
@@ -68,35 +70,27 @@ class Examination:
         """Make every check that can be made."""
         parts = (self._recipe, self._machine, self._student, self._cache, self._agree)
         for part in (*parts, self._manifest, self._images, self._conversations):
-            self._guarded(part)
+            for name, look in part():
+                self.checks.append(_guarded(name, look))
 
-    def _guarded(self, part: Callable[[], Iterator[Check]]) -> None:
-        """Keep what a part found; what it did not foresee is a failure of that part alone."""
-        try:
-            for check in part():
-                self.checks.append(check)
-        except Exception as error:
-            name = part.__name__.strip("_")
-            text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            self.checks.append(Check(name, "failed", text, "the checks after it go on"))
+    def _recipe(self) -> Iterator[Planned]:
+        if self.request.recipe is not None:
+            yield "recipe", partial(self._read_recipe, self.request.recipe)
 
-    def _recipe(self) -> Iterator[Check]:
-        if self.request.recipe is None:
-            return
+    def _read_recipe(self, name: str) -> Check:
         try:
-            self.recipe = Recipe.from_yaml(find_recipe(self.request.recipe))
+            self.recipe = Recipe.from_yaml(find_recipe(name))
             check_precision(self.recipe)
         except RecipeError as error:
-            yield Check("recipe", "failed", str(error), "mend the recipe")
-            return
+            return Check("recipe", "failed", str(error), "mend the recipe")
         loss = self.recipe.loss
-        text = f"{self.request.recipe}: layer {loss.layer}, alpha {loss.alpha}, beta {loss.beta}"
-        yield Check("recipe", "ok", text)
+        text = f"{name}: layer {loss.layer}, alpha {loss.alpha}, beta {loss.beta}"
+        return Check("recipe", "ok", text)
 
-    def _machine(self) -> Iterator[Check]:
-        yield machine.versions()
-        yield machine.devices()
-        yield machine.memory()
+    def _machine(self) -> Iterator[Planned]:
+        yield "versions", machine.versions
+        yield "devices", machine.devices
+        yield "memory", machine.memory
         places = {"runs": Path("runs")}
         cache = self.request.cache
         if cache is not None and "://" not in cache:
@@ -104,93 +98,87 @@ class Examination:
         near = self._data().cache_folder or os.environ.get("MEDALIGN_CACHE_FOLDER")
         if near:
             places["rows of remote caches"] = Path(near)
-        yield from machine.disks(places)
-        yield machine.shared_memory(self._data().workers)
-        if self.recipe is not None:
-            yield from machine.attention(self.recipe)
+        for what, path in places.items():
+            yield "disk", partial(machine.disk, what, path)
+        yield "shared memory", partial(machine.shared_memory, self._data().workers)
+        if self.recipe is not None and self.recipe.student.attention == "flash_attention_2":
+            yield "attention", machine.flash_attention
 
-    def _student(self) -> Iterator[Check]:
+    def _student(self) -> Iterator[Planned]:
         path = self._path("student")
         if path is None:
             return
         if path == Path("demo") and self.request.student is None:
             path = self.scratch / "demo-student"
             make_demo_student(path)
+        yield "student", partial(self._read_student, path)
+        if path.is_dir():
+            yield "weights", partial(model.weights, path)
+
+    def _read_student(self, path: Path) -> Check:
         geometry = "processor" if self.recipe is None else self.recipe.student.geometry
         self.student, check = model.read(path, geometry)
-        yield check
-        if path.is_dir():
-            yield model.weights(path)
+        return check
 
-    def _cache(self) -> Iterator[Check]:
-        if self.request.cache is None:
-            return
-        try:
-            self.cache = TeacherCache.open(self.request.cache)
-        except TeacherCacheError as error:
-            yield Check("cache", "failed", str(error), "training takes sealed caches only")
-            return
-        card = self.cache.card
-        text = (
-            f"{self.cache.store}: sealed, {counted(len(self.cache), 'row')} of {card.expert.name}, "
-            f"{card.grid}, geometry {card.geometry}, mode {card.mode}"
-        )
-        yield Check("cache", "ok", text)
-        certificate = read_certificate(self.cache.certificate)
-        if certificate is None:
-            advice = "medalign cache seal recomputes rows with the expert"
-            yield Check("certificate", "warning", "no rows were recomputed", advice)
-        else:
-            yield Check("certificate", "ok", certificate.summary())
+    def _cache(self) -> Iterator[Planned]:
+        if self.request.cache is not None:
+            yield "cache", partial(self._open_cache, self.request.cache)
+        if self.cache is not None:
+            yield "certificate", partial(dataset.certificate, self.cache)
 
-    def _agree(self) -> Iterator[Check]:
-        given = [side for side in (self.recipe, self.cache, self.student) if side is not None]
-        if len(given) < 2:
-            return
+    def _open_cache(self, store: str) -> Check:
+        self.cache, check = dataset.opened(store)
+        return check
+
+    def _agree(self) -> Iterator[Planned]:
+        sides = {"recipe": self.recipe, "cache": self.cache, "student": self.student}
+        given = [name for name, side in sides.items() if side is not None]
+        if len(given) > 1:
+            yield "agreement", partial(self._compare, " and ".join(given))
+
+    def _compare(self, given: str) -> Check:
         wrong = disagreements(self.recipe, self.cache, self.student)
         if wrong:
-            yield from (Check("agreement", "failed", problem) for problem in wrong)
-            return
-        names = {"recipe": self.recipe, "cache": self.cache, "student": self.student}
-        yield Check("agreement", "ok", f"{' and '.join(n for n in names if names[n])} fit together")
+            text = f"{given} do not fit together: {counted(len(wrong), 'disagreement')}"
+            return Check("agreement", "failed", text, "each says how", tuple(wrong))
+        return Check("agreement", "ok", f"{given} fit together")
 
-    def _manifest(self) -> Iterator[Check]:
+    def _manifest(self) -> Iterator[Planned]:
         path = self._path("manifest")
         if path is not None:
-            self.records, check = dataset.read_records(path)
-            yield check
+            yield "manifest", partial(self._read_manifest, path)
 
-    def _images(self) -> Iterator[Check]:
+    def _read_manifest(self, path: Path) -> Check:
+        self.records, check = dataset.read_records(path)
+        return check
+
+    def _images(self) -> Iterator[Planned]:
         folder = self._path("images")
         if self.records and self.cache is not None:
-            yield dataset.covered(self.records, self.cache)
+            yield "cache rows", partial(dataset.covered, self.records, self.cache)
         if folder is None:
             return
-        if not folder.is_dir():
-            yield Check("images", "failed", f"{folder} is no folder", "give --images DIR")
-            return
         if self.records:
-            there, check = dataset.present(self.records, folder)
-            yield check
+            yield "image files", partial(dataset.present, self.records, folder)
+        if self.records and folder.is_dir():
             sample = None if self.request.everything else SAMPLED
-            yield dataset.decoded(there, folder, sample)
+            yield "decoding", partial(dataset.decoded, self.records, folder, sample)
             if self.cache is not None:
-                yield dataset.unchanged(there, folder, self.cache, sample)
+                look = partial(dataset.unchanged, self.records, folder, self.cache, sample)
+                yield "image bytes", look
 
-    def _conversations(self) -> Iterator[Check]:
-        if not self.records or self.student is None:
-            return
+    def _conversations(self) -> Iterator[Planned]:
+        if self.records and self.student is not None:
+            yield "lengths", partial(self._measure, self.student.encoder)
+
+    def _measure(self, encoder: ConversationEncoder) -> Check:
         most = self._data().max_length
-        encoder = self.student.encoder
         limit = None if self.request.everything else SCANNED
         found = measure_lengths(self.records, encoder, most, limit)
-        yield model.lengths(found, self.records, most)
-        steps = max(1, PREVIEWED - 1)
-        usable = found.places.tolist()
-        chosen = {usable[k * (len(usable) - 1) // steps] for k in range(PREVIEWED) if usable}
-        for place in sorted(chosen):
+        for place in even(found.places.tolist(), PREVIEWED):
             record = self.records[place]
             self.previews.append((record.id, encoder.training(record, most)))
+        return model.lengths(found, most)
 
     def _data(self) -> DataSection:
         return DataSection() if self.recipe is None else self.recipe.data
@@ -203,3 +191,12 @@ class Examination:
             written = section.path if name == "student" else getattr(section, name)
             given = None if written is None else Path(written)
         return given
+
+
+def _guarded(name: str, look: Callable[[], Check]) -> Check:
+    """What a check did not foresee is a failure of that check alone."""
+    try:
+        return look()
+    except Exception as error:
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return Check(name, "failed", text, "the other checks were made")

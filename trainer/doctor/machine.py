@@ -1,7 +1,6 @@
 """Is this machine fit: versions, devices, disk, shared memory?"""
 
 import platform
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,6 @@ from packaging.specifiers import SpecifierSet
 
 from ..amounts import of_bytes
 from ..host import existing, free_disk_bytes, free_memory_bytes, memory_bytes, shared_bytes
-from ..recipe import Recipe
 from .check import Check
 
 _NAMED: Final = ("torch", "transformers", "peft", "deepspeed", "zarr")
@@ -80,18 +78,18 @@ def memory() -> Check:
     return Check("memory", "ok", f"{of_bytes(free)} free of {of_bytes(whole)}")
 
 
-def disks(places: dict[str, Path]) -> Iterator[Check]:
-    """Say how much disk is free where runs and caches go.
+def disk(what: str, path: Path) -> Check:
+    """Say how much disk is free where runs or caches go.
 
     Args:
-        places: what goes there, and where.
+        what: goes there.
+        path: need not exist yet.
     """
-    for what, path in places.items():
-        free = free_disk_bytes(path)
-        text = f"{of_bytes(free)} free for {what} in {existing(path)}"
-        little = free < _LITTLE_DISK
-        advice = "free some space, or choose another folder" if little else ""
-        yield Check("disk", "warning" if little else "ok", text, advice)
+    free = free_disk_bytes(path)
+    text = f"{of_bytes(free)} free for {what} in {existing(path)}"
+    if free < _LITTLE_DISK:
+        return Check("disk", "warning", text, "free some space, or choose another folder")
+    return Check("disk", "ok", text)
 
 
 def shared_memory(workers: int) -> Check:
@@ -99,19 +97,17 @@ def shared_memory(workers: int) -> Check:
     size = shared_bytes()
     if size is None:
         return Check("shared memory", "ok", "no /dev/shm here")
-    text = f"/dev/shm has {of_bytes(size)}"  # noqa: S108 - named, not written to
+    text = f"/dev/shm has {of_bytes(size)}"
     if size < _LITTLE_SHARED and workers:
         advice = "give the container more (docker run --shm-size 8g), or set data.workers: 0"
         return Check("shared memory", "warning", f"{text} for {workers} workers", advice)
     return Check("shared memory", "ok", text)
 
 
-def attention(recipe: Recipe) -> Iterator[Check]:
-    """Is the attention kernel installed that the recipe asks for?"""
-    if recipe.student.attention == "flash_attention_2" and find_spec("flash_attn") is None:
-        yield Check(
-            "attention",
-            "failed",
-            "the recipe asks for flash_attention_2, flash-attn is not installed",
-            "pip install flash-attn, or set student.attention: sdpa",
-        )
+def flash_attention() -> Check:
+    """Is FlashAttention installed?"""
+    if find_spec("flash_attn") is None:
+        text = "the recipe asks for flash_attention_2, flash-attn is not installed"
+        advice = "pip install flash-attn, or set student.attention: sdpa"
+        return Check("attention", "failed", text, advice)
+    return Check("attention", "ok", f"flash-attn {installed('flash-attn')}")

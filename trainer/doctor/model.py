@@ -1,13 +1,11 @@
 """Does the student's folder load, as far as one can tell without its weights?"""
 
 import json
-from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ...pipeline.manifest import Record
 from ..amounts import counted
 from ..lengths import Lengths
 from ..students.spec import StudentError, StudentSpec, first_line, read_student
@@ -82,7 +80,7 @@ def _numbers(file: Path) -> dict[str, int]:
         return {key: prod(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
 
 
-def lengths(found: Lengths, records: Sequence[Record], max_length: int) -> Check:
+def lengths(found: Lengths, max_length: int) -> Check:
     """Say what `data.max_length` does to the conversations."""
     seen = counted(found.scanned, "conversation")
     if not len(found.tokens):
@@ -91,8 +89,8 @@ def lengths(found: Lengths, records: Sequence[Record], max_length: int) -> Check
         quartiles = sorted(found.tokens.tolist())
         middle = quartiles[len(quartiles) // 2]
         text = f"{seen} of {quartiles[0]:,} to {quartiles[-1]:,} tokens, median {middle:,}"
-    if found.scanned < len(records):
-        text += f" (of {len(records):,})"
+    if found.scanned < found.of:
+        text += f" (of {found.of:,})"
     text += f"; data.max_length {max_length:,} cuts {found.cut:,}"
     unusable = [f"{record!r}: {reason}" for record, reason in (*found.too_long, *found.unusable)]
     bars = tuple(histogram(found, max_length))

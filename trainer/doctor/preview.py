@@ -75,7 +75,5 @@ def _text(kind: Kind, ids: list[int], encoder: ConversationEncoder) -> str:
     if kind == "image":
         return f"<image x{len(ids)}>"
     tokenizer: Any = encoder.tokenizer
-    text: str = tokenizer.decode(
-        ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
+    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text

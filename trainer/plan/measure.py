@@ -95,12 +95,12 @@ def measure(plan: Prepared, samples: Conversations, longest: list[int], ranks: R
     before = 0 if ranks.device.type == "cuda" else _peak(ranks.device)
     _, engine = load_engine(plan.recipe, plan.student.path, ranks)
     stepper = _Stepper(engine, precision(plan.recipe), plan.recipe.data.accumulation)
-    first = stepper.longest(batches)
+    parts = stepper.longest(batches)
     timed = [stepper.timed(batches) for _ in range(TIMED)]
     totals = ranks.gather(timed)
     taken, whole = _taken(ranks.device)
     return Measured(
-        memory=first,
+        memory=Memory(**parts, rest=max(0, _peak(ranks.device) - sum(parts.values()))),
         taken=taken,
         device_bytes=whole,
         before=before,
@@ -121,8 +121,8 @@ class _Stepper:
         self.accumulation = accumulation
         self.skipped: list[tuple[str, str]] = []
 
-    def longest(self, batches: Iterator[Batch]) -> Memory:
-        """Take the step of the longest conversations; count what is held at its parts."""
+    def longest(self, batches: Iterator[Batch]) -> dict[str, int]:
+        """Take the step of the longest conversations; bytes of all parts of memory but the rest."""
         micro = self._read(batches)
         share = self._share(micro)
         parts = held.weights(self.engine)
@@ -139,8 +139,7 @@ class _Stepper:
             self.engine.step()
         parts["optimiser"] = held.optimiser(self.engine)
         teacher = max(sum(t.nbytes for t in held.tensors_of(b.teacher)) for b in micro)
-        parts |= {"activations": activations, "teacher": teacher}
-        return Memory(**parts, rest=max(0, _peak(self.device) - sum(parts.values())))
+        return parts | {"activations": activations, "teacher": teacher}
 
     def timed(self, batches: Iterator[Batch]) -> tuple[float, float, float]:
         """Take one step; seconds of data wait, of the passes, and of the update."""

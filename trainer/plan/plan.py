@@ -122,9 +122,7 @@ def make_plan(recipe: Recipe, cache: Path | str | None, out: Path) -> tuple[Prep
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     run = prepare(recipe, cache, world, keep_rows=False)
-    found = measure_lengths(
-        run.selection.records, run.student.encoder, recipe.data.max_length
-    )
+    found = measure_lengths(run.selection.records, run.student.encoder, recipe.data.max_length)
     samples = samples_of(run)
     longest, batch = _longest(run, samples, found)
     parameters = count_parameters(run.student.path, recipe)
@@ -190,15 +188,11 @@ def _case(run: Prepared, parameters: Parameters, batch: Batch, *, gpu: bool, wor
         parameters=parameters,
         shape=shape_of(run.student),
         load=load_of(batch),
-        chosen=settings_of(
-            recipe, bf16=bf16, gpu=gpu, world=world, teacher=run.cache is not None
-        ),
+        chosen=settings_of(recipe, bf16=bf16, gpu=gpu, world=world, teacher=run.cache is not None),
     )
 
 
-def _longest(
-    run: Prepared, samples: Conversations, lengths: Lengths
-) -> tuple[list[int], Batch]:
+def _longest(run: Prepared, samples: Conversations, lengths: Lengths) -> tuple[list[int], Batch]:
     """Record numbers and micro-batch of the longest conversations."""
     size = run.recipe.data.batch_size
     places = lengths.longest(size) or [0]
@@ -234,4 +228,3 @@ def _too_large(here: Case) -> str:
             f"free memory; on a CPU it is taken up to {CPU_SHARE:.0%} of that"
         )
     return ""
-
