@@ -13,15 +13,13 @@ Sources:
     [QLoRA] Dettmers et al., arXiv 2305.14314, section 3: 4 bits a weight and 0.127 bits of
         doubly quantised constants.
 
-Letters: B conversations, T tokens of each, I images with a teacher, A answer tokens, N visual
-tokens of an image, C width of the language model.
+Letters as in `step_shape.py`.
 """
 
 from dataclasses import dataclass, fields
-from typing import Final, Literal
+from typing import Final
 
-Stage = Literal[0, 1, 2, 3]
-Offload = Literal["none", "optimizer", "all"]
+from .step_shape import Load, Parameters, Settings, Shape
 
 FP32: Final = 4
 NF4: Final = (4 + 0.127) / 8
@@ -32,107 +30,6 @@ LIVE: Final = 1_000_000_000
 """Most gathered parameters that ZeRO 3 holds at once (`stage3_max_live_parameters`)."""
 CONTEXT: Final = 600_000_000
 """Bytes that CUDA and its libraries take of a device before the first tensor; an assumption."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameters:
-    """How many parameters a student has with its adapter.
-
-    Attributes:
-        frozen: base weights, those of the untrained copies that PEFT keeps included.
-        linear: of those, weights of the language model's linear layers, which can be quantised.
-        lora, projector, rotation: trained.
-    """
-
-    frozen: int
-    linear: int
-    lora: int
-    projector: int
-    rotation: int
-
-    @property
-    def trained(self) -> int:
-        """All trained parameters."""
-        return self.lora + self.projector + self.rotation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """Sizes of a student that decide its activations.
-
-    Attributes:
-        layers, width, inner: L, C and width of the MLP of the language model.
-        query_width, key_width: heads times head width, of queries and of keys.
-        heads: H, query heads.
-        vocabulary: V.
-        tower_width: features that the vision tower gives a patch.
-        visual: N.
-    """
-
-    layers: int
-    width: int
-    inner: int
-    query_width: int
-    key_width: int
-    heads: int
-    vocabulary: int
-    tower_width: int
-    visual: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """What one micro-batch puts on a rank.
-
-    Attributes:
-        batch: B.
-        tokens: T, padding counted.
-        images: I.
-        answers: A, answer tokens of the micro-batch.
-        question: R, most question tokens of an image.
-        teacher_bytes: of the cache's rows.
-        padded: whether conversations differ in length, so that a mask is needed.
-    """
-
-    batch: int
-    tokens: int
-    images: int
-    answers: int
-    question: int
-    teacher_bytes: int
-    padded: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What of a recipe decides memory.
-
-    Attributes:
-        number_bytes: of a weight or activation: 2 for bf16, 4 for fp32.
-        rank: r of LoRA.
-        dropout: whether LoRA's inputs are dropped out.
-        checkpointing: activations are recomputed in the backward pass.
-        flash: FlashAttention instead of SDPA.
-        losses: the losses from the cache are computed.
-        rotation: the visual tokens are rotated.
-        stage, offload: of ZeRO.
-        world: ranks.
-        quantized: linear layers of the language model are held in 4 bits.
-        mask_bytes: of one number of a dropout mask.
-    """
-
-    number_bytes: int
-    rank: int
-    dropout: bool
-    checkpointing: bool
-    flash: bool
-    losses: bool
-    rotation: bool
-    stage: Stage
-    offload: Offload = "none"
-    world: int = 1
-    quantized: bool = False
-    mask_bytes: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,6 @@ from medalign.trainer.engine import Engine, Ranks
 from medalign.trainer.memory import (
     BUCKET,
     FP32,
-    Load,
-    Parameters,
-    Settings,
-    Shape,
     checkpoint_bytes,
     estimate,
     kept_bytes,
@@ -27,6 +23,7 @@ from medalign.trainer.plan import held
 from medalign.trainer.plan.shapes import count_parameters, load_of, settings_of, shape_of
 from medalign.trainer.prepare import Prepared, prepare, with_paths
 from medalign.trainer.recipe import Recipe
+from medalign.trainer.step_shape import Load, Parameters, Settings, Shape
 from medalign.trainer.student import checkpoint_activations, load_base
 from medalign.trainer.train import adapted, load_engine, pad_id, samples_of
 

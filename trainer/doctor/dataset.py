@@ -14,7 +14,7 @@ from ...teacher_cache.certificate import read_certificate
 from ...teacher_cache.reader import TeacherCache
 from ...teacher_cache.schema import TeacherCacheError
 from ..amounts import counted
-from .check import Check, even, first
+from .check import Check, Status, even, first
 
 _DEEP: Final = ("I", "F")  # Pillow's modes of more than 8 bits start with these
 
@@ -118,7 +118,7 @@ def covered(records: Sequence[Record], cache: TeacherCache) -> Check:
     )
     advice = "run `medalign cache build` on this manifest, or see data.on_missing"
     details = [f"{path}: {failed.get(path, 'not in the cache')}" for path in lacking]
-    status = "failed" if dropped == len(records) else "warning"
+    status: Status = "failed" if dropped == len(records) else "warning"
     return Check("cache rows", status, text, advice, first(details))
 
 

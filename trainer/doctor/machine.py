@@ -22,7 +22,7 @@ _LITTLE_SHARED: Final = 1_000_000_000
 def versions() -> Check:
     """Compare Python and the packages that medalign needs with the bounds that it declares."""
     wrong = []
-    bound = metadata("medalign").get("Requires-Python", "")
+    bound = metadata("medalign")["Requires-Python"]
     if not SpecifierSet(bound).contains(platform.python_version(), prereleases=True):
         wrong.append(f"python {platform.python_version()}, medalign needs {bound}")
     for line in requires("medalign") or ():

@@ -10,7 +10,7 @@ from ..amounts import counted
 from ..lengths import Lengths
 from ..students.spec import StudentError, StudentSpec, first_line, read_student
 from ..unloaded import unloaded_model
-from .check import Check, first
+from .check import Check, Status, first
 
 _INDEX = "model.safetensors.index.json"
 _BARS = 8
@@ -101,7 +101,7 @@ def lengths(found: Lengths, max_length: int) -> Check:
             if found.too_long
             else "mend them, or they are skipped"
         )
-        status = "warning" if len(found.tokens) else "failed"
+        status: Status = "warning" if len(found.tokens) else "failed"
         return Check("lengths", status, text, advice, (*bars, *first(unusable)))
     advice = "raise data.max_length, or accept shortened answers" if found.cut else ""
     return Check("lengths", "warning" if found.cut else "ok", text, advice, bars)

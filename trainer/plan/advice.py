@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..memory import Load, Memory, Parameters, Settings, Shape, estimate
+from ..memory import Memory, estimate
 from ..recipe import Recipe
+from ..step_shape import Load, Parameters, Settings, Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +59,21 @@ def advise(recipe: Recipe, case: Case, peak: int, device_bytes: int) -> tuple[Ad
 
 def _changes(recipe: Recipe, case: Case) -> Iterator[tuple[str, Case]]:
     yield from _batches(recipe, case, "")
-    checkpointed = replace(case, chosen=replace(case.chosen, checkpointing=True))
-    if not case.chosen.checkpointing:
+    chosen = case.chosen
+    checkpointed = replace(case, chosen=replace(chosen, checkpointing=True))
+    if not chosen.checkpointing:
         yield "student.gradient_checkpointing: true", checkpointed
         yield from _batches(recipe, checkpointed, "student.gradient_checkpointing: true, ")
     offload = type(recipe.deepspeed).model_fields.get("offload")
-    if offload is not None and case.chosen.offload == "none" and case.chosen.stage:
-        yield "deepspeed.offload: optimizer", _with(case, offload="optimizer")
-    if "quantize" in type(recipe.student).model_fields and not case.chosen.quantized:
-        yield "student.quantize: nf4", _with(case, quantized=True)
-    if case.chosen.world > 1 and case.chosen.stage < 3 and _has_stage_three(recipe):
-        yield "deepspeed.stage: 3", _with(case, stage=3)
+    if offload is not None and chosen.offload == "none" and chosen.stage:
+        yield (
+            "deepspeed.offload: optimizer",
+            replace(case, chosen=replace(chosen, offload="optimizer")),
+        )
+    if "quantize" in type(recipe.student).model_fields and not chosen.quantized:
+        yield "student.quantize: nf4", replace(case, chosen=replace(chosen, quantized=True))
+    if chosen.world > 1 and chosen.stage < 3 and _has_stage_three(recipe):
+        yield "deepspeed.stage: 3", replace(case, chosen=replace(chosen, stage=3))
 
 
 def _batches(recipe: Recipe, case: Case, before: str) -> Iterator[tuple[str, Case]]:
@@ -91,10 +96,6 @@ def scaled(load: Load, batch: int) -> Load:
         teacher_bytes=round(load.teacher_bytes * share),
         padded=load.padded and batch > 1,
     )
-
-
-def _with(case: Case, **changes: object) -> Case:
-    return replace(case, chosen=replace(case.chosen, **changes))  # type: ignore[arg-type]
 
 
 def _has_stage_three(recipe: Recipe) -> bool:

@@ -12,7 +12,8 @@ from ..engine import Engine
 
 def weights(engine: Engine) -> dict[str, int]:
     """Bytes of frozen and of trained weights on this rank."""
-    frozen, trained = [], []
+    frozen: list[Tensor] = []
+    trained: list[Tensor] = []
     for parameter in engine.engine.module.parameters():
         here = getattr(parameter, "ds_tensor", parameter)  # ZeRO 3: this rank's part
         (trained if parameter.requires_grad else frozen).append(here)

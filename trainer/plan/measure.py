@@ -4,7 +4,6 @@ import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -181,7 +180,7 @@ class _Stepper:
         return time.perf_counter()
 
 
-def _slowest(ranks: list[Any], part: int) -> float:
+def _slowest(ranks: list[list[tuple[float, ...]]], part: int) -> float:
     return max(sum(step[part] for step in steps) / len(steps) for steps in ranks)
 
 

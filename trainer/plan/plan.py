@@ -12,9 +12,10 @@ from ..data import Conversations
 from ..engine import Ranks
 from ..host import free_disk_bytes, free_memory_bytes
 from ..lengths import Lengths, measure_lengths
-from ..memory import Memory, Parameters, Stage, checkpoint_bytes, estimate, step_operations
+from ..memory import Memory, checkpoint_bytes, estimate, step_operations
 from ..prepare import Prepared, prepare, uses_bf16
 from ..recipe import Recipe
+from ..step_shape import Parameters, Stage
 from ..train import pad_id, samples_of
 from .advice import Advice, Case, advise
 from .measure import Measured, measure

@@ -6,8 +6,8 @@ import torch
 
 from ..batch import Batch
 from ..engine import group_of
-from ..memory import Load, Offload, Parameters, Settings, Shape, Stage
 from ..recipe import Recipe
+from ..step_shape import Load, Offload, Parameters, Settings, Shape, Stage
 from ..students.spec import StudentSpec, read_config
 from ..train import adapted
 from ..unloaded import unloaded_model

@@ -9,13 +9,13 @@ import torch
 from typer.testing import CliRunner
 
 from medalign.cli import app
-from medalign.trainer.memory import Load, Parameters, Settings, Shape
 from medalign.trainer.plan import plan as planning
 from medalign.trainer.plan.advice import Case, advise, scaled
 from medalign.trainer.plan.plan import make_plan
 from medalign.trainer.plan.report import plan_lines
 from medalign.trainer.prepare import with_paths
 from medalign.trainer.recipe import Recipe
+from medalign.trainer.step_shape import Load, Parameters, Settings, Shape
 from medalign.trainer.train import train
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
