@@ -49,40 +49,49 @@ def advise(recipe: Recipe, case: Case, peak: int, device_bytes: int) -> tuple[Ad
         device_bytes: of the device.
     """
     base = case.memory.total
-    found = [
-        Advice(change, after, after <= device_bytes)
-        for change, changed in _changes(recipe, case)
-        if (after := peak + changed.memory.total - base) < peak
-    ]
+    found = []
+    for branch in _branches(recipe, case):
+        steps = [
+            Advice(change, after, after <= device_bytes)
+            for change, changed in branch
+            if (after := peak + changed.memory.total - base) < peak
+        ]
+        # The mildest change of its kind that suffices, or else the strongest.
+        found += [step for step in steps if step.fits][:1] or steps[-1:]
     return tuple(sorted(found, key=lambda advice: -advice.peak))
 
 
-def _changes(recipe: Recipe, case: Case) -> Iterator[tuple[str, Case]]:
-    yield from _batches(recipe, case, "")
+Branch = list[tuple[str, Case]]
+
+
+def _branches(recipe: Recipe, case: Case) -> Iterator[Branch]:
+    """Kinds of changes, each from mild to strong."""
     chosen = case.chosen
-    checkpointed = replace(case, chosen=replace(chosen, checkpointing=True))
+    yield _batches(recipe, case, "")
     if not chosen.checkpointing:
-        yield "student.gradient_checkpointing: true", checkpointed
-        yield from _batches(recipe, checkpointed, "student.gradient_checkpointing: true, ")
+        checkpointed = replace(case, chosen=replace(chosen, checkpointing=True))
+        key = "student.gradient_checkpointing: true"
+        yield [(key, checkpointed), *_batches(recipe, checkpointed, f"{key}, ")]
     offload = type(recipe.deepspeed).model_fields.get("offload")
     if offload is not None and chosen.offload == "none" and chosen.stage:
-        yield (
-            "deepspeed.offload: optimizer",
-            replace(case, chosen=replace(chosen, offload="optimizer")),
-        )
+        offloaded = replace(case, chosen=replace(chosen, offload="optimizer"))
+        yield [("deepspeed.offload: optimizer", offloaded)]
     if "quantize" in type(recipe.student).model_fields and not chosen.quantized:
-        yield "student.quantize: nf4", replace(case, chosen=replace(chosen, quantized=True))
+        quantised = replace(case, chosen=replace(chosen, quantized=True))
+        yield [("student.quantize: nf4", quantised)]
     if chosen.world > 1 and chosen.stage < 3 and _has_stage_three(recipe):
-        yield "deepspeed.stage: 3", replace(case, chosen=replace(chosen, stage=3))
+        yield [("deepspeed.stage: 3", replace(case, chosen=replace(chosen, stage=3)))]
 
 
-def _batches(recipe: Recipe, case: Case, before: str) -> Iterator[tuple[str, Case]]:
+def _batches(recipe: Recipe, case: Case, before: str) -> Branch:
+    """Halve the batch as often as it goes; the step's conversations stay the same."""
     size, accumulation = recipe.data.batch_size, recipe.data.accumulation
-    smaller = size
+    found, smaller = [], size
     while smaller % 2 == 0:
         smaller //= 2
         change = f"data.batch_size: {smaller}, data.accumulation: {accumulation * size // smaller}"
-        yield f"{before}{change}", replace(case, load=scaled(case.load, smaller))
+        found.append((f"{before}{change}", replace(case, load=scaled(case.load, smaller))))
+    return found
 
 
 def scaled(load: Load, batch: int) -> Load:

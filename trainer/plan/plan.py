@@ -7,11 +7,13 @@ from typing import Final
 
 import torch
 
-from ..batch import Batch, collate
+from ...teacher_cache.schema import TeacherCacheError
+from ..batch import Batch, Sample, collate
 from ..data import Conversations
 from ..engine import Ranks
 from ..host import free_disk_bytes, free_memory_bytes
 from ..lengths import Lengths, measure_lengths
+from ..loop import NothingToLearnError
 from ..memory import Memory, checkpoint_bytes, estimate, step_operations
 from ..prepare import Prepared, prepare, uses_bf16
 from ..recipe import Recipe
@@ -33,6 +35,7 @@ CPU_PARAMETERS: Final = 500_000_000
 """Most parameters of a student whose step is taken on a CPU."""
 CPU_SHARE: Final = 0.5
 """Most of the free memory that such a step may take, by formula."""
+_TRIED: Final = 4  # how many of the longest conversations are read for one that can be
 STAGES: Final[tuple[Stage, ...]] = (0, 1, 2, 3)
 
 
@@ -194,11 +197,27 @@ def _case(run: Prepared, parameters: Parameters, batch: Batch, *, gpu: bool, wor
 
 
 def _longest(run: Prepared, samples: Conversations, lengths: Lengths) -> tuple[list[int], Batch]:
-    """Record numbers and micro-batch of the longest conversations."""
+    """Record numbers and micro-batch of the longest conversations that can be read."""
     size = run.recipe.data.batch_size
-    places = lengths.longest(size) or [0]
-    places = (places * size)[:size]
-    return places, collate([samples[place] for place in places], pad_id(run))
+    places: list[int] = []
+    found: list[Sample] = []
+    reasons = [reason for _, reason in (*lengths.too_long, *lengths.unusable)]
+    for place in lengths.longest(_TRIED * size):
+        if len(found) == size:
+            break
+        sample = samples[place]
+        if sample.refused:
+            raise TeacherCacheError(sample.refused)
+        if sample.skipped:
+            reasons.append(sample.skipped)
+            continue
+        places.append(place)
+        found.append(sample)
+    if not found:
+        raise NothingToLearnError(f"no conversation can be used, for instance {reasons[0]}")
+    # A set smaller than a batch is seen more than once.
+    repeat = -(-size // len(found))
+    return (places * repeat)[:size], collate((found * repeat)[:size], pad_id(run))
 
 
 def _measured(

@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from medalign.cli import app
+from medalign.trainer.loop import NothingToLearnError
 from medalign.trainer.plan import plan as planning
 from medalign.trainer.plan.advice import Case, advise, scaled
 from medalign.trainer.plan.plan import make_plan
@@ -153,6 +154,32 @@ def test_the_demo_recipe_needs_no_student_of_its_own(
     assert "measured on CPU" in done.stdout
 
 
+def test_a_plan_of_nothing_that_can_be_used_says_so(
+    dataset: Dataset, students: Callable[..., Path], recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    manifest, images, cache = dataset()
+    chosen = recipe(**{"data.max_length": 20})
+    chosen = with_paths(chosen, student=students(), manifest=manifest, images=images)
+    with pytest.raises(NothingToLearnError, match=r"for instance .* data.max_length is 20"):
+        make_plan(chosen, cache, tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    chosen = with_paths(recipe(), student=students(), manifest=manifest, images=tmp_path / "empty")
+    with pytest.raises(NothingToLearnError, match=r"for instance .*\.png"):
+        make_plan(chosen, cache, tmp_path / "run")
+
+
+def test_conversations_that_cannot_be_read_are_not_the_longest(
+    dataset: Dataset, students: Callable[..., Path], recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    manifest, images, cache = dataset(images=3, records=3)
+    (images / "2.png").unlink()  # the longest answer's
+    chosen = recipe(**{"data.batch_size": 4})
+    chosen = with_paths(chosen, student=students(), manifest=manifest, images=images)
+    made = make_plan(chosen, cache, tmp_path / "run")
+    assert made is not None
+    assert made[1].case.load.images == 4  # two images, twice
+
+
 def test_a_student_too_large_for_a_cpu_is_estimated_and_the_rule_is_told(
     command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,12 +253,29 @@ def test_advice_takes_the_difference_by_formula_from_what_was_measured(
     checkpointed = replace(SEVEN, chosen=replace(SEVEN.chosen, checkpointing=True))
     key = "student.gradient_checkpointing: true"
     assert found[key].peak == checkpointed.memory.total + 5_000_000_000
+    assert found[key].fits
     halved = replace(SEVEN, load=scaled(SEVEN.load, 4))
     key = "data.batch_size: 4, data.accumulation: 2"
     assert found[key].peak == halved.memory.total + 5_000_000_000
+    assert set(found) >= {key}
     assert all(each.peak < peak for each in found.values())
-    assert all(each.fits == (each.peak <= 80_000_000_000) for each in found.values())
-    assert "data.batch_size: 1, data.accumulation: 8" in found
+
+
+def test_advice_names_the_mildest_change_that_suffices_or_else_the_strongest(
+    recipe: Callable[..., Recipe],
+) -> None:
+    chosen = recipe(**{"data.batch_size": 8, "data.accumulation": 1})
+    peak = SEVEN.memory.total
+
+    def changes(device: int) -> dict[str, bool]:
+        found = advise(chosen, SEVEN, peak, device)
+        assert [each.peak for each in found] == sorted((e.peak for e in found), reverse=True)
+        return {each.change: each.fits for each in found if "batch_size" in each.change}
+
+    assert changes(peak - 1) == {"data.batch_size: 4, data.accumulation: 2": True}
+    key = "data.batch_size: 1, data.accumulation: 8"
+    both = f"student.gradient_checkpointing: true, {key}"
+    assert changes(1) == {key: False, both: False}
 
 
 def test_a_load_of_one_conversation_needs_no_padding() -> None:
