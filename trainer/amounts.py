@@ -13,6 +13,8 @@ def of_bytes(count: float) -> str:
 
 def of_seconds(seconds: float) -> str:
     """Write a duration: milliseconds, seconds, minutes or hours."""
+    if 0 < seconds < 0.001:
+        return "under 1 ms"
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 120:

@@ -13,7 +13,7 @@ from .conversation import ConversationEncoder, ConversationError
 Int64 = npt.NDArray[np.int64]
 
 _NO_LIMIT: Final = 2**31
-SCANNED: Final = 20_000
+SCANNED: Final = 10_000
 """Conversations tokenised at most, unless all are asked for: about half a minute."""
 
 

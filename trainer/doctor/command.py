@@ -17,8 +17,14 @@ def doctor(
     cache: Annotated[str | None, typer.Option(help="Folder or URL of a cache.")] = None,
     student: Annotated[Path | None, typer.Option(help="Folder of a Hugging Face Llava.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A YAML file, or a shipped name.")] = None,
+    sample: Annotated[
+        int, typer.Option(min=1, help="Images to decode and compare, evenly spread.")
+    ] = 32,
     everything: Annotated[
-        bool, typer.Option("--all", help="Look at every image, not at evenly spread ones.")
+        bool,
+        typer.Option(
+            "--all", help="Decode and compare every image, and tokenise every conversation."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -42,6 +48,7 @@ def doctor(
             cache=cache,
             student=student,
             recipe=recipe,
+            sample=sample,
             everything=everything,
         )
         found = Examination(request, Path(scratch))
@@ -79,7 +86,7 @@ def _print(found: "Examination") -> None:
 
     from .preview import in_colour, legend
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     width = max(len(check.name) for check in found.checks)
     for check in found.checks:
         line = Text(f"{check.status:<7}", style=_STYLES[check.status])

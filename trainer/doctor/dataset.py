@@ -1,6 +1,5 @@
 """Are manifest, images and cache in order, and is the cache one of these very images?"""
 
-import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,26 +40,27 @@ def image_paths(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(path for record in records for path in record.images))
 
 
-def present(records: Sequence[Record], images: Path) -> Check:
-    """Find every image file."""
+def present(records: Sequence[Record], images: Path) -> tuple[list[str], Check]:
+    """Find every image file; returns those that are there."""
     if not images.is_dir():
-        return Check("image files", "failed", f"{images} is no folder", "give --images DIR")
-    lost, paths = [], image_paths(records)
-    for path in paths:
+        return [], Check("image files", "failed", f"{images} is no folder", "give --images DIR")
+    there: list[str] = []
+    lost: list[str] = []
+    for path in image_paths(records):
         try:
-            if not resolve_image(images, path).is_file():
-                lost.append(path)
+            found = resolve_image(images, path).is_file()
         except ManifestError as error:
             lost.append(str(error))
+        else:
+            (there if found else lost).append(path)
     if lost:
-        text = f"{len(lost):,} of {len(paths):,} are not in {images}"
-        return Check("image files", "failed", text, "is --images right?", first(lost))
-    return Check("image files", "ok", f"all {len(paths):,} are in {images}")
+        text = f"{len(lost):,} of {len(there) + len(lost):,} are not in {images}"
+        return there, Check("image files", "failed", text, "is --images right?", first(lost))
+    return there, Check("image files", "ok", f"all {len(there):,} are in {images}")
 
 
-def decoded(records: Sequence[Record], images: Path, sample: int | None) -> Check:
-    """Decode images as training does, evenly spread ones or all; missing ones are not counted."""
-    paths = _found(records, images)
+def decoded(paths: Sequence[str], images: Path, sample: int | None) -> Check:
+    """Decode images that are there as training does, evenly spread ones or all."""
     chosen = even(paths, sample)
     broken, kinds = [], Counter[str]()
     for path in chosen:
@@ -122,11 +122,9 @@ def covered(records: Sequence[Record], cache: TeacherCache) -> Check:
     return Check("cache rows", status, text, advice, first(details))
 
 
-def unchanged(
-    records: Sequence[Record], images: Path, cache: TeacherCache, sample: int | None
-) -> Check:
-    """Compare bytes of images with those that the cache was built from."""
-    chosen = even([path for path in _found(records, images) if path in cache], sample)
+def unchanged(paths: Sequence[str], images: Path, cache: TeacherCache, sample: int | None) -> Check:
+    """Compare bytes of images that are there with those that the cache was built from."""
+    chosen = even([path for path in paths if path in cache], sample)
     changed = []
     for path in chosen:
         try:
@@ -141,16 +139,6 @@ def unchanged(
         advice = "restore them, or build the cache again; training stops at such an image"
         return Check("image bytes", "failed", text, advice, first(changed))
     return Check("image bytes", "ok", f"{counted(len(chosen), 'image')} as the cache saw them")
-
-
-def _found(records: Sequence[Record], images: Path) -> list[str]:
-    """Images that are there."""
-    found = []
-    for path in image_paths(records):
-        with contextlib.suppress(ManifestError):
-            if resolve_image(images, path).is_file():
-                found.append(path)
-    return found
 
 
 def _kind(file: Path) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ...pipeline.manifest import Record
 from ...teacher_cache.reader import TeacherCache
@@ -20,8 +20,8 @@ from ..students.tiny import make_demo_student
 from . import dataset, machine, model
 from .check import Check, even
 
-PREVIEWED = 3
-SAMPLED = 32
+PREVIEWED: Final = 3
+"""Conversations that are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,7 @@ class Request:
         manifest, images, student: paths.
         cache: folder or URL.
         recipe: path or a shipped recipe's name.
+        sample: images that are decoded and compared, evenly spread.
         everything: look at every image and conversation, not at evenly spread ones.
     """
 
@@ -40,6 +41,7 @@ class Request:
     cache: str | None = None
     student: Path | None = None
     recipe: str | None = None
+    sample: int = 32
     everything: bool = False
 
 
@@ -55,6 +57,7 @@ class Examination:
         scratch: where the student that is called `demo` is made.
         checks: outcomes, in order.
         previews: (record id, conversation) of a few samples.
+        recipe, records, found, cache, student: what could be read; `found` are image files.
     """
 
     request: Request
@@ -63,6 +66,7 @@ class Examination:
     previews: list[tuple[str, Encoded]] = field(default_factory=list)
     recipe: Recipe | None = None
     records: list[Record] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)
     cache: TeacherCache | None = None
     student: StudentSpec | None = None
 
@@ -156,16 +160,19 @@ class Examination:
         folder = self._path("images")
         if self.records and self.cache is not None:
             yield "cache rows", partial(dataset.covered, self.records, self.cache)
-        if folder is None:
+        if folder is None or not self.records:
             return
-        if self.records:
-            yield "image files", partial(dataset.present, self.records, folder)
-        if self.records and folder.is_dir():
-            sample = None if self.request.everything else SAMPLED
-            yield "decoding", partial(dataset.decoded, self.records, folder, sample)
+        yield "image files", partial(self._find_images, folder)
+        if self.found:
+            sample = None if self.request.everything else self.request.sample
+            yield "decoding", partial(dataset.decoded, self.found, folder, sample)
             if self.cache is not None:
-                look = partial(dataset.unchanged, self.records, folder, self.cache, sample)
+                look = partial(dataset.unchanged, self.found, folder, self.cache, sample)
                 yield "image bytes", look
+
+    def _find_images(self, folder: Path) -> Check:
+        self.found, check = dataset.present(self.records, folder)
+        return check
 
     def _conversations(self) -> Iterator[Planned]:
         if self.records and self.student is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..amounts import counted, of_bytes, of_seconds
 from ..memory import Memory
-from .plan import GPU_RANKS, PEAK_OPERATIONS, UTILISATION, Plan
+from .plan import GPU_BYTES, GPU_RANKS, PEAK_OPERATIONS, UTILISATION, Plan
 
 _PARTS = {
     "frozen": "frozen weights",
@@ -72,6 +72,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         },
         "zero": {
             "ranks": GPU_RANKS,
+            "gpu_bytes": GPU_BYTES,
             "stages": {str(stage): _memory(m) for stage, m in plan.stages.items()},
         },
         "disk": asdict(plan.disk),
@@ -152,14 +153,15 @@ def _parts(memory: Memory, taken: int, whole: int) -> Iterator[str]:
 
 
 def _stages(plan: Plan) -> Iterator[str]:
-    yield f"\nby formula, one of {GPU_RANKS} ranks with this micro-batch"
+    size = of_bytes(GPU_BYTES)
+    yield f"\nby formula, one of {GPU_RANKS} GPUs of {size}, each with this micro-batch"
     yield "  ZeRO    weights  gradients  optimiser       rest       peak"
     for stage, memory in plan.stages.items():
         rest = memory.activations + memory.teacher + memory.rest
         weights = memory.frozen + memory.trained
         cells = (weights, memory.gradients, memory.optimiser, rest, memory.total)
         row = "  ".join(f"{of_bytes(cell):>9}" for cell in cells)
-        yield f"  {stage:<4}  {row}{'' if memory.total <= plan.gpu_bytes else '  does not fit'}"
+        yield f"  {stage:<4}  {row}{'' if memory.total <= GPU_BYTES else '  does not fit'}"
 
 
 def _disk(plan: Plan) -> Iterator[str]:

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medalign.cli import app
-from medalign.pipeline.manifest import Record, Turn, read_manifest
+from medalign.pipeline.manifest import read_manifest
 from medalign.trainer.doctor import dataset as images_of
 from medalign.trainer.doctor import machine
 from medalign.trainer.doctor.check import Check, even, first, worst
@@ -33,14 +33,6 @@ def named(found: dict[str, Any], name: str) -> dict[str, Any]:
     """The one check of that name."""
     (check,) = [check for check in found["checks"] if check["name"] == name]
     return dict(check)
-
-
-def records_of(*images: str) -> list[Record]:
-    turns = (Turn("human", "<image>\nq"), Turn("gpt", "a"))
-    return [
-        Record(id=path, images=(path,), conversations=turns, answer_type=None, fields={}, line=1)
-        for path in images
-    ]
 
 
 @pytest.fixture
@@ -157,25 +149,24 @@ def test_deep_images_and_dicom_are_noted(tmp_path: Path, monkeypatch: pytest.Mon
     deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     Image.fromarray(deep).save(tmp_path / "deep.png")
     Image.fromarray((deep // 256).astype(np.uint8)).save(tmp_path / "plain.png")
-    check = images_of.decoded(records_of("deep.png", "plain.png"), tmp_path, None)
+    check = images_of.decoded(["deep.png", "plain.png"], tmp_path, None)
     assert check.text == "2 of 2 images decoded, 1 of more than 8 bits (stretched)"
     monkeypatch.setattr(images_of, "read_image", lambda _: None)
     (tmp_path / "scan").write_bytes(b"\0" * 128 + b"DICM")
-    assert images_of.decoded(records_of("scan"), tmp_path, None).text.endswith("decoded, 1 DICOM")
+    assert images_of.decoded(["scan"], tmp_path, None).text.endswith("decoded, 1 DICOM")
 
 
-def test_a_sample_is_evenly_spread_and_all_is_all(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sample_is_evenly_spread_and_all_is_all(dataset: Dataset) -> None:
     names = [str(k) for k in range(100)]
     assert even(names, 4) == ["0", "33", "66", "99"]
     assert even(names, 1) == ["0"]
     assert even(names, None) == even(names, 100) == names
     manifest, images, cache = dataset(images=6, records=6)
     (images / "2.png").write_bytes((images / "3.png").read_bytes())
-    monkeypatch.setattr("medalign.trainer.doctor.examine.SAMPLED", 2)
     given = (manifest, "--images", images, "--cache", cache)
-    assert named(doctor(*given)[1], "image bytes")["text"] == "2 images as the cache saw them"
+    code, found = doctor(*given, "--sample", 2)
+    assert (code, named(found, "decoding")["text"]) == (0, "2 of 6 images decoded")
+    assert named(found, "image bytes")["text"] == "2 images as the cache saw them"
     code, found = doctor(*given, "--all")
     assert (code, named(found, "image bytes")["details"]) == (1, ["2.png"])
 

@@ -118,7 +118,7 @@ def test_a_plan_is_told_in_words_with_measurement_and_estimate_apart(
 
 
 def _stages(lines: list[str]) -> str:
-    return next(line for line in lines if line.startswith("by formula, one of 8 ranks"))
+    return next(line for line in lines if line.startswith("by formula, one of 8 GPUs of 80.0 GB"))
 
 
 def test_the_measured_batch_has_the_longest_conversations(
