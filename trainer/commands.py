@@ -31,6 +31,8 @@ def train(
     The same command goes on where a stopped run ended. On several GPUs:
     torchrun --nproc_per_node 8 -m medalign train RECIPE --cache STORE ...
     """
+    if as_json and not plan:
+        raise typer.BadParameter("--json goes with --plan")
     from .quiet import quiet_libraries
     from .recipe import Recipe, find_recipe
 

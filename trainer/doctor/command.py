@@ -89,11 +89,9 @@ def _print(found: "Examination") -> None:
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     width = max(len(check.name) for check in found.checks)
     for check in found.checks:
-        line = Text(f"{check.status:<7}", style=_STYLES[check.status])
-        line.append(f"  {check.name:<{width}}  {check.text}", style="")
-        if check.advice:
-            line.append(f": {check.advice}")
-        console.print(line)
+        advice = f"; {check.advice}" if check.advice else ""
+        status = (f"{check.status:<7}", _STYLES[check.status])
+        console.print(Text.assemble(status, f"  {check.name:<{width}}  {check.text}{advice}"))
         for detail in check.details:
             console.print(f"{'':{width + 11}}{detail}", markup=False)
     if found.student is not None and found.previews:

@@ -138,13 +138,14 @@ class Examination:
         sides = {"recipe": self.recipe, "cache": self.cache, "student": self.student}
         given = [name for name, side in sides.items() if side is not None]
         if len(given) > 1:
-            yield "agreement", partial(self._compare, " and ".join(given))
+            names = f"{', '.join(given[:-1])} and {given[-1]}"
+            yield "agreement", partial(self._compare, names)
 
     def _compare(self, given: str) -> Check:
         wrong = disagreements(self.recipe, self.cache, self.student)
         if wrong:
             text = f"{given} do not fit together: {counted(len(wrong), 'disagreement')}"
-            return Check("agreement", "failed", text, "each says how", tuple(wrong))
+            return Check("agreement", "failed", text, "each says what would fit", tuple(wrong))
         return Check("agreement", "ok", f"{given} fit together")
 
     def _manifest(self) -> Iterator[Planned]:

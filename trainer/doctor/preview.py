@@ -5,6 +5,7 @@ from typing import Any, Final, Literal
 
 from rich.text import Text
 
+from ..amounts import counted
 from ..conversation import IGNORED, ConversationEncoder, Encoded
 
 Kind = Literal["prompt", "image", "learnt", "end"]
@@ -47,11 +48,11 @@ def pieces(encoded: Encoded, encoder: ConversationEncoder) -> list[Piece]:
 
 def in_colour(record: str, encoded: Encoded, encoder: ConversationEncoder) -> Text:
     """Make one line of rich text; line breaks are shown as such."""
-    line = Text(f"{record}: ", style="dim")
+    line = Text.assemble((record, "bold"), ": ")
     for piece in pieces(encoded, encoder):
         line.append(piece.text.replace("\n", "⏎"), style=_STYLES[piece.kind])
     if encoded.cut:
-        line.append(f" [{encoded.cut:,} tokens cut]", style="red")
+        line.append(f" [{counted(encoded.cut, 'token')} cut]", style="red")
     return line
 
 

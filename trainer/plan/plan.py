@@ -10,8 +10,7 @@ import torch
 from ...teacher_cache.schema import TeacherCacheError
 from ..batch import Batch, Sample, collate
 from ..data import Conversations
-from ..engine import Ranks
-from ..host import free_disk_bytes, free_memory_bytes
+from ..host import free_disk_bytes
 from ..lengths import Lengths, measure_lengths
 from ..loop import NothingToLearnError
 from ..memory import Memory, checkpoint_bytes, estimate, step_operations
@@ -20,7 +19,8 @@ from ..recipe import Recipe
 from ..step_shape import Parameters, Stage
 from ..train import pad_id, samples_of
 from .advice import Advice, Case, advise
-from .measure import Measured, measure
+from .attempt import FULL, attempt
+from .measure import Measured
 from .shapes import count_parameters, load_of, settings_of, shape_of
 
 GPU_BYTES: Final = 80_000_000_000
@@ -31,10 +31,8 @@ PEAK_OPERATIONS: Final = 989e12
 """Dense bf16 operations a second of an H100 SXM, by its data sheet."""
 UTILISATION: Final = 0.4
 """Share of them that a step is assumed to reach."""
-CPU_PARAMETERS: Final = 500_000_000
-"""Most parameters of a student whose step is taken on a CPU."""
-CPU_SHARE: Final = 0.5
-"""Most of the free memory that such a step may take, by formula."""
+ESTIMATED_SHARE: Final = 0.9
+"""Most of a GPU that a run may take by formula; a measurement may take all of it."""
 _TRIED: Final = 4  # how many of the longest conversations are read for one that can be
 STAGES: Final[tuple[Stage, ...]] = (0, 1, 2, 3)
 
@@ -131,7 +129,7 @@ def make_plan(recipe: Recipe, cache: Path | str | None, out: Path) -> tuple[Prep
     longest, batch = _longest(run, samples, found)
     parameters = count_parameters(run.student.path, recipe)
     here = _case(run, parameters, batch, gpu=torch.cuda.is_available(), world=world)
-    measured, reason = _measured(run, samples, longest, here)
+    measured, reason = attempt(run, samples, longest, here)
     if int(os.environ.get("RANK", "0")):
         return None
     return run, _plan(run, found, batch, here, measured, reason, out)
@@ -150,7 +148,8 @@ def _plan(
     case = here if gpu else _case(run, here.parameters, batch, gpu=True, world=world)
     whole = torch.cuda.get_device_properties(0).total_memory if gpu else GPU_BYTES
     peak = measured.taken if gpu and measured is not None else case.memory.total
-    fits = peak <= whole and not reason.startswith("out of memory")
+    room = whole if gpu and measured is not None else round(ESTIMATED_SHARE * whole)
+    fits = peak <= room and not reason.startswith(FULL)
     size = checkpoint_bytes(here.parameters.trained, here.chosen.number_bytes)
     adapter = here.parameters.trained * here.chosen.number_bytes
     operations = step_operations(case.parameters, case.load, case.chosen)
@@ -175,7 +174,7 @@ def _plan(
         gpu_bytes=whole,
         gpu_seconds=None if gpu and measured is not None else seconds,
         stages={stage: _at_stage(case, stage) for stage in STAGES},
-        advice=() if fits else advise(recipe, case, peak, whole),
+        advice=() if fits else advise(recipe, case, peak, room),
         fits=fits,
     )
 
@@ -218,33 +217,3 @@ def _longest(run: Prepared, samples: Conversations, lengths: Lengths) -> tuple[l
     # A set smaller than a batch is seen more than once.
     repeat = -(-size // len(found))
     return (places * repeat)[:size], collate((found * repeat)[:size], pad_id(run))
-
-
-def _measured(
-    run: Prepared, samples: Conversations, longest: list[int], here: Case
-) -> tuple[Measured | None, str]:
-    """Real steps where they can be taken, else why not."""
-    if not torch.cuda.is_available() and (reason := _too_large(here)):
-        return None, reason
-    try:
-        return measure(run, samples, longest, Ranks()), ""
-    except torch.OutOfMemoryError:
-        full = torch.cuda.max_memory_allocated()
-        return None, f"out of memory: the step needs more than {full:,} bytes"
-
-
-def _too_large(here: Case) -> str:
-    """Why a step is not taken on this CPU; an empty string if it is."""
-    total = here.parameters.frozen + here.parameters.trained
-    if total > CPU_PARAMETERS:
-        return (
-            f"no GPU here, and the student has {total / 1e9:.1f} billion parameters; on a CPU a "
-            f"step is taken up to {CPU_PARAMETERS / 1e9:.1f} billion"
-        )
-    needed, free = here.memory.total, free_memory_bytes()
-    if needed > CPU_SHARE * free:
-        return (
-            f"no GPU here, and the step would need {needed / 1e9:.1f} GB of {free / 1e9:.1f} GB "
-            f"free memory; on a CPU it is taken up to {CPU_SHARE:.0%} of that"
-        )
-    return ""

@@ -186,7 +186,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
     how = "measured" if plan.gpu_seconds is None else "estimated"
     yield (
         f"warning: does not fit: {of_bytes(plan.peak)} {how}, the device has "
-        f"{of_bytes(plan.gpu_bytes)}. What would help, by formula:"
+        f"{of_bytes(plan.gpu_bytes)}; what would help:"
     )
     for advice in plan.advice:
         yield (

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from medalign.cli import app
 from medalign.trainer.loop import NothingToLearnError
+from medalign.trainer.plan import attempt
 from medalign.trainer.plan import plan as planning
 from medalign.trainer.plan.advice import Case, advise, scaled
 from medalign.trainer.plan.plan import make_plan
@@ -17,6 +19,7 @@ from medalign.trainer.plan.report import plan_lines
 from medalign.trainer.prepare import with_paths
 from medalign.trainer.recipe import Recipe
 from medalign.trainer.step_shape import Load, Parameters, Settings, Shape
+from medalign.trainer.students.spec import StudentError
 from medalign.trainer.train import train
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
@@ -183,7 +186,7 @@ def test_conversations_that_cannot_be_read_are_not_the_longest(
 def test_a_student_too_large_for_a_cpu_is_estimated_and_the_rule_is_told(
     command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "CPU_PARAMETERS", 100_000)
+    monkeypatch.setattr(attempt, "CPU_PARAMETERS", 100_000)
     monkeypatch.setattr(planning, "GPU_BYTES", 10_000_000)
     done = command(**{"data.batch_size": 4})
     assert done.exit_code == 0, done.output
@@ -200,21 +203,27 @@ def test_a_student_too_large_for_a_cpu_is_estimated_and_the_rule_is_told(
 def test_memory_is_compared_with_what_is_free_on_a_cpu(
     command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "free_memory_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(attempt, "free_memory_bytes", lambda: 1_000_000)
     assert "GB free memory; on a CPU it is taken up to 50% of that" in command().stdout
 
 
+@pytest.mark.parametrize("where", ["loading", "step"])
 def test_a_full_gpu_is_a_plan_that_does_not_fit(
+    where: str,
     dataset: Dataset,
     students: Callable[..., Path],
     recipe: Callable[..., Recipe],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    full = torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(planning, "measure", full)
+    def measure(*_: Any) -> None:
+        if where == "step":
+            raise full
+        raise StudentError("cannot load the student: CUDA out of memory") from full
+
+    monkeypatch.setattr(attempt, "measure", measure)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 123)
     manifest, images, cache = dataset()
     chosen = with_paths(recipe(), student=students(), manifest=manifest, images=images)
@@ -222,8 +231,26 @@ def test_a_full_gpu_is_a_plan_that_does_not_fit(
     assert made is not None
     assert not made[1].fits
     lines = list(plan_lines(made[1]))
-    assert "not measured: out of memory: the step needs more than 123 bytes" in lines
-    assert any(line.startswith("  student.gradient_checkpointing: true: ") for line in lines)
+    assert any(line.startswith("not measured: out of memory: ") for line in lines)
+    assert any(line.startswith("warning: does not fit") for line in lines)
+
+
+def test_a_student_that_cannot_be_loaded_is_an_error(
+    dataset: Dataset, students: Callable[..., Path], recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(students(), student)
+    (student / "model.safetensors").unlink()
+    manifest, images, cache = dataset()
+    chosen = with_paths(recipe(), student=student, manifest=manifest, images=images)
+    with pytest.raises(StudentError, match="cannot load the student"):
+        make_plan(chosen, cache, tmp_path / "run")
+
+
+def test_json_without_a_plan_is_refused() -> None:
+    done = CliRunner().invoke(app, ["train", "demo", "--json"])
+    assert done.exit_code == 2
+    assert "--json goes with --plan" in done.output
 
 
 def test_disk_is_what_a_real_checkpoint_takes(
