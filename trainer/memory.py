@@ -140,7 +140,7 @@ def layer_bytes(shape: Shape, load: Load, chosen: Settings) -> int:
 
 def head_bytes(shape: Shape, load: Load, number_bytes: int) -> int:
     """Bytes that projector (two linear layers) and logits keep: those of answers, as float32."""
-    projector = load.images * shape.visual * (shape.tower_width + 2 * shape.width) * number_bytes
+    projector = load.images * load.visual * (shape.tower_width + 2 * shape.width) * number_bytes
     return projector + load.answers * shape.vocabulary * FP32
 
 
@@ -152,7 +152,7 @@ def loss_bytes(shape: Shape, load: Load, chosen: Settings) -> int:
     """
     if not chosen.losses:
         return 0
-    n = shape.visual
+    n = load.visual
     similarities = n * n + 3 * n * shape.width
     rows = load.question * (shape.heads * load.tokens + shape.query_width)
     return load.images * (similarities + rows + load.tokens * shape.key_width) * FP32

@@ -43,7 +43,6 @@ class Shape:
         heads: H, query heads.
         vocabulary: V.
         tower_width: features that the vision tower gives a patch.
-        visual: N.
     """
 
     layers: int
@@ -54,7 +53,6 @@ class Shape:
     heads: int
     vocabulary: int
     tower_width: int
-    visual: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +63,7 @@ class Load:
         batch: B.
         tokens: T, padding counted.
         images: I.
+        visual: N, of the image that has most.
         answers: A, answer tokens of the micro-batch.
         question: R, most question tokens of an image.
         teacher_bytes: of the cache's rows.
@@ -74,6 +73,7 @@ class Load:
     batch: int
     tokens: int
     images: int
+    visual: int
     answers: int
     question: int
     teacher_bytes: int

@@ -16,15 +16,17 @@ from .agreement import cache_identity
 from .batch import Batch
 from .checkpoint import load_checkpoint
 from .data import Conversations, StepOrder, micro_batches
-from .engine import Engine, Ranks
+from .engine import Engine
 from .environment import environment_of
 from .loop import Loop, Step
 from .objective import Objective
-from .prepare import Prepared, Say, describe, prepare, uses_bf16
+from .prepare import Prepared, Say, attention_kernel, describe, prepare, uses_bf16
+from .ranks import Ranks, sharded_loading
 from .recipe import Recipe, RecipeError
 from .run_folder import RunFolder, step_of
 from .student import add_adapter, checkpoint_activations, load_base
 from .students.spec import student_digest
+from .zero_config import zero_config, zero_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def train(
         ValueError: the input is wrong, see `prepare`.
         TrainingDivergedError: a loss is not finite.
     """
-    ranks = Ranks()
+    ranks = Ranks(recipe.run.timeout_minutes)
     plan = prepare(recipe, cache, ranks.world)
     if ranks.rank == 0:
         describe(plan, say)
@@ -159,17 +161,24 @@ def _identity(plan: Prepared, ranks: Ranks) -> dict[str, Any]:
 
 def load_engine(recipe: Recipe, student: Path, ranks: Ranks) -> tuple[Any, Engine]:
     """Load a student, give it its adapter, and put it in an engine, ready for a first step."""
-    bf16 = uses_bf16(recipe)
-    base = load_base(student, precision(recipe), recipe.student.attention, ranks.device)
-    torch.manual_seed(recipe.run.seed)
-    model = adapted(base, recipe)
+    bf16, sharded = uses_bf16(recipe), zero_stage(recipe) == 3
+    with sharded_loading(zero_config(recipe, bf16=bf16, world=ranks.world), enabled=sharded):
+        base = load_base(
+            student,
+            precision(recipe),
+            attention_kernel(recipe, student),
+            ranks.device,
+            sharded=sharded,
+            quantize=recipe.student.quantize,
+        )
+        torch.manual_seed(recipe.run.seed)
+        model = adapted(base, recipe)
     if recipe.student.gradient_checkpointing:
         checkpoint_activations(base)
     model.train()
     model.to(ranks.device)
-    engine = Engine(Objective(model, recipe.loss), recipe, ranks, bf16=bf16)
-    torch.manual_seed(recipe.run.seed + 1 + ranks.rank)  # dropout must differ between ranks
-    return model, engine
+    objective = Objective(model, recipe.loss, sharded=sharded)
+    return model, Engine(objective, recipe, ranks, bf16=bf16)
 
 
 def adapted(base: Any, recipe: Recipe) -> Any:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText
 
+from .students.families import FAMILIES
 from .students.spec import read_config
 
 
@@ -16,6 +16,5 @@ def unloaded_model(path: Path) -> Any:
         StudentError: the folder is no student.
     """
     config = read_config(path)
-    make: Any = AutoModelForImageTextToText.from_config
     with torch.device("meta"):
-        return make(config)
+        return FAMILIES[config.model_type].model_class(config)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from medalign.pipeline.manifest import Record, Turn
-from medalign.trainer.lengths import measure_lengths
+from medalign.trainer.lengths import VisualTokens, measure_lengths
 from medalign.trainer.students.spec import StudentSpec, read_student
 
 
@@ -42,7 +42,7 @@ def test_lengths_are_those_before_the_cut_and_name_what_cannot_be_used(
         len(encoder.training(each, 10**6).input_ids) for each in records if each.id != "unanswered"
     ]
     most = whole[0] + 5
-    found = measure_lengths(records, encoder, most)
+    found = measure_lengths(records, encoder, most, VisualTokens(student.sight, None))
     assert found.places.tolist() == [0, 1, 4]
     assert found.tokens.tolist() == [whole[0], whole[1], whole[3]]
     assert found.cut == 1
@@ -60,7 +60,8 @@ def test_of_many_conversations_the_longest_and_an_even_share_are_looked_at(
 ) -> None:
     records = [record(str(k), "word " * (k == 77), "yes", image=False) for k in range(100)]
     records[33] = record("with image", "short", "yes")
-    found = measure_lengths(records, student.encoder, 10**6, limit=20)
+    visual = VisualTokens(student.sight, None)
+    found = measure_lengths(records, student.encoder, 10**6, visual, limit=20)
     assert len(found.places) <= 20 < found.of
     assert {0, 33, 77, 99} <= set(found.places.tolist())
     assert found.longest(1) == [33]

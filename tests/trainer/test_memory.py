@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medalign.trainer.batch import Batch, collate
-from medalign.trainer.engine import Engine, Ranks
+from medalign.trainer.engine import Engine
 from medalign.trainer.memory import (
     BUCKET,
     FP32,
@@ -22,6 +22,7 @@ from medalign.trainer.objective import Objective, Share
 from medalign.trainer.plan import held
 from medalign.trainer.plan.shapes import count_parameters, load_of, settings_of, shape_of
 from medalign.trainer.prepare import Prepared, prepare, with_paths
+from medalign.trainer.ranks import Ranks
 from medalign.trainer.recipe import Recipe
 from medalign.trainer.step_shape import Load, Parameters, Settings, Shape
 from medalign.trainer.student import checkpoint_activations, load_base
@@ -34,11 +35,18 @@ PARAMETERS = Parameters(
 )  # fmt: skip
 SHAPE = Shape(
     layers=32, width=4096, inner=14336, query_width=4096, key_width=1024, heads=32,
-    vocabulary=32000, tower_width=1024, visual=576,
+    vocabulary=32000, tower_width=1024,
 )  # fmt: skip
 LOAD = Load(
-    batch=4, tokens=700, images=4, answers=80, question=30, teacher_bytes=5_000_000, padded=False
-)
+    batch=4,
+    tokens=700,
+    images=4,
+    visual=576,
+    answers=80,
+    question=30,
+    teacher_bytes=5_000_000,
+    padded=False,
+)  # fmt: skip
 CHOSEN = Settings(
     number_bytes=2, rank=64, dropout=True, checkpointing=False, flash=False, losses=True,
     rotation=True, stage=2,
@@ -92,7 +100,8 @@ def test_parameters_counted_without_weights_are_those_of_the_real_model(
 
 
 @pytest.mark.parametrize(
-    ("stage", "dtype"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")]
+    ("stage", "dtype"),
+    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16")],
 )
 def test_weights_gradients_and_optimiser_are_as_large_as_the_formula_says(
     stage: int, dtype: str, run: Callable[..., tuple[Prepared, Batch]]

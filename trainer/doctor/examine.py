@@ -11,12 +11,13 @@ from ...pipeline.manifest import Record
 from ...teacher_cache.reader import TeacherCache
 from ..agreement import disagreements
 from ..amounts import counted
-from ..conversation import ConversationEncoder, Encoded
-from ..lengths import SCANNED, measure_lengths
-from ..prepare import check_precision
+from ..conversation import Encoded
+from ..lengths import SCANNED, VisualTokens, measure_lengths
+from ..prepare import check_precision, uses_bf16
 from ..recipe import DataSection, Recipe, RecipeError, find_recipe
 from ..students.spec import StudentSpec
 from ..students.tiny import make_demo_student
+from ..zero_config import zero_config
 from . import dataset, machine, model
 from .check import Check, even
 
@@ -85,6 +86,7 @@ class Examination:
         try:
             self.recipe = Recipe.from_yaml(find_recipe(name))
             check_precision(self.recipe)
+            zero_config(self.recipe, bf16=uses_bf16(self.recipe), world=1)
         except RecipeError as error:
             return Check("recipe", "failed", str(error), "mend the recipe")
         loss = self.recipe.loss
@@ -107,6 +109,8 @@ class Examination:
         yield "shared memory", partial(machine.shared_memory, self._data().workers)
         if self.recipe is not None and self.recipe.student.attention == "flash_attention_2":
             yield "attention", machine.flash_attention
+        if self.recipe is not None and self.recipe.student.quantize != "none":
+            yield "quantisation", machine.bitsandbytes
 
     def _student(self) -> Iterator[Planned]:
         path = self._path("student")
@@ -177,15 +181,17 @@ class Examination:
 
     def _conversations(self) -> Iterator[Planned]:
         if self.records and self.student is not None:
-            yield "lengths", partial(self._measure, self.student.encoder)
+            yield "lengths", partial(self._measure, self.student)
 
-    def _measure(self, encoder: ConversationEncoder) -> Check:
+    def _measure(self, student: StudentSpec) -> Check:
         most = self._data().max_length
         limit = None if self.request.everything else SCANNED
-        found = measure_lengths(self.records, encoder, most, limit)
+        visual = VisualTokens(student.sight, self._path("images"))
+        found = measure_lengths(self.records, student.encoder, most, visual, limit)
         for place in even(found.places.tolist(), PREVIEWED):
             record = self.records[place]
-            self.previews.append((record.id, encoder.training(record, most)))
+            encoded = student.encoder.training(record, most, visual.of(record))
+            self.previews.append((record.id, encoded))
         return model.lengths(found, most)
 
     def _data(self) -> DataSection:

@@ -111,3 +111,11 @@ def flash_attention() -> Check:
         advice = "pip install flash-attn, or set student.attention: sdpa"
         return Check("attention", "failed", text, advice)
     return Check("attention", "ok", f"flash-attn {installed('flash-attn')}")
+
+
+def bitsandbytes() -> Check:
+    """Is the package installed that holds weights in 4 bits?"""
+    if find_spec("bitsandbytes") is None:
+        text = "the recipe asks for student.quantize, bitsandbytes is not installed"
+        return Check("quantisation", "failed", text, "pip install 'medalign[qlora]'")
+    return Check("quantisation", "ok", f"bitsandbytes {installed('bitsandbytes')}")

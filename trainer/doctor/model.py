@@ -23,10 +23,10 @@ def read(path: Path, geometry: str) -> tuple[StudentSpec | None, Check]:
         spec = read_student(path, geometry)
     except StudentError as error:
         return None, Check("student", "failed", str(error), "see the README for what students are")
-    encoder = spec.encoder
+    token = spec.encoder.tokenizer.convert_ids_to_tokens(spec.encoder.image_token_id)
     text = (
-        f"{path}: {spec.layers} layers, {spec.grid} visual tokens, geometry {spec.geometry}, "
-        f"image token {encoder.image_token!r}"
+        f"{path}: {spec.family.model_type}, {spec.layers} layers, {spec.sight}, image token "
+        f"{token!r}"
     )
     return spec, Check("student", "ok", text)
 

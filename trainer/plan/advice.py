@@ -72,14 +72,13 @@ def _branches(recipe: Recipe, case: Case) -> Iterator[Branch]:
         checkpointed = replace(case, chosen=replace(chosen, checkpointing=True))
         key = "student.gradient_checkpointing: true"
         yield [(key, checkpointed), *_batches(recipe, checkpointed, f"{key}, ")]
-    offload = type(recipe.deepspeed).model_fields.get("offload")
-    if offload is not None and chosen.offload == "none" and chosen.stage:
+    if recipe.deepspeed.config is None and chosen.offload == "none" and chosen.stage:
         offloaded = replace(case, chosen=replace(chosen, offload="optimizer"))
         yield [("deepspeed.offload: optimizer", offloaded)]
-    if "quantize" in type(recipe.student).model_fields and not chosen.quantized:
+    if not chosen.quantized and chosen.stage < 3:
         quantised = replace(case, chosen=replace(chosen, quantized=True))
         yield [("student.quantize: nf4", quantised)]
-    if chosen.world > 1 and chosen.stage < 3 and _has_stage_three(recipe):
+    if chosen.world > 1 and chosen.stage < 3 and not chosen.quantized:
         yield [("deepspeed.stage: 3", replace(case, chosen=replace(chosen, stage=3)))]
 
 
@@ -105,8 +104,3 @@ def scaled(load: Load, batch: int) -> Load:
         teacher_bytes=round(load.teacher_bytes * share),
         padded=load.padded and batch > 1,
     )
-
-
-def _has_stage_three(recipe: Recipe) -> bool:
-    annotation = type(recipe.deepspeed).model_fields["stage"].annotation
-    return 3 in getattr(annotation, "__args__", ())

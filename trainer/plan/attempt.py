@@ -6,9 +6,9 @@ import torch
 
 from ..amounts import of_bytes
 from ..data import Conversations
-from ..engine import Ranks
 from ..host import free_memory_bytes
 from ..prepare import Prepared
+from ..ranks import Ranks
 from ..students.spec import StudentError
 from .advice import Case
 from .measure import Measured, measure
@@ -41,7 +41,7 @@ def attempt(
     if not torch.cuda.is_available() and (reason := _too_large(here)):
         return None, reason
     try:
-        return measure(run, samples, longest, Ranks()), ""
+        return measure(run, samples, longest, Ranks(run.recipe.run.timeout_minutes)), ""
     except (torch.OutOfMemoryError, StudentError) as error:
         # A student whose weights alone are too much is told of as one that cannot be loaded.
         if not any(isinstance(e, torch.OutOfMemoryError) for e in (error, error.__cause__)):

@@ -11,11 +11,12 @@ from torch.utils.data import Sampler
 from ...teacher_cache.schema import TeacherCacheError
 from ..batch import Batch
 from ..data import Conversations, StepOrder
-from ..engine import Engine, Ranks
+from ..engine import Engine
 from ..host import memory_bytes
 from ..memory import Memory
 from ..objective import Share
 from ..prepare import Prepared
+from ..ranks import Ranks
 from ..train import load_engine, precision, read_ahead, step_order
 from . import held
 

@@ -11,7 +11,7 @@ from ...teacher_cache.schema import TeacherCacheError
 from ..batch import Batch, Sample, collate
 from ..data import Conversations
 from ..host import free_disk_bytes
-from ..lengths import Lengths, measure_lengths
+from ..lengths import Lengths, VisualTokens, measure_lengths
 from ..loop import NothingToLearnError
 from ..memory import Memory, checkpoint_bytes, estimate, step_operations
 from ..prepare import Prepared, prepare, uses_bf16
@@ -124,7 +124,9 @@ def make_plan(recipe: Recipe, cache: Path | str | None, out: Path) -> tuple[Prep
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     run = prepare(recipe, cache, world, keep_rows=False)
-    found = measure_lengths(run.selection.records, run.student.encoder, recipe.data.max_length)
+    visual = VisualTokens(run.student.sight, run.images)
+    records = run.selection.records
+    found = measure_lengths(records, run.student.encoder, recipe.data.max_length, visual)
     samples = samples_of(run)
     longest, batch = _longest(run, samples, found)
     parameters = count_parameters(run.student.path, recipe)

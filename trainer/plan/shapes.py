@@ -1,16 +1,19 @@
 """A student's parameters and sizes without its weights: built on the meta device."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
 from ..batch import Batch
 from ..engine import group_of
+from ..prepare import attention_kernel
 from ..recipe import Recipe
 from ..step_shape import Load, Offload, Parameters, Settings, Shape, Stage
 from ..students.spec import StudentSpec, read_config
 from ..train import adapted
 from ..unloaded import unloaded_model
+from ..zero_config import zero_config, zero_stage
 from .held import tensors_of
 
 
@@ -43,7 +46,6 @@ def shape_of(student: StudentSpec) -> Shape:
         heads=heads,
         vocabulary=text.vocab_size,
         tower_width=vision.hidden_size,
-        visual=student.grid.size,
     )
 
 
@@ -54,7 +56,8 @@ def load_of(batch: Batch) -> Load:
     return Load(
         batch=size,
         tokens=tokens,
-        images=0 if batch.pixel_values is None else len(batch.pixel_values),
+        images=0 if batch.grids is None else len(batch.grids),
+        visual=0 if batch.grids is None else int(batch.grids.prod(1).max()),
         answers=batch.answer_tokens,
         question=0 if teacher is None else teacher.look.rows.shape[1],
         teacher_bytes=sum(tensor.nbytes for tensor in tensors_of(teacher)),
@@ -73,19 +76,26 @@ def settings_of(recipe: Recipe, *, bf16: bool, gpu: bool, world: int, teacher: b
         teacher: a cache is given.
     """
     size = 2 if bf16 else 4
-    stage: Stage = recipe.deepspeed.stage
-    offload: Offload = getattr(recipe.deepspeed, "offload", "none")
+    zero = zero_config(recipe, bf16=bf16, world=world).get("zero_optimization", {})
+    away = [part for part in ("optimizer", "param") if _in_host_memory(zero, part)]
+    offload: Offload = "all" if len(away) == 2 else "optimizer" if away == ["optimizer"] else "none"
     return Settings(
         number_bytes=size,
         rank=recipe.lora.rank,
         dropout=recipe.lora.dropout > 0,
         checkpointing=recipe.student.gradient_checkpointing,
-        flash=recipe.student.attention == "flash_attention_2",
+        flash=attention_kernel(recipe, Path(recipe.student.path or "")) == "flash_attention_2",
         losses=teacher,
         rotation=recipe.loss.rotation,
-        stage=stage,
+        stage=cast(Stage, zero_stage(recipe)),
         offload=offload,
         world=world,
-        quantized=getattr(recipe.student, "quantize", "none") != "none",
+        quantized=recipe.student.quantize != "none",
         mask_bytes=1 if gpu else size,
     )
+
+
+def _in_host_memory(zero: Any, part: str) -> bool:
+    """Whether optimizer or parameters are offloaded, by DeepSpeed's own configuration."""
+    found = zero.get(f"offload_{part}") or {}
+    return bool(found.get("device", "none") != "none")

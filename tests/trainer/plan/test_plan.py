@@ -31,10 +31,10 @@ SEVEN = Case(
     ),
     shape=Shape(
         layers=32, width=4096, inner=14336, query_width=4096, key_width=1024, heads=32,
-        vocabulary=32000, tower_width=1024, visual=576,
+        vocabulary=32000, tower_width=1024,
     ),
     load=Load(
-        batch=8, tokens=700, images=8, answers=80, question=30, teacher_bytes=9_600_000,
+        batch=8, tokens=700, images=8, visual=576, answers=80, question=30, teacher_bytes=9_600_000,
         padded=True,
     ),
     chosen=Settings(
