@@ -21,15 +21,27 @@ def check_agreement(recipe: Recipe, cache: TeacherCache | None, student: Student
     Raises:
         AgreementError: lists every disagreement, each with both sides and the way out.
     """
-    wrong = [*_layer(recipe, student)]
-    if cache is not None:
-        wrong += _geometry(cache, student) + _expert(recipe, cache)
-    elif recipe.loss.alpha or recipe.loss.beta:
+    wrong = disagreements(recipe, cache, student)
+    if cache is None and (recipe.loss.alpha or recipe.loss.beta):
         wrong.append(
             "the recipe trains on a teacher (loss.alpha or loss.beta above 0): give --cache STORE"
         )
     if wrong:
         raise AgreementError("; ".join(wrong))
+
+
+def disagreements(
+    recipe: Recipe | None, cache: TeacherCache | None, student: StudentSpec | None
+) -> list[str]:
+    """List what does not fit among those that are given, each with both sides and the way out."""
+    wrong = []
+    if recipe is not None and student is not None:
+        wrong += _layer(recipe, student)
+    if cache is not None and student is not None:
+        wrong += _geometry(cache, student)
+    if cache is not None and recipe is not None:
+        wrong += _expert(recipe, cache)
+    return wrong
 
 
 def _layer(recipe: Recipe, student: StudentSpec) -> list[str]:

@@ -17,7 +17,7 @@ from .contest import Contest
 from .engine import Engine
 from .held_out import HeldOut, Validation
 from .loggers import Loggers
-from .memory import peak_bytes, resident_bytes
+from .memory_used import peak_bytes, resident_bytes
 from .objective import Share
 from .recipe import OptimSection, Recipe
 from .run_folder import RunFolder

@@ -49,8 +49,16 @@ class Prepared:
     held_out_images: Path = Path()
 
 
-def prepare(recipe: Recipe, cache: Path | str | None, world: int) -> Prepared:
+def prepare(
+    recipe: Recipe, cache: Path | str | None, world: int, *, keep_rows: bool = True
+) -> Prepared:
     """Check recipe, student, cache, manifest and images against each other.
+
+    Args:
+        recipe: with `student.path`, `data.manifest` and `data.images` filled in.
+        cache: sealed store, or None when alpha and beta are 0.
+        world: ranks.
+        keep_rows: rows of a cache behind a URL may be kept in the folder that is set for them.
 
     Raises:
         ValueError: of the part that is wrong; `RecipeError`, `StudentError`, `AgreementError`,
@@ -64,9 +72,9 @@ def prepare(recipe: Recipe, cache: Path | str | None, world: int) -> Prepared:
         if not folder.is_dir():
             raise RecipeError(f"--images {folder} is no folder")
     check_installed(recipe.log)
-    opened = None if cache is None else _open(cache, recipe)
+    opened = None if cache is None else _open(cache, recipe, keep_rows)
     check_agreement(recipe, opened, student)
-    _check_precision(recipe)
+    check_precision(recipe)
     zero_config(recipe, bf16=uses_bf16(recipe), world=world)  # refused now, not after loading
     selection = select(read_manifest(manifest), opened, recipe.data.on_missing)
     per_step = recipe.data.batch_size * recipe.data.accumulation * world
@@ -194,7 +202,9 @@ def _pick(given: Path | None, written: str | None) -> str | None:
     return None if chosen is None else absolute(chosen)
 
 
-def _open(cache: Path | str, recipe: Recipe) -> TeacherCache:
+def _open(cache: Path | str, recipe: Recipe, keep_rows: bool) -> TeacherCache:
+    if not keep_rows:
+        return TeacherCache.open(cache)
     folder = recipe.data.cache_folder or os.environ.get("MEDALIGN_CACHE_FOLDER")
     return TeacherCache.open(cache, nearby=folder, nearby_bytes=int(recipe.data.cache_gb * 1e9))
 
@@ -205,7 +215,12 @@ def _given(path: str | None, name: str) -> Path:
     return Path(path)
 
 
-def _check_precision(recipe: Recipe) -> None:
+def check_precision(recipe: Recipe) -> None:
+    """Refuse a number format that the ZeRO stage cannot train in.
+
+    Raises:
+        RecipeError: names both keys.
+    """
     stage = zero_stage(recipe)
     if stage == 0 and uses_bf16(recipe):
         # DeepSpeed's bf16 wrapper of stage 0 steps Adam once on zeros before training.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 
 from ..teacher_cache.durable import write_durably
 from .agreement import cache_identity, records_digest
@@ -189,35 +190,49 @@ def _identity(plan: Prepared, ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def _load(
-    plan: Prepared, folder: RunFolder, ranks: Ranks, loggers: Loggers, held_out: HeldOut | None
-) -> Loop:
-    recipe = plan.recipe
-    bf16 = uses_bf16(recipe)
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    sharded = zero_stage(recipe) == 3
+def load_engine(recipe: Recipe, student: Path, ranks: Ranks) -> tuple[Any, Engine]:
+    """Load a student, give it its adapter, and put it in an engine, ready for a first step."""
+    bf16, sharded = uses_bf16(recipe), zero_stage(recipe) == 3
     with sharded_loading(zero_config(recipe, bf16=bf16, world=ranks.world), enabled=sharded):
         base = load_base(
-            plan.student.path,
-            dtype,
-            attention_kernel(recipe, plan.student.path),
+            student,
+            precision(recipe),
+            attention_kernel(recipe, student),
             ranks.device,
             sharded=sharded,
             quantize=recipe.student.quantize,
         )
         torch.manual_seed(recipe.run.seed)
-        student = add_adapter(
-            base,
-            recipe.loss.layer,
-            recipe.lora,
-            rotation=recipe.loss.rotation,
-            projector=recipe.optim.projector_lr > 0,
-        )
+        model = adapted(base, recipe)
     if recipe.student.gradient_checkpointing:
         checkpoint_activations(base)
-    student.train()
-    student.to(ranks.device)
-    engine = Engine(Objective(student, recipe.loss), recipe, ranks, bf16=bf16)
+    model.train()
+    model.to(ranks.device)
+    objective = Objective(model, recipe.loss)
+    return model, Engine(objective, recipe, ranks, bf16=bf16)
+
+
+def adapted(base: Any, recipe: Recipe) -> Any:
+    """Give a base model what the recipe trains; also of a model on the meta device."""
+    return add_adapter(
+        base,
+        recipe.loss.layer,
+        recipe.lora,
+        rotation=recipe.loss.rotation,
+        projector=recipe.optim.projector_lr > 0,
+    )
+
+
+def precision(recipe: Recipe) -> torch.dtype:
+    """Type of weights, activations and pixels of a run here."""
+    return torch.bfloat16 if uses_bf16(recipe) else torch.float32
+
+
+def _load(
+    plan: Prepared, folder: RunFolder, ranks: Ranks, loggers: Loggers, held_out: HeldOut | None
+) -> Loop:
+    recipe = plan.recipe
+    student, engine = load_engine(recipe, plan.student.path, ranks)
     about = {
         "medalign": version("medalign"),
         "recipe": recipe.model_dump(mode="json"),
@@ -234,28 +249,52 @@ def _load(
         samples=len(plan.selection.records),
         steps=plan.steps,
         about=about,
-        dtype=dtype,
+        dtype=precision(recipe),
         loggers=loggers,
         held_out=held_out,
     )
 
 
 def _batches(plan: Prepared, loop: Loop, start: int) -> Iterator[Batch]:
-    data, ranks = plan.recipe.data, loop.engine.ranks
-    samples = Conversations(
-        plan.selection.records, plan.images, plan.student, data.max_length, plan.cache
+    samples = samples_of(plan)
+    order = step_order(plan, len(samples), loop.engine.ranks, start, plan.steps)
+    return read_ahead(plan, samples, order)
+
+
+def samples_of(plan: Prepared) -> Conversations:
+    """The training set of a run."""
+    return Conversations(
+        plan.selection.records, plan.images, plan.student, plan.recipe.data.max_length, plan.cache
     )
-    order = StepOrder(
-        length=len(samples),
+
+
+def step_order(plan: Prepared, length: int, ranks: Ranks, start: int, stop: int) -> StepOrder:
+    """Which of `length` samples a rank reads for steps `start` to `stop`."""
+    data = plan.recipe.data
+    return StepOrder(
+        length=length,
         seed=plan.recipe.run.seed,
         batch_size=data.batch_size,
         accumulation=data.accumulation,
         rank=ranks.rank,
         world=ranks.world,
         start=start,
-        stop=plan.steps,
+        stop=stop,
     )
-    return micro_batches(samples, order, _pad_id(plan), data.workers, data.accumulation)
+
+
+def read_ahead(
+    plan: Prepared, samples: Conversations, order: Sampler[list[int]]
+) -> Iterator[Batch]:
+    """Micro-batches in an order, read as the recipe says."""
+    data = plan.recipe.data
+    return micro_batches(samples, order, pad_id(plan), data.workers, data.accumulation)
+
+
+def pad_id(plan: Prepared) -> int:
+    """Token of the padding, which is never attended to."""
+    found = plan.student.processor.tokenizer.pad_token_id
+    return 0 if found is None else int(found)
 
 
 def _held_out(plan: Prepared) -> HeldOut | None:
@@ -270,10 +309,5 @@ def _held_out(plan: Prepared) -> HeldOut | None:
         records=records_digest(records),
         recipe=recipe,
         steps=plan.steps,
-        pad_id=_pad_id(plan),
+        pad_id=pad_id(plan),
     )
-
-
-def _pad_id(plan: Prepared) -> int:
-    pad_id: int | None = plan.student.processor.tokenizer.pad_token_id
-    return 0 if pad_id is None else pad_id
