@@ -48,7 +48,9 @@ def options(
 def main() -> None:
     """Run the command line: what a user can mend is one line on stderr and exit code 2."""
     debug = "--debug" in sys.argv[1:]
-    sys.argv[1:] = [word for word in sys.argv[1:] if word != "--debug"]  # wherever it stands
+    # `--debug` may stand anywhere; the `deepspeed` launcher adds what LOCAL_RANK says already.
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    sys.argv[1:] = [word for word in words if not word.startswith("--local_rank=")]
     # Nothing is ever fetched, also by libraries that would like to.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:

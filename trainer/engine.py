@@ -125,6 +125,7 @@ def _groups(objective: nn.Module, optim: OptimSection) -> list[dict[str, Any]]:
 
 def group_of(name: str) -> str:
     """Which of lora, projector and rotation a parameter belongs to."""
-    if "multi_modal_projector" in name:
-        return "projector"
-    return "rotation" if "visual_rotation" in name else "lora"
+    if "visual_rotation" in name:
+        return "rotation"
+    # PEFT trains whole modules, W and the projector, under this name.
+    return "projector" if "modules_to_save" in name else "lora"

@@ -246,9 +246,9 @@ class Loop:
                 self.engine.step()
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
-                f"step {step}: the GPU's memory is full with data.batch_size "
-                f"{self.recipe.data.batch_size}; lower it and raise data.accumulation by the same "
-                "factor (the loss stays the same), or set student.gradient_checkpointing: true"
+                f"step {step}: the GPU's memory is full{_memory_used()} with data.batch_size "
+                f"{self.recipe.data.batch_size}; {_relief(self.recipe)}. `medalign train --plan` "
+                "measures what a step needs"
             ) from error
         return terms.tolist(), norms
 
@@ -299,6 +299,31 @@ class Loop:
 
     def _any(self, flag: bool) -> bool:
         return self._sum(float(flag))[0] > 0
+
+
+def _memory_used() -> str:
+    if not torch.cuda.is_available():
+        return ""
+    free, total = torch.cuda.mem_get_info()
+    own = torch.cuda.max_memory_allocated()
+    return f" ({own / 1e9:.1f} GB of {total / 1e9:.1f} GB were this run's, {free / 1e9:.1f} free)"
+
+
+def _relief(recipe: Recipe) -> str:
+    """What lowers the memory of a step, cheapest first; nothing that is done already."""
+    ways = []
+    if not recipe.student.gradient_checkpointing:
+        ways.append("set student.gradient_checkpointing: true")
+    if recipe.data.batch_size > 1:
+        ways.append(
+            "lower data.batch_size and raise data.accumulation by the same factor (the loss stays "
+            "the same)"
+        )
+    if recipe.student.quantize == "none":
+        ways.append("set student.quantize: nf4")
+    if recipe.deepspeed.config is None and recipe.deepspeed.offload == "none":
+        ways.append("set deepspeed.offload: optimizer")
+    return ", or ".join([*ways, "lower data.max_length"])
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

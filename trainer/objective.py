@@ -14,7 +14,8 @@ from .batch import Batch
 from .losses import answer_nll, attention_alignment_terms, gram_alignment_terms
 from .recipe import LossSection
 from .student import llava_of
-from .students.probe import Tap
+from .students.families import family_of
+from .students.probe import Tap, show_blank_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Objective(nn.Module):
     """A student with its loss.
 
     Args:
-        student: PEFT model from `add_adapter`, or a bare Llava model with `attach`ed probe.
+        student: PEFT model from `add_adapter`, or a bare model with `attach`ed probe.
         loss: weights and kinds of the terms.
     """
 
@@ -53,6 +54,9 @@ class Objective(nn.Module):
         super().__init__()
         self.student = student
         self.loss = loss
+        # All ranks must use the same modules in the same order, whatever their micro-batches hold:
+        # ZeRO 2 adds up gradients in the order in which they come, ZeRO 3 gathers weights so.
+        show_blank_images(llava_of(student))
 
     def forward(self, batch: Batch, share: Share) -> tuple[Tensor, Tensor]:
         """Compute this micro-batch's part of the step's loss.
@@ -64,8 +68,8 @@ class Objective(nn.Module):
         Raises:
             RuntimeError: the attention carries no gradient (re-entrant checkpointing).
         """
-        llava = llava_of(self.student)
-        lm, tap = look(llava, batch)
+        model = llava_of(self.student)
+        lm, tap = look(model, batch)
         vis, att = self._alignment(batch, tap)
         total = lm * share.token + (self.loss.alpha * vis + self.loss.beta * att) * share.image
         return total, torch.stack([lm, vis, att]).detach()
@@ -91,35 +95,24 @@ class Objective(nn.Module):
         return vis, att
 
 
-def look(llava: Any, batch: Batch) -> tuple[Tensor, Tap]:
+def look(model: Any, batch: Batch) -> tuple[Tensor, Tap]:
     """Run a student over a batch.
 
     Returns:
         The cross-entropy summed over answer tokens, and the tap with what it saw at layer l.
     """
-    tap = batch.tap(llava.config.image_token_id)
-    seen: dict[str, Any] = {"input_ids": batch.input_ids, "pixel_values": batch.pixel_values}
+    family = family_of(model)
+    tap = batch.tap(model.config.image_token_id)
     if batch.pixel_values is None:
-        seen = {"inputs_embeds": _without_images(llava, batch.input_ids)}
-    hidden = llava.model(
-        **seen, attention_mask=batch.attention_mask, use_cache=False, tap=tap
+        tap.blank = family.blank(model.config, model.device, model.dtype)
+    hidden = model.model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        pixel_values=batch.pixel_values,
+        use_cache=False,
+        tap=tap,
+        **family.inputs(model.config, batch.input_ids, batch.grids),
     ).last_hidden_state
     # Logits of the answers alone: a few of many hundred positions, times the vocabulary.
-    logits = llava.lm_head(hidden.flatten(0, 1)[batch.predicts])
+    logits = model.get_submodule(family.head)(hidden.flatten(0, 1)[batch.predicts])
     return answer_nll(logits, batch.targets), tap
-
-
-def _without_images(llava: Any, input_ids: Tensor) -> Tensor:
-    """Embed a batch without images [B, T, C], in the order of a batch with images.
-
-    A black image goes through vision tower and projector and is multiplied by 0: the projector
-    gets a gradient, so that all ranks reduce the same buckets, and under ZeRO 3 all ranks gather
-    the same weights in the same order.
-    """
-    embedded: Tensor = llava.get_input_embeddings()(input_ids)
-    side = llava.config.vision_config.image_size
-    black = torch.zeros(1, 3, side, side, dtype=embedded.dtype, device=embedded.device)
-    features = llava.model.get_image_features(pixel_values=black)
-    features = getattr(features, "pooler_output", features)
-    total: Tensor = sum((feature.sum() for feature in features), start=embedded.new_zeros(()))
-    return embedded + 0.0 * total

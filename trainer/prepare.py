@@ -17,7 +17,8 @@ from .data import Selection, select
 from .held_out import choose
 from .loggers import check_installed
 from .recipe import Recipe, RecipeError
-from .students.spec import StudentSpec, read_student
+from .students.families import FAMILIES
+from .students.spec import StudentSpec, read_config, read_student
 from .zero_config import zero_config, zero_stage
 
 Say = Callable[[str], None]
@@ -106,7 +107,7 @@ def describe(plan: Prepared, say: Say) -> None:
     """Tell a user what will be trained on what."""
     chosen = plan.selection
     student = plan.student
-    say(f"student  {student.path}: {student.grid} visual tokens, {student.layers} layers")
+    say(f"student  {student.path}: {student.sight}, {student.layers} layers")
     if plan.cache is not None:
         card = plan.cache.card
         say(
@@ -148,13 +149,19 @@ def uses_bf16(recipe: Recipe) -> bool:
     return wanted == "bf16" or (wanted == "auto" and torch.cuda.is_available())
 
 
-def attention_kernel(recipe: Recipe) -> str:
-    """Name of the attention implementation of every layer: FlashAttention where it can run."""
-    wanted = recipe.student.attention
+def attention_kernel(recipe: Recipe, path: Path) -> str:
+    """Name of the attention implementation of every layer: FlashAttention where it can run.
+
+    Args:
+        recipe: of the run.
+        path: folder of the student.
+    """
+    wanted, flash = recipe.student.attention, "flash_attention_2"
     if wanted != "auto":
         return wanted
-    flash = torch.cuda.is_available() and uses_bf16(recipe) and find_spec("flash_attn") is not None
-    return "flash_attention_2" if flash else "sdpa"
+    able = flash in FAMILIES[read_config(path).model_type].attentions
+    here = torch.cuda.is_available() and find_spec("flash_attn") is not None
+    return flash if able and here and uses_bf16(recipe) else "sdpa"
 
 
 def with_paths(

@@ -26,17 +26,21 @@ class StudentSection(_Section):
     """Which model learns."""
 
     path: str | None = None
-    """Folder of a Hugging Face Llava model; `--student` overrides it."""
+    """Folder of a Hugging Face model: llava, gemma3 or qwen2_5_vl; `--student` overrides it."""
 
     geometry: Literal["processor", "pad", "crop", "stretch"] = "processor"
-    """How an image becomes the tower's square; `processor` reads it from the image processor."""
+    """How an image becomes the tower's square; `processor` reads it from the image processor.
+
+    Only a llava student can be told another.
+    """
 
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Weights and activations; `auto` is bf16 on a GPU and fp32 on a CPU."""
 
     attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
     """Attention kernel of every layer; `auto` is FlashAttention where it is installed and the run
-    is in bf16 on a GPU, and PyTorch's SDPA otherwise. Never eager."""
+    is in bf16 on a GPU, and PyTorch's SDPA otherwise. Never eager; a gemma3 student takes
+    sdpa alone."""
 
     quantize: Literal["none", "nf4"] = "none"
     """`nf4` keeps the frozen linear layers of the language model in 4 bits (QLoRA); needs

