@@ -324,7 +324,9 @@ def test_the_command_says_which_adapter_is_which(
     }  # fmt: skip
     options = [str(word) for pair in words.items() for word in pair]
     monkeypatch.setattr("sys.argv", ["medalign", "train", str(recipe), *options])
-    main()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
     out, err = capsys.readouterr()
     last = lines(tmp_path / "run")[-1]
     assert f"adapter  {tmp_path}/run/adapter, of the last step, 2\n" in out
