@@ -262,7 +262,8 @@ def test_a_kill_between_evaluation_and_save_leaves_the_best_before(
         steps.append(args[3])
         if len(steps) == 2:
             raise StopHereError
-        return save_checkpoint(*args)
+        saved: Path = save_checkpoint(*args)
+        return saved
 
     with monkeypatch.context() as patch:
         patch.setattr("medalign.trainer.loop.save_checkpoint", second_is_killed)
