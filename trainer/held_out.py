@@ -96,7 +96,8 @@ def _weightless(sample: Sample) -> Sample:
     encoded = sample.encoded
     if encoded is not None:
         encoded = replace(encoded, labels=np.full_like(encoded.labels, IGNORED), cut=0)
-    return Sample(sample.id, encoded, sample.pixels, (None,) * len(sample.teachers))
+    teachers = (None,) * len(sample.teachers)
+    return replace(sample, encoded=encoded, teachers=teachers, skipped="", refused="")
 
 
 def choose(records: int, at_most: int) -> list[int]:

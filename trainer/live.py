@@ -44,6 +44,7 @@ class LiveView:
         self._clock = clock
         self._spoken = -math.inf
         self._pace: deque[tuple[int, float]] = deque(maxlen=_STEPS_OF_PACE)
+        self._last: tuple[Step, int] | None = None
         self._saved: int | None = None
         self._validation: Values | None = None
         self._best: Best | None = None
@@ -58,8 +59,9 @@ class LiveView:
         if self._pace and step.step <= self._pace[-1][0]:
             self._forget()  # another run in the same view
         self._pace.append((step.step, now))
+        self._last = (step, steps)
         if self._live is not None:
-            self._live.update(self.panel(step, steps), refresh=True)
+            self._draw()
         elif step.step == steps or now - self._spoken > _SECONDS_BETWEEN_LINES:
             self._spoken = now
             left = self.time_left(step.step, steps)
@@ -72,10 +74,12 @@ class LiveView:
             return
         self._validation = values
         self.say(f"held out {_evaluation(values)}, {values['seconds']:.1f} s")
+        self._draw()
 
     def saved(self, step: int, best: Best | None) -> None:
         """Show which checkpoints there are."""
         self._saved, self._best = step, best
+        self._draw()
 
     def close(self, *, failed: bool) -> None:
         """Nothing is held back."""
@@ -117,6 +121,10 @@ class LiveView:
         if step.skipped or step.cut:
             yield "samples", f"{step.skipped} skipped  {step.cut} cut"
         yield "saved", "no checkpoint yet" if self._saved is None else f"step {self._saved}"
+
+    def _draw(self) -> None:
+        if self._live is not None and self._last is not None:
+            self._live.update(self.panel(*self._last), refresh=True)
 
     def _forget(self) -> None:
         self._pace.clear()

@@ -145,7 +145,9 @@ def _describe_held_out(plan: Prepared, held_out: Selection, say: Say) -> None:
     for reason, images in held_out.reasons.most_common(5):
         say(f"         {images} images have no teacher: {reason}")
     if plan.held_out_images == plan.images:
-        learnt = {path for record in plan.selection.records for path in record.images}
+        shown = {path for record in held_out.records for path in record.images}
+        trained = (path for record in plan.selection.records for path in record.images)
+        learnt = {path for path in trained if path in shown}
         shared = sum(bool(learnt.intersection(record.images)) for record in held_out.records)
         if shared:
             say(f"         {shared} of them show an image that is also trained on")

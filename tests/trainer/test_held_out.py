@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medalign.cli import main
 from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
@@ -306,6 +307,33 @@ def test_a_run_asked_to_stop_while_it_measures_saves_and_measures_when_it_goes_o
     best = [(tmp_path / name / "checkpoints/best").resolve() for name in ("whole", "cut")]
     assert best[0].name == best[1].name
     assert same_weights(best[0] / "adapter", best[1] / "adapter")
+
+
+def test_the_command_says_which_adapter_is_which(
+    held_out: Given,
+    students: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (manifest, images, cache), validating = held_out
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(validating(**{"validation.keep_best": "lm", "run.steps": 2}).to_yaml())
+    words = {
+        "--manifest": manifest, "--images": images, "--cache": cache,
+        "--student": students(), "--out": tmp_path / "run",
+    }  # fmt: skip
+    options = [str(word) for pair in words.items() for word in pair]
+    monkeypatch.setattr("sys.argv", ["medalign", "train", str(recipe), *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    out, err = capsys.readouterr()
+    last = lines(tmp_path / "run")[-1]
+    assert f"adapter  {tmp_path}/run/adapter, of the last step, 2\n" in out
+    best = f"of step 2, held-out lm {last['lm']:.4f}, the lowest\n"
+    assert f"best     {tmp_path}/run/adapter-best, {best}" in out
+    assert "held out step 0  loss" in err
 
 
 def test_a_finished_run_is_measured_at_its_end_when_validation_is_asked_for_later(

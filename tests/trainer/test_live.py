@@ -62,6 +62,9 @@ def test_the_panel_shows_everything_about_a_run(clock: Callable[[], float]) -> N
         view.log("train", 22, step(22).values())
         view.saved(20, Best(Path("step-10"), 10, "lm", 1.125))
         text = text_of(view, console, 22, 40)
+    assert isinstance(console.file, io.StringIO)
+    # What came after the last step is drawn, too.
+    assert "saved     step 20" in "".join(console.file.getvalue().splitlines()[-3:])
     for words in (
         "step 22/40",
         "epoch 2.20",
