@@ -13,6 +13,8 @@ from .eval.commands import app as eval_app
 from .eval.commands import cache_show
 from .pipeline.commands import cache
 from .trainer.commands import train
+from .trainer.doctor.command import doctor
+from .trainer.recipe_commands import recipes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,9 +23,11 @@ app = typer.Typer(
     help="Teach a medical vision-language model where to look, from a cached CLIP expert.",
 )
 app.command()(demo)
+app.command()(doctor)
 app.add_typer(cache, name="cache")
 cache.command("show")(cache_show)
 app.command()(train)
+app.add_typer(recipes, name="recipes")
 app.add_typer(eval_app, name="eval")
 
 
