@@ -1,15 +1,15 @@
 """One manifest record as tokens: which belong to an answer, an image, the question about it."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 import numpy as np
 import numpy.typing as npt
 
 from ..pipeline.manifest import Record, Turn
+from .frame import PLAIN, Frame, content_form, content_of
 
 PLACEHOLDER = "<image>"
 IGNORED = -100
@@ -41,28 +41,6 @@ class Encoded:
     cut: int
 
 
-ContentForm = Literal["text", "parts", "parts+newline"]
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """How an image stands in a prompt, beside the placeholder that the chat template writes.
-
-    Attributes:
-        visual: the token that is repeated, one for each visual token; None: the placeholder.
-        before, after: text before the first and after the last of them, in the placeholder's
-            place.
-        end_id: special token behind the visual tokens; it is no part of the question.
-        content: what the template takes, see `_content`; None finds it out.
-    """
-
-    visual: str | None = None
-    before: str = ""
-    after: str = ""
-    end_id: int | None = None
-    content: ContentForm | None = None
-
-
 class ConversationEncoder:
     """Turns records into tokens with a student's own tokenizer and chat template. Picklable.
 
@@ -76,7 +54,8 @@ class ConversationEncoder:
         frame: how an image stands in a prompt.
 
     Raises:
-        ConversationError: the tokenizer cannot say where its tokens stand in the text.
+        ConversationError: the tokenizer cannot say where its tokens stand in the text, or the
+            template shows neither text nor images.
     """
 
     def __init__(
@@ -87,7 +66,7 @@ class ConversationEncoder:
         image_token_id: int,
         tokens_per_image: int | None,
         end_ids: frozenset[int],
-        frame: Frame = Frame(),
+        frame: Frame = PLAIN,
     ) -> None:
         if not tokenizer.is_fast:
             raise ConversationError("the student's tokenizer has no fast version (tokenizer.json)")
@@ -98,7 +77,10 @@ class ConversationEncoder:
         self.tokens_per_image = tokens_per_image
         self.end_ids = end_ids
         self.frame = frame
-        self._content = frame.content or _content_form(self)
+        form = frame.content or content_form(tokenizer, chat_template, image_token)
+        if form is None:
+            raise ConversationError("the student's chat template shows neither text nor images")
+        self._content = form
 
     def training(
         self, record: Record, max_length: int, sizes: Sequence[int] | None = None
@@ -178,7 +160,10 @@ class ConversationEncoder:
     def _apply(self, turns: Sequence[Turn], *, ask: bool) -> str:
         names = {"human": "user", "gpt": "assistant"}
         messages = [
-            {"role": names[turn.role], "content": _content(turn.text, self._content, self)}
+            {
+                "role": names[turn.role],
+                "content": content_of(turn.text, self._content, self.image_token),
+            }
             for turn in turns
         ]
         try:
@@ -199,10 +184,9 @@ class ConversationEncoder:
             raise ConversationError(
                 f"record {record.id!r}: the chat template made {len(others)} images of {wanted}"
             )
-        frame, visual = self.frame, self.frame.visual or self.image_token
         # The last answers of a conversation may lie before its last images.
         return begin + "".join(
-            frame.before + visual * size + frame.after + text
+            self.frame.around(self.image_token, size) + text
             for text, size in zip(others, sizes, strict=False)
         )
 
@@ -266,41 +250,3 @@ class ConversationEncoder:
 def images_of_prompt(record: Record) -> int:
     """How many images stand in a record's first question."""
     return record.conversations[0].text.count(PLACEHOLDER)
-
-
-def _content(text: str, form: ContentForm, encoder: ConversationEncoder) -> Any:
-    if form == "text":
-        return text.replace(PLACEHOLDER, encoder.image_token)
-    parts: list[dict[str, str]] = []
-    for index, piece in enumerate(text.split(PLACEHOLDER)):
-        if index:
-            parts.append({"type": "image"})
-            if form == "parts+newline":  # the template writes the line break that LLaVA data has
-                piece = piece.removeprefix("\n")
-        if piece:
-            parts.append({"type": "text", "text": piece})
-    return parts
-
-
-def _content_form(encoder: ConversationEncoder) -> ContentForm:
-    """Find out whether the template takes text with <image> in place, or a list of parts."""
-    probe = "medalign probe"
-
-    def render(content: Any) -> str:
-        text: str = encoder.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=encoder.chat_template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        return text
-
-    # Templates raise what they like on content of a form that they do not know.
-    with contextlib.suppress(Exception):
-        text = render(probe)
-        if text.count(probe) == 1 and "'type'" not in text:
-            return "text"
-    text = render([{"type": "image"}, {"type": "text", "text": probe}])
-    if probe not in text or encoder.image_token not in text:
-        raise ConversationError("the student's chat template shows neither text nor images")
-    return "parts+newline" if f"{encoder.image_token}\n{probe}" in text else "parts"

@@ -6,7 +6,8 @@ import torch
 
 from medalign.trainer.prepare import prepare, with_paths
 from medalign.trainer.recipe import Recipe, RecipeError
-from medalign.trainer.student import StudentError, load_base
+from medalign.trainer.student import load_base
+from medalign.trainer.students.spec import StudentError
 from medalign.trainer.train import train
 
 Dataset = Callable[..., tuple[Path, Path, Path]]

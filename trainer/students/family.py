@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...teacher_cache.schema import PatchGrid
-from ..conversation import Frame
+from ..frame import Frame
 
 Float32 = npt.NDArray[np.float32]
 

@@ -1,5 +1,6 @@
 """Tiny random Gemma-3 and Qwen2.5-VL students, made by transformers and saved as it saves them."""
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ from transformers import (
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from medalign.pipeline.manifest import read_manifest
+from medalign.teacher_cache.reader import TeacherCache
+from medalign.trainer.data import Conversations
+from medalign.trainer.recipe import LoraSection
+from medalign.trainer.student import add_adapter, load_base
+from medalign.trainer.students.spec import read_student
 
 TEXTS = (
     "Is this an X-ray? Which organ is shown? Is there a fracture of the left rib? yes no",
@@ -259,5 +267,47 @@ def conversations(
                 line["image"] = [f"{k}.png" for k in IMAGES[name]]
             lines.append(line)
         return dataset(images=6, records=0, extra=lines, **store)
+
+    return make
+
+
+@pytest.fixture
+def samples(
+    conversations: Callable[..., tuple[Path, Path, Path]], family_folder: Callable[[str], Path]
+) -> Callable[..., Conversations]:
+    """Conversations of every kind, with a teacher, as a family's student reads them."""
+
+    def make(family: str, *, ask: bool = False) -> Conversations:
+        manifest, images, store = conversations(geometry="stretch" if family == "gemma3" else "pad")
+        spec = read_student(family_folder(family))
+        cache = TeacherCache.open(store)
+        return Conversations(read_manifest(manifest), images, spec, 512, cache, ask=ask)
+
+    return make
+
+
+@pytest.fixture
+def spread() -> Callable[[Any], Any]:
+    """Move weights of LoRA and W away from zero, by name, so that every gradient shows."""
+
+    def move(model: Any) -> Any:
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "visual_rotation" in name:
+                own = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+                parameter.data.normal_(std=0.05, generator=own)
+        return model
+
+    return move
+
+
+@pytest.fixture
+def adapted(spread: Callable[[Any], Any]) -> Callable[[Path], Any]:
+    """Load a student with LoRA, rotation and projector, the probe at layer 2."""
+
+    def make(folder: Path) -> Any:
+        torch.manual_seed(0)
+        base = load_base(folder, torch.float32)
+        lora = LoraSection(rank=4, dropout=0.0)
+        return spread(add_adapter(base, 2, lora, rotation=True, projector=True))
 
     return make
