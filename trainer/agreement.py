@@ -1,7 +1,11 @@
 """Does this cache fit this student and this recipe? Both sides are named where it does not."""
 
+import hashlib
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
+from ..pipeline.manifest import Record
 from ..teacher_cache.reader import TeacherCache
 from .recipe import Recipe
 from .students.spec import StudentSpec
@@ -86,6 +90,15 @@ def cache_identity(cache: TeacherCache | None) -> dict[str, str | None]:
     if cache is None:
         return {"cache": None}
     return {"cache": cache.fingerprint, "cache_content": cache.content_hash}
+
+
+def records_digest(records: Iterable[Record]) -> str:
+    """SHA-256 over ids, image names and words of conversations, in order."""
+    digest = hashlib.sha256()
+    for record in records:
+        turns = [(turn.role, turn.text) for turn in record.conversations]
+        digest.update(json.dumps([record.id, record.images, turns]).encode())
+    return digest.hexdigest()
 
 
 def absolute(path: str | Path) -> str:

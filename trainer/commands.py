@@ -70,6 +70,7 @@ def train(
             resume=resume,
             say=view.say,
             report=view.report,
+            watch=[view],
         )
     if os.environ.get("RANK", "0") != "0":
         return
@@ -80,7 +81,9 @@ def train(
         )
         raise typer.Exit(130)
     typer.echo(f"run      {result.out}")
-    typer.echo(f"adapter  {result.out / 'adapter'}")
+    typer.echo(f"adapter  {result.out / 'adapter'}, of the last step, {result.steps}")
+    if result.best is not None:
+        typer.echo(f"best     {result.out / 'adapter-best'}, of {result.best}, the lowest")
     if result.skipped:
         record, reason = result.skipped[0]
         typer.echo(

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from ..teacher_cache.certificate import read_certificate
 from ..teacher_cache.reader import TeacherCache
 from .agreement import absolute, check_agreement
 from .data import Selection, select
+from .held_out import choose
+from .loggers import check_installed
 from .recipe import Recipe, RecipeError
 from .students.families import FAMILIES
 from .students.spec import StudentSpec, read_config, read_student
@@ -33,6 +35,8 @@ class Prepared:
         selection: records to train on.
         images: folder of the images.
         steps: updates of the whole run.
+        held_out: records to validate on, or None.
+        held_out_images: folder of their images.
     """
 
     recipe: Recipe
@@ -41,6 +45,8 @@ class Prepared:
     selection: Selection
     images: Path
     steps: int
+    held_out: Selection | None = None
+    held_out_images: Path = Path()
 
 
 def prepare(
@@ -61,8 +67,11 @@ def prepare(
     student = read_student(_given(recipe.student.path, "student"), recipe.student.geometry)
     manifest = _given(recipe.data.manifest, "manifest")
     images = _given(recipe.data.images, "images")
-    if not images.is_dir():
-        raise RecipeError(f"--images {images} is no folder")
+    held_out_images = Path(recipe.validation.images or images)
+    for folder in (images, held_out_images):
+        if not folder.is_dir():
+            raise RecipeError(f"--images {folder} is no folder")
+    check_installed(recipe.log)
     opened = None if cache is None else _open(cache, recipe, keep_rows)
     check_agreement(recipe, opened, student)
     check_precision(recipe)
@@ -73,6 +82,9 @@ def prepare(
     if steps is None:
         assert recipe.run.epochs is not None
         steps = math.ceil(recipe.run.epochs * len(selection.records) / per_step)
+    held_out = None
+    if recipe.validation.manifest is not None:
+        held_out = _held_out(Path(recipe.validation.manifest), opened, recipe)
     return Prepared(
         recipe=recipe,
         student=student,
@@ -80,7 +92,23 @@ def prepare(
         selection=selection,
         images=images,
         steps=steps,
+        held_out=held_out,
+        held_out_images=held_out_images,
     )
+
+
+def _held_out(manifest: Path, cache: TeacherCache | None, recipe: Recipe) -> Selection:
+    """Records to validate on; those that the cache lacks are handled as in training."""
+    by = recipe.validation.keep_best
+    if cache is None and by in ("vis", "att"):
+        raise RecipeError(f"validation.keep_best is {by}, which is not measured without --cache")
+    try:
+        records = read_manifest(manifest)
+        found = select(records, cache, recipe.data.on_missing)
+    except ValueError as error:
+        raise RecipeError(f"validation.manifest: {error}") from error
+    kept = [found.records[k] for k in choose(len(found.records), recipe.validation.samples)]
+    return replace(found, records=tuple(kept))
 
 
 def describe(plan: Prepared, say: Say) -> None:
@@ -103,7 +131,24 @@ def describe(plan: Prepared, say: Say) -> None:
     )
     for reason, images in chosen.reasons.most_common(5):
         say(f"         {images} images have no teacher: {reason}")
+    if plan.held_out is not None:
+        _describe_held_out(plan, plan.held_out, say)
     say(f"steps    {plan.steps}")
+
+
+def _describe_held_out(plan: Prepared, held_out: Selection, say: Say) -> None:
+    validation = plan.recipe.validation
+    say(
+        f"held out {len(held_out.records)} to validate on every {validation.every} steps; "
+        f"{held_out.without_teacher} without a teacher; {held_out.dropped} dropped"
+    )
+    for reason, images in held_out.reasons.most_common(5):
+        say(f"         {images} images have no teacher: {reason}")
+    if plan.held_out_images == plan.images:
+        learnt = {path for record in plan.selection.records for path in record.images}
+        shared = sum(bool(learnt.intersection(record.images)) for record in held_out.records)
+        if shared:
+            say(f"         {shared} of them show an image that is also trained on")
 
 
 def uses_bf16(recipe: Recipe) -> bool:
@@ -140,6 +185,12 @@ def with_paths(
                 update={
                     "manifest": _pick(manifest, recipe.data.manifest),
                     "images": _pick(images, recipe.data.images),
+                }
+            ),
+            "validation": recipe.validation.model_copy(
+                update={
+                    "manifest": _pick(None, recipe.validation.manifest),
+                    "images": _pick(None, recipe.validation.images),
                 }
             ),
         }

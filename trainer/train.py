@@ -1,8 +1,7 @@
 """One training run from a recipe to a run folder: check everything, load, train, finish."""
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,12 +11,15 @@ import torch
 from torch.utils.data import Sampler
 
 from ..teacher_cache.durable import write_durably
-from .agreement import cache_identity
+from .agreement import cache_identity, records_digest
 from .batch import Batch
 from .checkpoint import load_checkpoint
+from .contest import Best
 from .data import Conversations, StepOrder, micro_batches
 from .engine import Engine
 from .environment import environment_of
+from .held_out import HeldOut
+from .loggers import Logger, Loggers, open_loggers
 from .loop import Loop, Step
 from .objective import Objective
 from .prepare import Prepared, Say, attention_kernel, describe, prepare, uses_bf16
@@ -40,6 +42,7 @@ class Result:
         started_at: updates that were done before.
         last: what the last step measured; None when there was nothing to do.
         skipped: (record id, reason) of conversations that carried no weight, one entry a step.
+        best: the checkpoint whose adapter is in `adapter-best`; None keeps no best one.
     """
 
     out: Path
@@ -48,6 +51,7 @@ class Result:
     started_at: int
     last: Step | None
     skipped: tuple[tuple[str, str], ...] = ()
+    best: Best | None = None
 
 
 def train(
@@ -58,6 +62,7 @@ def train(
     resume: bool = True,
     say: Say,
     report: Callable[[Step, int], None],
+    watch: Sequence[Logger] = (),
 ) -> Result:
     """Train, or go on with what `out` holds.
 
@@ -68,6 +73,7 @@ def train(
         resume: go on from the newest checkpoint of `out`.
         say: told, on rank 0, what a user wants to know before the first step.
         report: called after every step, on rank 0, with the steps of the whole run.
+        watch: loggers beside those of the recipe, such as a live view.
 
     Raises:
         ValueError: the input is wrong, see `prepare`.
@@ -79,7 +85,7 @@ def train(
         describe(plan, say)
     folder = RunFolder(out)
     try:
-        return _train_in(folder, plan, ranks, resume=resume, say=say, report=report)
+        return _train_in(folder, plan, ranks, resume=resume, say=say, report=report, watch=watch)
     finally:
         folder.release()
 
@@ -92,33 +98,62 @@ def _train_in(
     resume: bool,
     say: Say,
     report: Callable[[Step, int], None],
+    watch: Sequence[Logger],
 ) -> Result:
     first, out = ranks.rank == 0, folder.path
     checkpoint = _begin(folder, plan, ranks, resume=resume)
     start = 0 if checkpoint is None else step_of(checkpoint)
+    held_out = _held_out(plan)
     if first and folder.moved is not None:
         say(f"the earlier run is in {folder.moved} now")
-    if checkpoint is not None and start >= plan.steps:
-        ranks.first(lambda: folder.finish(checkpoint))
+    lacking = held_out is not None and held_out.is_lacking(start, folder, ranks)
+    if checkpoint is not None and start >= plan.steps and not lacking:
+        best = _finish(folder, checkpoint, held_out, ranks)
         if first:
             say(f"{out} is complete: {start} of {plan.steps} steps; nothing to do")
-        return Result(out, start, plan.steps, start, None, _skipped(folder))
-    loop = _load(plan, folder, ranks)
-    if checkpoint is not None:
-        load_checkpoint(checkpoint, loop.engine)
-        if first:
-            say(f"going on from step {start} of {plan.steps} ({checkpoint})")
-    ranks.first(lambda: folder.rewind(start))
+        return Result(out, start, plan.steps, start, None, _skipped(folder), best)
     last: list[Step] = []
 
     def note(step: Step) -> None:
         last[:] = [step]
         report(step, plan.steps)
 
-    done, saved = loop.run(_batches(plan, loop, start), start, note)
-    if saved is not None and done >= plan.steps:
-        ranks.first(lambda: folder.finish(saved))
-    return Result(out, done, plan.steps, start, last[0] if last else None, _skipped(folder))
+    loggers = Loggers((), say)
+    if first:
+        loggers = open_loggers(plan.recipe, folder, start, watch, say)
+    with loggers:
+        loop = _load(plan, folder, ranks, loggers, held_out)
+        _restore(loop, checkpoint, start, say)
+        done, saved = loop.run(_batches(plan, loop, start), start, note)
+    newest, best = saved or checkpoint, None
+    if newest is not None and done >= plan.steps:
+        best = _finish(folder, newest, held_out, ranks)
+    ended = last[0] if last else None
+    return Result(out, done, plan.steps, start, ended, _skipped(folder), best)
+
+
+def _restore(loop: Loop, checkpoint: Path | None, start: int, say: Say) -> None:
+    """Bring model, optimiser and run folder to where the checkpoint was written."""
+    ranks = loop.engine.ranks
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, loop.engine)
+        if ranks.rank == 0:
+            say(f"going on from step {start} of {loop.steps} ({checkpoint})")
+    ranks.first(lambda: loop.folder.rewind(start))
+    if checkpoint is not None:
+        loop.tell_saved(start)
+
+
+def _finish(folder: RunFolder, last: Path, held_out: HeldOut | None, ranks: Ranks) -> Best | None:
+    """Put the adapters where users look for them; say whose the best one is."""
+    contest = None if held_out is None else held_out.contest
+
+    def copy() -> Best | None:
+        best = folder.best(contest)
+        folder.finish(last, best)
+        return best
+
+    return ranks.first(copy)
 
 
 def _skipped(folder: RunFolder) -> tuple[tuple[str, str], ...]:
@@ -146,15 +181,11 @@ def _begin(folder: RunFolder, plan: Prepared, ranks: Ranks, *, resume: bool) -> 
 
 def _identity(plan: Prepared, ranks: Ranks) -> dict[str, Any]:
     """What must be equal, beside the recipe, for a resumed run to be the same run."""
-    digest = hashlib.sha256()
-    for record in plan.selection.records:
-        turns = [(turn.role, turn.text) for turn in record.conversations]
-        digest.update(json.dumps([record.id, record.images, turns]).encode())
     data = plan.recipe.data
     return {
         **cache_identity(plan.cache),
         "student": student_digest(plan.student.path),
-        "records": digest.hexdigest(),
+        "records": records_digest(plan.selection.records),
         "per_step": data.batch_size * data.accumulation * ranks.world,
     }
 
@@ -177,7 +208,7 @@ def load_engine(recipe: Recipe, student: Path, ranks: Ranks) -> tuple[Any, Engin
         checkpoint_activations(base)
     model.train()
     model.to(ranks.device)
-    objective = Objective(model, recipe.loss, sharded=sharded)
+    objective = Objective(model, recipe.loss)
     return model, Engine(objective, recipe, ranks, bf16=bf16)
 
 
@@ -197,7 +228,9 @@ def precision(recipe: Recipe) -> torch.dtype:
     return torch.bfloat16 if uses_bf16(recipe) else torch.float32
 
 
-def _load(plan: Prepared, folder: RunFolder, ranks: Ranks) -> Loop:
+def _load(
+    plan: Prepared, folder: RunFolder, ranks: Ranks, loggers: Loggers, held_out: HeldOut | None
+) -> Loop:
     recipe = plan.recipe
     student, engine = load_engine(recipe, plan.student.path, ranks)
     about = {
@@ -217,6 +250,8 @@ def _load(plan: Prepared, folder: RunFolder, ranks: Ranks) -> Loop:
         steps=plan.steps,
         about=about,
         dtype=precision(recipe),
+        loggers=loggers,
+        held_out=held_out,
     )
 
 
@@ -260,3 +295,19 @@ def pad_id(plan: Prepared) -> int:
     """Token of the padding, which is never attended to."""
     found = plan.student.processor.tokenizer.pad_token_id
     return 0 if found is None else int(found)
+
+
+def _held_out(plan: Prepared) -> HeldOut | None:
+    if plan.held_out is None:
+        return None
+    recipe, records = plan.recipe, plan.held_out.records
+    samples = Conversations(
+        records, plan.held_out_images, plan.student, recipe.data.max_length, plan.cache
+    )
+    return HeldOut(
+        samples=samples,
+        records=records_digest(records),
+        recipe=recipe,
+        steps=plan.steps,
+        pad_id=pad_id(plan),
+    )
