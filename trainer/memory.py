@@ -123,15 +123,20 @@ def layer_bytes(shape: Shape, load: Load, chosen: Settings) -> int:
         LoRA               A x of each                              7er
 
     where Q and K are the widths of queries and keys, M that of the MLP. A frozen linear layer
-    keeps nothing. Without dropout q, k, v share one input, and so do gate and up, and o takes
+    keeps nothing, but under ZeRO 3, where DeepSpeed's own linear layer keeps its input: 2C + M
+    numbers more. Without dropout q, k, v share one input, and so do gate and up, and o takes
     the attention's output. SDPA repeats keys and values for every query head where a padding
-    mask is needed, and keeps that mask, T^2 numbers a conversation.
+    mask is needed, and keeps that mask, T^2 numbers a conversation. Gemma-3 has four norms a
+    layer, and norms queries and keys.
     """
     e, r = chosen.number_bytes, chosen.rank
     c, m, q, k = shape.width, shape.inner, shape.query_width, shape.key_width
     masked = load.padded and not chosen.flash
-    norms = 2 * FP32 * c
-    inputs = (5 * c + q + m) * (e + chosen.mask_bytes) if chosen.dropout else (2 * c + m) * e
+    norms = FP32 * (shape.norms * c + shape.head_norms * (q + k))
+    plain = (2 * c + m) * e
+    inputs = plain
+    if chosen.dropout:
+        inputs = (5 * c + q + m) * (e + chosen.mask_bytes) + plain * (chosen.stage == 3)
     attention = 4 * q * e if masked else 2 * (q + k) * e
     per_token = norms + inputs + attention + 3 * m * e + 7 * r * e
     mask = load.batch * load.tokens**2 * e if masked else 0

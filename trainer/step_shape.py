@@ -43,6 +43,8 @@ class Shape:
         heads: H, query heads.
         vocabulary: V.
         tower_width: features that the vision tower gives a patch.
+        norms: RMS norms of width C in a decoder layer.
+        head_norms: whether queries and keys are normed too.
     """
 
     layers: int
@@ -53,6 +55,8 @@ class Shape:
     heads: int
     vocabulary: int
     tower_width: int
+    norms: int = 2
+    head_norms: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

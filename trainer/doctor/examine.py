@@ -13,6 +13,7 @@ from ..agreement import disagreements
 from ..amounts import counted
 from ..conversation import Encoded
 from ..lengths import SCANNED, VisualTokens, measure_lengths
+from ..loggers import check_installed
 from ..prepare import check_precision, uses_bf16
 from ..recipe import DataSection, Recipe, RecipeError, find_recipe
 from ..students.spec import StudentSpec
@@ -86,6 +87,7 @@ class Examination:
         try:
             self.recipe = Recipe.from_yaml(find_recipe(name))
             check_precision(self.recipe)
+            check_installed(self.recipe.log)
             zero_config(self.recipe, bf16=uses_bf16(self.recipe), world=1)
         except RecipeError as error:
             return Check("recipe", "failed", str(error), "mend the recipe")

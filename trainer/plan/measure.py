@@ -1,6 +1,5 @@
 """Real steps of a run, measured: memory of the longest batch, time of the run's first ones."""
 
-import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from ..data import Conversations, StepOrder
 from ..engine import Engine
 from ..host import memory_bytes
 from ..memory import Memory
+from ..memory_used import peak_bytes
 from ..objective import Share
 from ..prepare import Prepared
 from ..ranks import Ranks
@@ -92,7 +92,7 @@ def measure(plan: Prepared, samples: Conversations, longest: list[int], ranks: R
     own = step_order(plan, len(samples), ranks, 0, TIMED)
     order = PlanOrder(tuple(longest), plan.recipe.data.accumulation, own)
     batches = read_ahead(plan, samples, order)
-    before = 0 if ranks.device.type == "cuda" else _peak(ranks.device)
+    before = 0 if ranks.device.type == "cuda" else peak_bytes()
     _, engine = load_engine(plan.recipe, plan.student.path, ranks)
     stepper = _Stepper(engine, precision(plan.recipe), plan.recipe.data.accumulation)
     parts = stepper.longest(batches)
@@ -100,7 +100,7 @@ def measure(plan: Prepared, samples: Conversations, longest: list[int], ranks: R
     totals = ranks.gather(timed)
     taken, whole = _taken(ranks.device)
     return Measured(
-        memory=Memory(**parts, rest=max(0, _peak(ranks.device) - sum(parts.values()))),
+        memory=Memory(**parts, rest=max(0, peak_bytes() - sum(parts.values()))),
         taken=taken,
         device_bytes=whole,
         before=before,
@@ -189,15 +189,8 @@ def _allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def _peak(device: torch.device) -> int:
-    """Most bytes of tensors at once; on a CPU, of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _taken(device: torch.device) -> tuple[int, int]:
     if device.type == "cuda":
         whole = torch.cuda.get_device_properties(device).total_memory
         return torch.cuda.max_memory_reserved(device), whole
-    return _peak(device), memory_bytes()
+    return peak_bytes(), memory_bytes()

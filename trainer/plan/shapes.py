@@ -37,6 +37,7 @@ def shape_of(student: StudentSpec) -> Shape:
     text, vision = config.text_config, config.vision_config
     heads = text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    gemma = text.model_type.startswith("gemma3")
     return Shape(
         layers=text.num_hidden_layers,
         width=text.hidden_size,
@@ -46,6 +47,8 @@ def shape_of(student: StudentSpec) -> Shape:
         heads=heads,
         vocabulary=text.vocab_size,
         tower_width=vision.hidden_size,
+        norms=4 if gemma else 2,
+        head_norms=gemma,
     )
 
 

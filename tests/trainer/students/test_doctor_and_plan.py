@@ -1,0 +1,65 @@
+"""Doctor and plan with students of every family."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from medalign.cli import app
+from medalign.trainer.batch import collate
+from medalign.trainer.memory import kept_bytes
+from medalign.trainer.objective import Objective, Share
+from medalign.trainer.plan import held
+from medalign.trainer.plan.shapes import count_parameters, load_of, settings_of, shape_of
+from medalign.trainer.prepare import prepare, with_paths
+from medalign.trainer.recipe import Recipe
+from medalign.trainer.student import load_base
+from medalign.trainer.train import adapted, pad_id, samples_of
+
+FAMILIES = ("gemma3", "qwen2_5_vl")
+Conversations = Callable[..., tuple[Path, Path, Path]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_doctor_reads_images_where_their_shape_decides_their_tokens(
+    family: str, family_folder: Callable[[str], Path], conversations: Conversations
+) -> None:
+    manifest, images, _ = conversations()
+    given = ["doctor", manifest, "--images", images, "--student", family_folder(family), "--json"]
+    done = CliRunner().invoke(app, [str(word) for word in given])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    (lengths,) = [check for check in found["checks"] if check["name"] == "lengths"]
+    assert lengths["text"].startswith("5 conversations of ")
+    assert "unusable" not in lengths["text"]
+    shown = [piece["text"] for p in found["previews"] for piece in p["pieces"]]
+    assert any(text.startswith("<image x") for text in shown)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counts_and_activations_of_every_family(
+    family: str,
+    family_folder: Callable[[str], Path],
+    conversations: Conversations,
+    recipe: Callable[..., Recipe],
+) -> None:
+    manifest, images, _ = conversations()
+    folder = family_folder(family)
+    chosen = recipe(**{"loss.alpha": 0.0, "loss.beta": 0.0, "loss.layer": 1})
+    chosen = with_paths(chosen, student=folder, manifest=manifest, images=images)
+    run = prepare(chosen, None, world=1)
+    samples = samples_of(run)
+    batch = collate([samples[0], samples[1]], pad_id(run))
+    model = adapted(load_base(folder, torch.float32), chosen).train()
+    parameters = count_parameters(folder, chosen)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert parameters.trained == trained
+    assert parameters.frozen == sum(p.numel() for p in model.parameters()) - trained
+    with held.Kept(model) as kept:
+        Objective(model, chosen.loss)(batch, Share(1.0, 1.0))
+    settings = settings_of(chosen, bf16=False, gpu=False, world=1, teacher=False)
+    wanted = kept_bytes(shape_of(run.student), load_of(batch), settings)
+    assert wanted == pytest.approx(kept.bytes, rel=0.05)
