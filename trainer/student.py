@@ -118,7 +118,8 @@ def add_adapter(
         target_modules=_linear_layers(base),
         modules_to_save=carried or None,
     )
-    return get_peft_model(base, config)
+    # In the base model's own type: ZeRO 3 cannot mix the float32 that PEFT would add to bfloat16.
+    return get_peft_model(base, config, autocast_adapter_dtype=False)
 
 
 def load_student(base: Any, adapter: Path, *, probe: bool = False) -> Any:
