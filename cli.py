@@ -13,6 +13,7 @@ from .eval.commands import app as eval_app
 from .eval.commands import cache_show
 from .pipeline.commands import cache
 from .trainer.commands import train
+from .trainer.export.commands import export
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +25,7 @@ app.command()(demo)
 app.add_typer(cache, name="cache")
 cache.command("show")(cache_show)
 app.command()(train)
+app.command()(export)
 app.add_typer(eval_app, name="eval")
 
 

@@ -1,0 +1,238 @@
+"""Export a run: find it, merge, write, read back, compare, describe."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor
+
+from ...teacher_cache.durable import write_durably
+from ..student import llava_of, load_base, load_student
+from ..students.spec import StudentSpec, read_config, read_student
+from .card import Card, model_card
+from .folder import as_json, check_target, published, record
+from .gate import KL_LIMIT, Checked, GateError, gap, judge, logits_of
+from .merge import merge, write_model
+from .modeling_medalign_llava import MedAlignLlavaForConditionalGeneration
+from .origin import Origin, find_origin
+from .processor import conversation, process, read_processor, write_processor
+from .samples import GateSample, find_manifest, take
+
+DtypeName = Literal["auto", "bf16", "fp32"]
+SHARD_BYTES: Final = 5_000_000_000
+_PACKAGES: Final = ("medalign", "torch", "transformers", "peft", "safetensors")
+_SAMPLING: Final = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is asked of an export.
+
+    Attributes:
+        checkpoint: `step-N`, `last`, `best`, or None for the finished adapter, else the newest.
+        student: where the base model is now, if it moved.
+        manifest, images: where the run's data are now, if they moved.
+        dtype: of the weights; `auto` keeps float32 and makes anything shorter bfloat16.
+        threshold: most mean KL, in nats a token, that merging may cost; None takes the dtype's.
+        images_checked: conversations that the three models are compared on.
+        overwrite: replace an earlier export.
+    """
+
+    checkpoint: str | None = None
+    student: Path | None = None
+    manifest: Path | None = None
+    images: Path | None = None
+    dtype: DtypeName = "auto"
+    threshold: float | None = None
+    images_checked: int = 4
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export became.
+
+    Attributes:
+        out: the folder.
+        layer: that W rotates; None for a plain Llava folder.
+        dtype: of the weights.
+        checked: what the gate measured.
+    """
+
+    out: Path
+    layer: int | None
+    dtype: torch.dtype
+    checked: tuple[Checked, ...]
+
+
+def export(run: Path, out: Path, wish: Wish, say: Callable[[str], None]) -> Exported:
+    """Write a run's model as a folder that transformers loads without medalign.
+
+    Args:
+        run: run folder.
+        out: folder to make.
+        wish: the rest.
+        say: told what a user wants to know on the way.
+
+    Raises:
+        ExportError: the run, the student or `out` cannot be used as asked.
+        GateError: the exported model does not say what the adapter says; nothing is left.
+        OSError: the disk is full, say; nothing is left.
+    """
+    origin = find_origin(run, wish.checkpoint, wish.student)
+    check_target(out, run, origin.student, overwrite=wish.overwrite)
+    geometry = origin.recipe.student.geometry
+    spec = read_student(origin.student, geometry)
+    data = find_manifest(origin, wish.manifest, wish.images)
+    samples = take(origin, spec, data, wish.images_checked)
+    dtype = _dtype(wish.dtype, origin.student)
+    say(f"run      {run}: {'' if origin.finished else 'unfinished, '}step {origin.step}")
+    say(f"student  {origin.student}, in {dtype}")
+    with published(out) as partial:
+        layer, before, merged = _write_merged(origin, dtype, samples, partial)
+        config = read_config(origin.student)
+        write_processor(spec, geometry, config, partial)
+        _write_generation(origin.student, spec, partial)
+        after = logits_of(_read_back(partial, layer, dtype), samples)
+        checked = _check(partial, spec, samples, before, merged, after)
+        for one in checked:
+            say(one.line())
+        limit = KL_LIMIT[dtype] if wish.threshold is None else wish.threshold
+        judge(checked, limit)
+        card = Card(origin=origin, data=data, name=out.name, layer=layer, checked=checked)
+        write_durably(partial / "README.md", model_card(card, limit).encode())
+        record(partial, _facts(card, dtype, limit))
+    return Exported(out, layer, dtype, checked)
+
+
+def _dtype(wanted: DtypeName, student: Path) -> torch.dtype:
+    stored = read_config(student).dtype
+    short = stored in (torch.float16, torch.bfloat16)
+    return torch.bfloat16 if wanted == "bf16" or (wanted == "auto" and short) else torch.float32
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _write_merged(
+    origin: Origin, dtype: torch.dtype, samples: Sequence[GateSample], folder: Path
+) -> tuple[int | None, list[Tensor], list[Tensor]]:
+    """Merge and write; logits of the adapter on its base model, and of the merged model."""
+    base = load_base(origin.student, dtype, device=_device())
+    student = load_student(base, origin.adapter)
+    before = logits_of(llava_of(student), samples)
+    llava, layer = merge(student)
+    llava.to(dtype)
+    merged = logits_of(llava, samples)
+    write_model(llava, origin.student, layer, folder, SHARD_BYTES)
+    return layer, before, merged
+
+
+def _read_back(folder: Path, layer: int | None, dtype: torch.dtype) -> Any:
+    """Load the folder; of code that travels with it, the same file here.
+
+    Loading it from the folder would leave a copy of it in the user's Hugging Face cache.
+    """
+    device = _device()
+    if layer is None:
+        return load_base(folder, dtype, device=device)
+    load: Any = MedAlignLlavaForConditionalGeneration.from_pretrained
+    model = load(
+        folder,
+        local_files_only=True,
+        dtype=dtype,
+        device_map=None if device.type == "cpu" else {"": device},
+    )
+    return model.eval()
+
+
+def _check(
+    folder: Path,
+    spec: StudentSpec,
+    samples: Sequence[GateSample],
+    before: Sequence[Tensor],
+    merged: Sequence[Tensor],
+    after: Sequence[Tensor],
+) -> tuple[Checked, ...]:
+    processor = read_processor(folder)
+    checked = []
+    for sample, a, b, c in zip(samples, before, merged, after, strict=True):
+        answers = sample.batch.predicts
+        checked.append(
+            Checked(
+                record=sample.number,
+                images=len(sample.record.images),
+                merged=gap(a, b, answers),
+                exported=gap(b, c, answers),
+                pixels=_pixels(processor, spec, sample),
+            )
+        )
+    return tuple(checked)
+
+
+def _pixels(processor: Any, spec: StudentSpec, sample: GateSample) -> float:
+    """Compare the exported processor's prompt with the training's.
+
+    Raises:
+        GateError: another prompt, or another shape of the pixels.
+    """
+    made = process(processor, conversation(processor, spec, sample.record), sample.images)
+    wanted = spec.encoder.prompt(sample.record).input_ids.tolist()
+    if made["input_ids"][0].tolist() != wanted:
+        raise GateError(
+            f"record {sample.number}: the exported processor makes other tokens of the prompt than "
+            "the training did; nothing was exported"
+        )
+    if not sample.images or sample.batch.pixel_values is None:
+        return 0.0
+    own = sample.batch.pixel_values[: len(sample.images)]
+    if made["pixel_values"].shape != own.shape:
+        raise GateError(
+            f"record {sample.number}: the exported processor makes pixels of "
+            f"{tuple(made['pixel_values'].shape)}, the training had {tuple(own.shape)}"
+        )
+    return float((made["pixel_values"] - own).abs().max())
+
+
+def _write_generation(student: Path, spec: StudentSpec, folder: Path) -> None:
+    """Carry the student's generation_config.json over, with the tokens that batches need."""
+    source = student / "generation_config.json"
+    settings = json.loads(source.read_text()) if source.is_file() else {}
+    tokenizer = spec.processor.tokenizer
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if settings.get(name) is None:
+            settings[name] = getattr(tokenizer, name)
+    if not settings.get("do_sample"):
+        # Greedy decoding ignores them, but transformers would refuse to save them again.
+        settings = {key: value for key, value in settings.items() if key not in _SAMPLING}
+    write_durably(folder / "generation_config.json", as_json(settings))
+
+
+def _facts(card: Card, dtype: torch.dtype, limit: float) -> dict[str, Any]:
+    origin = card.origin
+    with (origin.adapter / "adapter_model.safetensors").open("rb") as file:
+        adapter = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "versions": {name: version(name) for name in _PACKAGES},
+        "dtype": str(dtype).removeprefix("torch."),
+        "rotated_layer": card.layer,
+        "step": origin.step,
+        "finished": origin.finished,
+        "adapter_sha256": adapter,
+        "student_sha256": origin.identity["student"],
+        "cache": origin.identity.get("cache"),
+        "cache_content": origin.identity.get("cache_content"),
+        "expert": origin.identity.get("expert"),
+        "recipe": card.recipe(),
+        "gate": {
+            "device": _device().type,
+            "most_mean_kl": limit,
+            "records": [one.to_json() for one in card.checked],
+        },
+    }
