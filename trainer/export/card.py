@@ -71,8 +71,9 @@ def model_card(card: Card, limit: float) -> str:
 def _what(card: Card) -> Iterator[str]:
     origin, recipe = card.origin, card.origin.recipe
     state = "" if origin.finished else ", of a run that is not finished"
-    yield f"The Llava model `{origin.student.name}`, taught by medalign: LoRA of rank "
-    yield f"{recipe.lora.rank} (merged), {'' if recipe.optim.projector_lr else 'frozen '}projector,"
+    frozen = "" if recipe.optim.projector_lr else "frozen "
+    yield f"The Llava model `{origin.student.name}`, taught by medalign:"
+    yield f"LoRA of rank {recipe.lora.rank} (merged), {frozen}projector,"
     if card.layer is None:
         yield f"no rotation. Step {origin.step}{state}."
     else:
@@ -110,8 +111,8 @@ print(processor.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_to
 ```
 
 {note}
-Images are 8-bit RGB. `backend="pil"` gives the pixels of the training bit for bit; torchvision's, the
-default, differ by a grey level or two. Prompts of a batch are padded on the left.
+Images are 8-bit RGB. `backend="pil"` gives the pixels of the training bit for bit; those of
+torchvision, the default, differ by a grey level or two. Prompts of a batch are padded on the left.
 """
 
 
@@ -133,8 +134,9 @@ def _sources(card: Card) -> Iterator[str]:
         return
     cache = origin.environment.get("cache") or {}
     rows = f", {cache['rows']} images" if "rows" in cache else ""
-    yield f"- Teacher cache of the expert `{origin.identity['expert']}`{rows}: fingerprint "
-    yield f"  `{origin.identity['cache']}`, content `{origin.identity['cache_content']}`."
+    yield f"- Teacher cache of the expert `{origin.identity['expert']}`{rows}:"
+    yield f"  fingerprint `{origin.identity['cache']}`,"
+    yield f"  content `{origin.identity['cache_content']}`."
 
 
 def _licences(card: Card) -> Iterator[str]:

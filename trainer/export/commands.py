@@ -39,7 +39,7 @@ def export(
         typer.Option(
             min=0.0,
             help="Most mean KL, in nats a token, that merging may cost.",
-            show_default="1e-6 in fp32, 2e-2 in bf16",
+            show_default="1e-7 in fp32, 2e-2 in bf16",
         ),
     ] = None,
     images_checked: Annotated[

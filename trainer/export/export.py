@@ -16,7 +16,7 @@ from ..student import llava_of, load_base, load_student
 from ..students.spec import StudentSpec, read_config, read_student
 from .card import Card, model_card
 from .folder import as_json, check_target, published, record
-from .gate import KL_LIMIT, Checked, GateError, gap, judge, logits_of
+from .gate import KL_LIMIT, Checked, GateError, fingerprints, gap, judge, logits_of, same_tensors
 from .merge import merge, write_model
 from .modeling_medalign_llava import MedAlignLlavaForConditionalGeneration
 from .origin import Origin, find_origin
@@ -94,11 +94,13 @@ def export(run: Path, out: Path, wish: Wish, say: Callable[[str], None]) -> Expo
     say(f"run      {run}: {'' if origin.finished else 'unfinished, '}step {origin.step}")
     say(f"student  {origin.student}, in {dtype}")
     with published(out) as partial:
-        layer, before, merged = _write_merged(origin, dtype, samples, partial)
+        layer, prints, before, merged = _write_merged(origin, dtype, samples, partial)
         config = read_config(origin.student)
         write_processor(spec, geometry, config, partial)
         _write_generation(origin.student, spec, partial)
-        after = logits_of(_read_back(partial, layer, dtype), samples)
+        model = _read_back(partial, layer, dtype)
+        same_tensors(prints, fingerprints(model))
+        after = logits_of(model, samples)
         checked = _check(partial, spec, samples, before, merged, after)
         for one in checked:
             say(one.line())
@@ -122,16 +124,20 @@ def _device() -> torch.device:
 
 def _write_merged(
     origin: Origin, dtype: torch.dtype, samples: Sequence[GateSample], folder: Path
-) -> tuple[int | None, list[Tensor], list[Tensor]]:
-    """Merge and write; logits of the adapter on its base model, and of the merged model."""
+) -> tuple[int | None, dict[str, str], list[Tensor], list[Tensor]]:
+    """Merge and write.
+
+    Returns:
+        The rotated layer, fingerprints of the merged model, logits of the adapter on its base
+        model, and of the merged model.
+    """
     base = load_base(origin.student, dtype, device=_device())
     student = load_student(base, origin.adapter)
     before = logits_of(llava_of(student), samples)
-    llava, layer = merge(student)
-    llava.to(dtype)
+    llava, layer = merge(student, dtype)
     merged = logits_of(llava, samples)
     write_model(llava, origin.student, layer, folder, SHARD_BYTES)
-    return layer, before, merged
+    return layer, fingerprints(llava), before, merged
 
 
 def _read_back(folder: Path, layer: int | None, dtype: torch.dtype) -> Any:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -24,17 +25,21 @@ _REMOTE_CLASS: Final = "MedAlignLlavaForConditionalGeneration"
 _WRAPPERS: Final = frozenset({"model", "language_model", "vision_model"})
 
 
-def merge(student: Any) -> tuple[Any, int | None]:
+def merge(student: Any, dtype: torch.dtype) -> tuple[Any, int | None]:
     """Fold an adapter into its base model, in place.
 
     Args:
         student: PEFT model from `load_student`.
+        dtype: of every parameter from now on.
 
     Returns:
         The Llava model, and the layer that W rotates; None without W or with a W of zero, which
         is taken away.
     """
     llava = student.merge_and_unload(safe_merge=True)
+    for parameter in llava.parameters():
+        # Not llava.to(dtype), which would round the frequencies of the rotary embedding too.
+        parameter.data = parameter.data.to(dtype)
     for number, block in enumerate(llava.model.language_model.layers):
         rotation = getattr(block, "visual_rotation", None)
         if rotation is not None and bool(rotation.weight.any()):

@@ -44,10 +44,10 @@ def write_processor(spec: StudentSpec, geometry: str, config: Any, folder: Path)
 
 
 def read_processor(folder: Path) -> Any:
-    """Read an exported processor; it needs none of the folder's code."""
+    """Read an exported processor as its card says; it needs none of the folder's code."""
     load: Any = AutoProcessor.from_pretrained
     # Without a word on trust, transformers would ask the user at the terminal.
-    return load(folder, local_files_only=True, trust_remote_code=False)
+    return load(folder, backend="pil", local_files_only=True, trust_remote_code=False)
 
 
 def conversation(processor: Any, spec: StudentSpec, record: Record) -> list[dict[str, Any]]:

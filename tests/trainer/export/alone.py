@@ -16,7 +16,7 @@ from typing import Any
 class Blocker:
     """Stands first in `sys.meta_path`, where editable installs look too."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+    def find_spec(self, name: str, *_where: Any) -> None:
         if name.split(".")[0] == "medalign":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
@@ -58,7 +58,8 @@ def main(place: Path) -> None:
     with torch.no_grad():
         found["again"] = load(place / "again", **trust).eval()(**given).logits
 
-    ask = pipeline("image-text-to-text", model=str(folder), **trust)
+    start: Any = pipeline
+    ask = start("image-text-to-text", model=str(folder), **trust)
     content = [{"type": "image", "url": str(image)}, {"type": "text", "text": "Which organ?"}]
     turns: Any = [{"role": "user", "content": content}]
     said: Any = ask(text=turns, max_new_tokens=4, do_sample=False)
@@ -78,7 +79,7 @@ def main(place: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, Blocker())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Blocker())
     try:
         import medalign  # noqa: F401
     except ModuleNotFoundError:

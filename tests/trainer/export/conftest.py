@@ -32,9 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             {"from": "human", "value": f"<image>\n{QUESTIONS[k % 3]}"},
             {"from": "gpt", "value": "no fracture is seen"},
         ]
-        lines.append(
-            {"id": f"r{k}", "image": f"{k}.png", "conversations": turns, "licence": "CC0"}
-        )
+        lines.append({"id": f"r{k}", "image": f"{k}.png", "conversations": turns, "licence": "CC0"})
     turns = [{"from": "human", "value": QUESTIONS[0]}, {"from": "gpt", "value": "yes"}]
     lines.append({"id": "text", "conversations": turns})
     manifest = folder / "train.jsonl"
@@ -67,23 +65,23 @@ def shaken() -> Callable[..., Any]:
 def make_run(data: tuple[Path, Path], shaken: Callable[..., Any]) -> Callable[..., Path]:
     """Write a run folder: checkpoints at steps 2 and 4 of one adapter, finished or not."""
 
-    def make(out: Path, student: Path, *, finished: bool = True, **changes: Any) -> Path:
+    def make(out: Path, base: Path, *, finished: bool = True, **changes: Any) -> Path:
         loss = {"layer": 2, "rotation": changes.pop("rotation", True)}
         sections: dict[str, Any] = {"loss": loss, "run": {"steps": 4}, "lora": {"rank": 4}}
         recipe = with_paths(
             Recipe.model_validate({**sections, **changes}),
-            student=student,
+            student=base,
             manifest=data[0],
             images=data[1],
         )
-        model = shaken(student, recipe)
+        model = shaken(base, recipe)
         about = {
             "recipe": recipe.model_dump(mode="json"),
             "cache": "f" * 64,
             "cache_content": "c" * 64,
             "expert": "unimed-l",
             "alpha": "black",
-            "student": student_digest(student),
+            "student": student_digest(base),
         }
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         folder = RunFolder(out)
