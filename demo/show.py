@@ -81,7 +81,7 @@ def _overlays(demo: Demo) -> Iterator[Path]:
         }
         path = demo.out / "figures" / f"attention_{Path(image).stem}.png"
         attention_overlay(
-            apply_geometry(rgb, spec.geometry, spec.image_size, spec.fill),
+            apply_geometry(rgb, spec.geometry, spec.image_size, spec.square.fill),
             maps,
             spec.grid,
             path,

@@ -66,8 +66,9 @@ class Decoder:
         """Answer a left-padded batch of prompts.
 
         Args:
-            model: a Llava model, rotation attached where it has one.
-            inputs: `input_ids` [B, T], `attention_mask` [B, T], `pixel_values` or None.
+            model: rotation attached where it has one.
+            inputs: `input_ids` [B, T], `attention_mask` [B, T], `pixel_values` or None, and what
+                the model's family takes beside them.
             ids: record ids; a sampled answer depends on its own id and the seed alone, not on
                 what else is in the batch.
 

@@ -122,6 +122,7 @@ def _answers(
         "input_ids": moved.input_ids,
         "attention_mask": moved.attention_mask,
         "pixel_values": moved.pixel_values,
+        **spec.family.inputs(model.config, moved.input_ids, moved.grids),
     }
     tokenizer = spec.processor.tokenizer
     end = model.generation_config.eos_token_id

@@ -64,8 +64,8 @@ def measure(
     Raises:
         AnswersError: a record cannot be read, or its image is not the cached one.
     """
-    llava = llava_of(model)
-    device, dtype = llava.device, llava.dtype
+    inner = llava_of(model)
+    device, dtype = inner.device, inner.dtype
     samples = Conversations(records, images, spec, 1 << 30, cache)
     sums, tokens, count = torch.zeros(3, dtype=torch.float64), 0, 0
     maps: dict[str, Float32] = {}
@@ -74,7 +74,7 @@ def measure(
         batch = collate(picked, pad_id=0).to(device, dtype)
         if unread := [*batch.refused, *(f"record {i!r}: {why}" for i, why in batch.skipped)]:
             raise AnswersError(f"cannot measure: {unread[0]}")
-        lm, tap = look(llava, batch)
+        lm, tap = look(inner, batch)
         sums[0] += lm.double().cpu()
         tokens += batch.answer_tokens
         if batch.teacher is None or tap.states is None or tap.attention is None:
@@ -86,8 +86,10 @@ def measure(
         )
         sums[1:] += torch.stack([vis.sum(), att.sum()]).double().cpu()
         count += len(vis)
-        for owner, row in zip(teacher.look.owner.tolist(), tap.attention.float(), strict=True):
-            maps.setdefault(batch.ids[owner], row.cpu().numpy())
+        maps_ok = teacher.look.cols_ok
+        for k, owner in enumerate(teacher.look.owner.tolist()):
+            row = tap.attention[k] if maps_ok is None else tap.attention[k][maps_ok[k]]
+            maps.setdefault(batch.ids[owner], row.float().cpu().numpy())
     lm_sum, vis_sum, att_sum = sums.tolist()
     return Measured(
         lm=lm_sum / max(1, tokens),

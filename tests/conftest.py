@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock, Thread
@@ -93,17 +94,26 @@ def synthetic_rows() -> Callable[..., dict[str, npt.NDArray[Any]]]:
 
 @pytest.fixture
 def synthetic_store(
-    tmp_path: Path, synthetic_card: Callable[..., CacheCard]
+    tmp_path: Path, stores_below: Callable[[Path], Callable[..., Path]]
 ) -> Callable[..., Path]:
-    """Make a sealed store without any expert, and return its path.
+    """`stores_below` this test's own folder."""
+    return stores_below(tmp_path)
 
-    `synthetic_store(rows=6, grid="4x4", width=8, paths=None, content=None, sealed=True,
+
+@pytest.fixture(scope="session")
+def stores_below(
+    synthetic_card: Callable[..., CacheCard],
+) -> Callable[[Path], Callable[..., Path]]:
+    """Make sealed stores below a folder, without any expert, and return their paths.
+
+    `stores_below(folder)(rows=6, grid="4x4", width=8, paths=None, content=None, sealed=True,
     name="cache", seed=0, failures=None, unreadable=(), **card)`: `paths` and `content` (SHA-256,
     hex) hold one entry per row, `failures` maps rows to reasons, `unreadable` lists paths without
     a row, and `card` changes fields of the card (`shard_rows`, `geometry`, `mode`, ...).
     """
 
     def make(
+        folder: Path,
         rows: int = 6,
         grid: str = "4x4",
         width: int = 8,
@@ -125,16 +135,16 @@ def synthetic_store(
             paths=dict(zip(named, range(rows), strict=True)),
             failures=tuple(Failure(path, "not an image") for path in unreadable),
         )
-        writer = TeacherCacheWriter.begin(tmp_path / name, made, plan)
+        writer = TeacherCacheWriter.begin(folder / name, made, plan)
         for shard in writer.pending():
             span = writer.rows_of(shard)
             lost = {row: why for row, why in (failures or {}).items() if row in span}
             writer.write(shard, **_rows(made, span, seed), failures=lost)
         if sealed:
-            seal(tmp_path / name)
-        return tmp_path / name
+            seal(folder / name)
+        return folder / name
 
-    return make
+    return lambda folder: partial(make, folder)
 
 
 class CuttingProxy:

@@ -38,7 +38,9 @@ def _layer(recipe: Recipe, student: StudentSpec) -> list[str]:
 
 
 def _geometry(cache: TeacherCache, student: StudentSpec) -> list[str]:
-    card, wrong = cache.card, []
+    card, wrong = cache.card, list[str]()
+    if student.sight.fixed_grid is None:
+        return wrong  # rows are resampled to each image's own grid
     if card.grid != student.grid:
         wrong.append(
             f"the cache {cache.store} has {card.grid} patches, the student {student.path} sees "

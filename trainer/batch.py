@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from ..teacher_cache.reader import TeacherRow
-from .conversation import IGNORED, Encoded
+from ..teacher_cache.schema import PatchGrid
+from .conversation import IGNORED, Encoded, Int64
+from .resample import ResampledRow
 from .students.probe import Look, Tap
-from .teacher import Codes, Patches, Teacher, stack_rows
+from .teacher import Codes, Patches, Resampled, Teacher, stack_rows
 
 Float32 = npt.NDArray[np.float32]
 
@@ -24,19 +26,21 @@ class Sample:
     Attributes:
         id: of its record.
         encoded: tokens; None when the sample was skipped.
-        pixels: per image, [3, S, S] float32 as the vision tower takes it.
-        teachers: per image, its cache row, or None.
+        pixels: per image, [3, S, S] or [patches, values] float32 as the vision tower takes it.
+        teachers: per image, its cache row on the grid of its visual tokens, or None.
         skipped: why it carries no weight, or an empty string.
         refused: why training must stop, or an empty string. An exception raised in a worker
             process would reach the user as that process's traceback.
+        grids: per image, the grid of its visual tokens.
     """
 
     id: str
     encoded: Encoded | None = None
     pixels: tuple[Float32, ...] = ()
-    teachers: tuple[TeacherRow | None, ...] = ()
+    teachers: tuple[TeacherRow | ResampledRow | None, ...] = ()
     skipped: str = ""
     refused: str = ""
+    grids: tuple[PatchGrid, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -49,11 +53,13 @@ class Batch:
         attention_mask: [B, T], 1 on tokens.
         predicts: [A] positions in the flattened [B * T] whose next token belongs to an answer.
         targets: [A] those next tokens.
-        pixel_values: [P, 3, S, S] float32, in the order of the placeholders; None without images.
+        pixel_values: [P, 3, S, S] float32, in the order of the placeholders, or the flattened
+            patches of all images [patches, values]; None without images.
         teacher: None when no image has one.
         skipped: (record id, reason) of conversations that carry no weight.
         refused: why training must stop, one reason per conversation.
         cut: conversations that `max_length` shortened.
+        grids: [P, 2] rows and columns of each image's visual tokens; None without images.
     """
 
     ids: tuple[str, ...]
@@ -66,6 +72,7 @@ class Batch:
     skipped: tuple[tuple[str, str], ...] = ()
     refused: tuple[str, ...] = ()
     cut: int = 0
+    grids: Tensor | None = None
 
     @property
     def answer_tokens(self) -> int:
@@ -93,7 +100,7 @@ class Batch:
         return _each(self, Tensor.pin_memory)
 
 
-Held = TypeVar("Held", bound=Batch | Teacher | Look | Patches | Codes)
+Held = TypeVar("Held", bound=Batch | Teacher | Look | Patches | Codes | Resampled)
 
 
 def _each(held: Held, change: Callable[[Tensor], Tensor]) -> Held:
@@ -103,7 +110,7 @@ def _each(held: Held, change: Callable[[Tensor], Tensor]) -> Held:
         value = getattr(held, field.name)
         if isinstance(value, Tensor):
             changed[field.name] = change(value)
-        elif isinstance(value, Teacher | Look | Patches | Codes):
+        elif isinstance(value, Teacher | Look | Patches | Codes | Resampled):
             changed[field.name] = _each(value, change)
     return replace(held, **changed)
 
@@ -133,18 +140,27 @@ def collate(samples: Sequence[Sample], pad_id: int, *, left: bool = False) -> Ba
     predicts = np.flatnonzero(labels[:, 1:] != IGNORED)
     rows, columns = np.divmod(predicts, max(1, tokens - 1))
     pixels = [image for sample in samples for image in sample.pixels]
+    grids = [(grid.rows, grid.cols) for sample in samples for grid in sample.grids]
     return Batch(
         ids=tuple(sample.id for sample in samples),
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(mask),
         predicts=torch.from_numpy(rows * tokens + columns),
         targets=torch.from_numpy(labels[rows, columns + 1]),
-        pixel_values=torch.from_numpy(np.stack(pixels)) if pixels else None,
+        pixel_values=_pixels(pixels),
         teacher=_teacher(samples, offsets, torch.from_numpy(mask.astype(bool))),
         skipped=tuple((sample.id, sample.skipped) for sample in samples if sample.skipped),
         refused=tuple(sample.refused for sample in samples if sample.refused),
         cut=sum(encoded.cut > 0 for encoded in kept),
+        grids=torch.tensor(grids) if grids else None,
     )
+
+
+def _pixels(images: Sequence[Float32]) -> Tensor | None:
+    if not images:
+        return None
+    squares = images[0].ndim == 3
+    return torch.from_numpy(np.stack(images) if squares else np.concatenate(images))
 
 
 def _nothing(pad_id: int) -> Encoded:
@@ -163,17 +179,24 @@ def _teacher(samples: Sequence[Sample], offsets: Sequence[int], keys_ok: Tensor)
     ]
     if not seen:
         return None
-    longest = max(len(rows) for _, _, rows, _ in seen)
-    rows = np.zeros((len(seen), longest), dtype=np.int64)
-    rows_ok = np.zeros((len(seen), longest), dtype=bool)
-    for k, (_, _, positions, _) in enumerate(seen):
-        rows[k, : len(positions)] = positions
-        rows_ok[k, : len(positions)] = True
+    rows, rows_ok = _padded([rows for _, _, rows, _ in seen])
+    cols, cols_ok = _padded([cols for _, cols, _, _ in seen])
     look = Look(
         owner=torch.tensor([row for row, *_ in seen]),
-        cols=torch.from_numpy(np.stack([cols for _, cols, _, _ in seen])),
-        rows=torch.from_numpy(rows),
-        rows_ok=torch.from_numpy(rows_ok),
+        cols=cols,
+        rows=rows,
+        rows_ok=rows_ok,
         keys_ok=keys_ok,
+        cols_ok=None if cols_ok.all() else cols_ok,
     )
     return stack_rows([cached for *_, cached in seen], look)
+
+
+def _padded(positions: Sequence[Int64]) -> tuple[Tensor, Tensor]:
+    """Stack positions of different number: [I, most], and which of them are none of padding."""
+    most = max(len(each) for each in positions)
+    stacked = np.zeros((len(positions), most), dtype=np.int64)
+    for row, each in zip(stacked, positions, strict=True):
+        row[: len(each)] = each
+    ok = np.arange(most) < np.array([len(each) for each in positions])[:, None]
+    return torch.from_numpy(stacked), torch.from_numpy(ok)

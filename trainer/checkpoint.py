@@ -1,4 +1,4 @@
-"""Write and read a checkpoint: adapter, training state, random number generators. No pickles.
+"""Write and read a checkpoint: adapter and training state. No pickles.
 
 A checkpoint holds whole float32 parameters and Adam moments by parameter name, so it does not
 depend on the number of ranks or the ZeRO stage that wrote it.
@@ -9,12 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from .engine import Engine, Ranks
+from .engine import Engine
 from .run_folder import RunFolder, check_bytes
 from .student import save_adapter
 
@@ -36,22 +34,17 @@ def save_checkpoint(
         OSError: the disk is full, say; earlier checkpoints are untouched.
     """
     state = engine.state()
-    generators = engine.ranks.gather(_generators())
+    weights = {}
+    for name, parameter in engine.parameters():
+        if engine.ranks.rank == 0:
+            weights[name] = state[f"param.{name}"].to(parameter.dtype)
 
     def write() -> Path:
         partial = folder.partial_checkpoint()
         save_file(state, partial / "state.safetensors")
-        save_file(
-            {
-                f"{rank}.{name}": value
-                for rank, g in enumerate(generators)
-                for name, value in g.items()
-            },
-            partial / "generators.safetensors",
-        )
         facts = {"step": step, "adam_step": engine.adam_step(), "ranks": engine.ranks.world}
         (partial / "progress.json").write_text(json.dumps(facts) + "\n")
-        save_adapter(student, dict(engine.parameters()), partial / "adapter", about)
+        save_adapter(student, weights, partial / "adapter", about)
         return folder.publish(partial, step, keep)
 
     try:
@@ -67,8 +60,8 @@ def save_checkpoint(
 def load_checkpoint(checkpoint: Path, engine: Engine) -> int:
     """Restore what `save_checkpoint` wrote. All ranks must call.
 
-    Random number generators are restored when the number of ranks is the same; the order of the
-    samples follows from the step alone.
+    Nothing else has to be restored: the order of the samples, the learning rate and the random
+    numbers of a step follow from its number.
 
     Returns:
         The step to go on from.
@@ -79,20 +72,4 @@ def load_checkpoint(checkpoint: Path, engine: Engine) -> int:
     check_bytes(checkpoint)
     facts = json.loads((checkpoint / "progress.json").read_text())
     engine.load(load_file(checkpoint / "state.safetensors"), facts["adam_step"])
-    if facts["ranks"] == engine.ranks.world:
-        _restore_generators(load_file(checkpoint / "generators.safetensors"), engine.ranks)
     return int(facts["step"])
-
-
-def _generators() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _restore_generators(states: dict[str, Tensor], ranks: Ranks) -> None:
-    torch.set_rng_state(states[f"{ranks.rank}.cpu"])
-    cuda = states.get(f"{ranks.rank}.cuda")
-    if cuda is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)

@@ -12,7 +12,7 @@ def train(
     cache: Annotated[str | None, typer.Option(help="Folder or URL of a sealed cache.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="Manifest to train on.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
-    student: Annotated[Path | None, typer.Option(help="Folder of a Hugging Face Llava.")] = None,
+    student: Annotated[Path | None, typer.Option(help="Folder of a Hugging Face student.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE")
     ] = None,

@@ -41,16 +41,39 @@ class Encoded:
     cut: int
 
 
+ContentForm = Literal["text", "parts", "parts+newline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How an image stands in a prompt, beside the placeholder that the chat template writes.
+
+    Attributes:
+        visual: the token that is repeated, one for each visual token; None: the placeholder.
+        before, after: text before the first and after the last of them, in the placeholder's
+            place.
+        end_id: special token behind the visual tokens; it is no part of the question.
+        content: what the template takes, see `_content`; None finds it out.
+    """
+
+    visual: str | None = None
+    before: str = ""
+    after: str = ""
+    end_id: int | None = None
+    content: ContentForm | None = None
+
+
 class ConversationEncoder:
     """Turns records into tokens with a student's own tokenizer and chat template. Picklable.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer.
         chat_template: Jinja source.
-        image_token: the tokenizer's image token.
-        image_token_id: its id.
-        tokens_per_image: N.
+        image_token: what the chat template writes for an image.
+        image_token_id: id of a visual token.
+        tokens_per_image: N; None when it depends on the image.
         end_ids: tokens that end an answer when the student generates.
+        frame: how an image stands in a prompt.
 
     Raises:
         ConversationError: the tokenizer cannot say where its tokens stand in the text.
@@ -62,8 +85,9 @@ class ConversationEncoder:
         chat_template: str,
         image_token: str,
         image_token_id: int,
-        tokens_per_image: int,
+        tokens_per_image: int | None,
         end_ids: frozenset[int],
+        frame: Frame = Frame(),
     ) -> None:
         if not tokenizer.is_fast:
             raise ConversationError("the student's tokenizer has no fast version (tokenizer.json)")
@@ -73,19 +97,29 @@ class ConversationEncoder:
         self.image_token_id = image_token_id
         self.tokens_per_image = tokens_per_image
         self.end_ids = end_ids
-        self._content = _content_form(self)
+        self.frame = frame
+        self._content = frame.content or _content_form(self)
 
-    def training(self, record: Record, max_length: int) -> Encoded:
+    def training(
+        self, record: Record, max_length: int, sizes: Sequence[int] | None = None
+    ) -> Encoded:
         """Encode a whole conversation; every answer is learnt.
 
         The whole text is tokenised at once, so that its prompt's tokens are those of `prompt`.
 
+        Args:
+            record: the conversation.
+            max_length: tokens that are kept.
+            sizes: visual tokens of each image of the record; may be left out where all images
+                have the same number.
+
         Raises:
             ConversationError: no answer, or no room for an answer within `max_length` tokens.
         """
+        sizes = self._sizes(record, len(record.images), sizes)
         if record.conversations[-1].role != "gpt":
             raise ConversationError(f"record {record.id!r} ends without an answer to learn")
-        text, answers = self._render(record, record.conversations)
+        text, answers = self._render(record, record.conversations, sizes)
         ids, starts = self._tokenise(text)
         is_answer = np.zeros(len(ids), dtype=bool)
         for begin, end in answers:
@@ -97,25 +131,41 @@ class ConversationEncoder:
             # A template without an end token would teach the student never to stop.
             ids = np.append(ids, self.tokenizer.eos_token_id)
             is_answer = np.append(is_answer, True)
-        return self._encoded(record, len(record.images), ids, is_answer, max_length)
+        return self._encoded(record, sizes, ids, is_answer, max_length)
 
-    def prompt(self, record: Record) -> Encoded:
-        """Encode a record's first question, ready for the student to answer it."""
-        ids, _ = self._tokenise(self._expand(record, self.prompt_text(record)))
-        images = record.conversations[0].text.count(PLACEHOLDER)
-        return self._encoded(record, images, ids, np.zeros(len(ids), dtype=bool), None)
+    def prompt(self, record: Record, sizes: Sequence[int] | None = None) -> Encoded:
+        """Encode a record's first question, ready for the student to answer it.
+
+        Args:
+            record: the conversation.
+            sizes: visual tokens of each image of the first question, see `training`.
+        """
+        sizes = self._sizes(record, images_of_prompt(record), sizes)
+        ids, _ = self._tokenise(self._expand(record, self.prompt_text(record), sizes))
+        return self._encoded(record, sizes, ids, np.zeros(len(ids), dtype=bool), None)
 
     def prompt_text(self, record: Record) -> str:
         """Render the prompt as text, image placeholders not expanded."""
         return self._apply(record.conversations[:1], ask=True)
 
-    def _render(self, record: Record, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
+    def _sizes(self, record: Record, images: int, sizes: Sequence[int] | None) -> Sequence[int]:
+        if sizes is not None:
+            return sizes
+        if images and self.tokens_per_image is None:
+            raise ConversationError(
+                f"record {record.id!r}: how many tokens its images take depends on their shape"
+            )
+        return [self.tokens_per_image or 0] * images
+
+    def _render(
+        self, record: Record, turns: Sequence[Turn], sizes: Sequence[int]
+    ) -> tuple[str, list[tuple[int, int]]]:
         """Text with images expanded, and the character span of every answer in it."""
         spans = []
         for index, turn in enumerate(turns):
             if turn.role == "gpt":
-                before = self._expand(record, self._apply(turns[:index], ask=True))
-                after = self._expand(record, self._apply(turns[: index + 1], ask=False))
+                before = self._expand(record, self._apply(turns[:index], ask=True), sizes)
+                after = self._expand(record, self._apply(turns[: index + 1], ask=False), sizes)
                 if not after.startswith(before):
                     raise ConversationError(
                         "the student's chat template does not extend its own prompt, so answers "
@@ -123,7 +173,7 @@ class ConversationEncoder:
                         f"{after[max(0, len(before) - 40) : len(before)]!r}"
                     )
                 spans.append((len(before), len(after)))
-        return self._expand(record, self._apply(turns, ask=False)), spans
+        return self._expand(record, self._apply(turns, ask=False), sizes), spans
 
     def _apply(self, turns: Sequence[Turn], *, ask: bool) -> str:
         names = {"human": "user", "gpt": "assistant"}
@@ -142,14 +192,19 @@ class ConversationEncoder:
             raise ConversationError(f"the student's chat template refuses: {error}") from error
         return text
 
-    def _expand(self, record: Record, text: str) -> str:
-        wanted = sum(turn.text.count(PLACEHOLDER) for turn in record.conversations)
-        found = text.count(self.image_token)
-        if found > wanted:
+    def _expand(self, record: Record, text: str, sizes: Sequence[int]) -> str:
+        begin, *others = text.split(self.image_token)
+        if len(others) > len(sizes):
+            wanted = sum(turn.text.count(PLACEHOLDER) for turn in record.conversations)
             raise ConversationError(
-                f"record {record.id!r}: the chat template made {found} images of {wanted}"
+                f"record {record.id!r}: the chat template made {len(others)} images of {wanted}"
             )
-        return text.replace(self.image_token, self.image_token * self.tokens_per_image)
+        frame, visual = self.frame, self.frame.visual or self.image_token
+        # The last answers of a conversation may lie before its last images.
+        return begin + "".join(
+            frame.before + visual * size + frame.after + text
+            for text, size in zip(others, sizes, strict=False)
+        )
 
     def _tokenise(self, text: str) -> tuple[Int64, Int64]:
         bos = self.tokenizer.bos_token
@@ -171,15 +226,15 @@ class ConversationEncoder:
     def _encoded(
         self,
         record: Record,
-        images: int,
+        sizes: Sequence[int],
         ids: Int64,
         is_answer: npt.NDArray[np.bool_],
         max_length: int | None,
     ) -> Encoded:
         visual = np.flatnonzero(ids == self.image_token_id)
-        if len(visual) != images * self.tokens_per_image:
+        if len(visual) != sum(sizes):
             raise ConversationError(
-                f"record {record.id!r}: {images} images need {images * self.tokens_per_image} "
+                f"record {record.id!r}: {len(sizes)} images need {sum(sizes)} "
                 f"image tokens, the tokenised text has {len(visual)}"
             )
         opens = np.flatnonzero(is_answer & ~np.roll(is_answer, 1))
@@ -193,19 +248,24 @@ class ConversationEncoder:
                 )
             length = max_length
         labels = np.where(is_answer, ids, IGNORED)[:length]
-        cols = tuple(visual.reshape(images, self.tokens_per_image))
-        rows = tuple(_question_rows(int(c[-1]), visual, opens, length) for c in cols)
+        cols = tuple(np.split(visual, np.cumsum(sizes)[:-1])) if sizes else ()
+        rows = tuple(self._question_rows(ids, int(c[-1]), visual, opens, length) for c in cols)
         return Encoded(ids[:length], labels, cols, rows, cut=len(ids) - length)
 
+    def _question_rows(
+        self, ids: Int64, last: int, visual: Int64, opens: Int64, length: int
+    ) -> Int64:
+        after = opens[opens > last]
+        end = min(int(after[0]), length) if len(after) else length
+        begin = int(visual[visual < end][-1]) + 1
+        if begin < end - 1 and ids[begin] == self.frame.end_id:
+            begin += 1
+        return np.arange(begin, end, dtype=np.int64)
 
-def _question_rows(last: int, visual: Int64, opens: Int64, length: int) -> Int64:
-    after = opens[opens > last]
-    end = min(int(after[0]), length) if len(after) else length
-    begin = int(visual[visual < end][-1]) + 1
-    return np.arange(begin, end, dtype=np.int64)
 
-
-ContentForm = Literal["text", "parts", "parts+newline"]
+def images_of_prompt(record: Record) -> int:
+    """How many images stand in a record's first question."""
+    return record.conversations[0].text.count(PLACEHOLDER)
 
 
 def _content(text: str, form: ContentForm, encoder: ConversationEncoder) -> Any:

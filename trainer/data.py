@@ -14,13 +14,15 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..pipeline.geometry import apply_geometry, normalise
+from ..pipeline.geometry import GeometryName
 from ..pipeline.manifest import ManifestError, Record, resolve_image
 from ..pipeline.pixels import Alpha, PixelsError, read_image
 from ..teacher_cache.reader import TeacherCache, TeacherRow
-from ..teacher_cache.schema import TeacherCacheError
+from ..teacher_cache.schema import PatchGrid, TeacherCacheError
 from .batch import Batch, Float32, Sample, collate
-from .conversation import ConversationError
+from .conversation import ConversationError, images_of_prompt
+from .resample import ResampledRow, resample_row
+from .students.family import UnfitShapeError
 from .students.spec import StudentSpec
 
 OnMissing = Literal["drop", "fail", "lm_only"]
@@ -125,31 +127,44 @@ class Conversations(Dataset[Sample]):
         record = self.records[index]
         try:
             encoder = self.student.encoder
+            shown = images_of_prompt(record) if self.ask else None
+            seen = [self._image(path) for path in record.images[:shown]]
+            sizes = [grid.size for _, grid, _ in seen]
             if self.ask:
-                encoded = encoder.prompt(record)
+                encoded = encoder.prompt(record, sizes)
             else:
-                encoded = encoder.training(record, self.max_length)
-            seen = [self._image(path) for path in record.images[: len(encoded.cols)]]
+                encoded = encoder.training(record, self.max_length, sizes)
         except (ConversationError, ManifestError, PixelsError) as error:
             return Sample(record.id, skipped=str(error))
         except TeacherCacheError as error:
             return Sample(record.id, refused=f"record {record.id!r}: {error}")
-        pixels, teachers = tuple(p for p, _ in seen), tuple(t for _, t in seen)
-        return Sample(record.id, encoded, pixels, teachers)
+        return Sample(
+            record.id,
+            encoded,
+            pixels=tuple(pixels for pixels, _, _ in seen),
+            teachers=tuple(teacher for _, _, teacher in seen),
+            grids=tuple(grid for _, grid, _ in seen),
+        )
 
-    def _image(self, path: str) -> tuple[Float32, TeacherRow | None]:
-        student = self.student
+    def _image(self, path: str) -> tuple[Float32, PatchGrid, TeacherRow | ResampledRow | None]:
+        sight = self.student.sight
         image = read_image(resolve_image(self.images, path), alpha=self.alpha)
-        square = apply_geometry(image.rgb, student.geometry, student.image_size, student.fill)
-        pixels = normalise(square, student.mean, student.std)
+        try:
+            pixels, grid = sight.see(image.rgb)
+        except UnfitShapeError as error:
+            raise PixelsError(path, str(error)) from error
         if self.cache is None or path not in self.cache:
-            return pixels, None
+            return pixels, grid, None
         row = self.cache.row_of(path)
         try:
             self.cache.check_content(row, image.sha256)
         except TeacherCacheError as error:
             raise TeacherCacheError(f"image {path}: {error}") from error
-        return pixels, self.cache[row]
+        if sight.fixed_grid is not None:
+            return pixels, grid, self.cache[row]
+        card = self.cache.card
+        geometry = cast(GeometryName, card.geometry)
+        return pixels, grid, resample_row(self.cache[row], geometry, card.grid, grid)
 
 
 @lru_cache(maxsize=2)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from ..teacher_cache.reader import TeacherCache
-from .engine import Ranks
+from .ranks import Ranks
 
 _PACKAGES: Final = (
     "medalign", "torch", "transformers", "peft", "deepspeed", "zarr", "numpy", "pillow",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..teacher_cache.schema import TeacherCacheError
@@ -41,6 +42,7 @@ class Step:
         lm: mean over the step's answer tokens, in nats.
         vis, att: means over the step's images; None when no image had a teacher.
         grad_norm: L2 norm of the gradient before clipping.
+        grad_norms: the same of each group: lora, rotation, projector.
         lr: learning rate of LoRA.
         samples_per_second: conversations, over all ranks.
         data_wait: share of the step's time spent waiting for batches.
@@ -56,6 +58,7 @@ class Step:
     vis: float | None
     att: float | None
     grad_norm: float
+    grad_norms: dict[str, float]
     lr: float
     samples_per_second: float
     data_wait: float
@@ -138,7 +141,7 @@ class Loop:
         factor = rate_factor(self.recipe.optim, step - 1, self.steps)
         self.engine.set_rate(factor)
         share = Share.of(int(tokens), int(images), len(micro) * self.engine.ranks.world)
-        terms, norm = self._update(micro, share, step)
+        terms, norms = self._update(micro, share, step)
         lm, vis, att = self._sum(*terms)
         loss = self.recipe.loss
         seconds = time.perf_counter() - begun
@@ -150,7 +153,8 @@ class Loop:
             lm=lm / tokens,
             vis=vis / images if images else None,
             att=att / images if images else None,
-            grad_norm=norm,
+            grad_norm=math.hypot(*norms.values()),
+            grad_norms=norms,
             lr=self.recipe.optim.lr * factor,
             samples_per_second=samples / seconds,
             data_wait=waited / seconds,
@@ -161,19 +165,23 @@ class Loop:
         self._note(measured, micro, report)
         return measured
 
-    def _update(self, micro: list[Batch], share: Share, step: int) -> tuple[list[float], float]:
+    def _update(
+        self, micro: list[Batch], share: Share, step: int
+    ) -> tuple[list[float], dict[str, float]]:
         """Forward and backward of every micro-batch, then one update of all parameters."""
         device = self.engine.ranks.device
         terms = torch.zeros(3, device=device)
-        norm: float | None = None
+        norms: dict[str, float] = {}
+        # Dropout follows from the step alone: a resumed run has no generators to restore.
+        torch.manual_seed(dropout_seed(self.recipe.run.seed, step, self.engine.ranks.rank))
         try:
             for index, batch in enumerate(micro):
                 loss, part = self.engine(batch.to(device, self.dtype), share)
                 self.engine.backward(loss)
                 terms += part
                 if index == len(micro) - 1:
-                    norm = self.engine.gradient_norm()
-                    self._check(terms, norm, micro, step)
+                    norms = self.engine.gradient_norms()
+                    self._check(terms.tolist(), norms, micro, step)
                 self.engine.step()
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
@@ -181,29 +189,26 @@ class Loop:
                 f"{self.recipe.data.batch_size}; lower it and raise data.accumulation by the same "
                 "factor (the loss stays the same), or set student.gradient_checkpointing: true"
             ) from error
-        if norm is None:
-            norm = self.engine.last_gradient_norm()
-            self._check(terms, norm, micro, step)
-        return terms.tolist(), norm
+        return terms.tolist(), norms
 
     def _check(
-        self, terms: torch.Tensor, norm: float | None, micro: list[Batch], step: int
+        self, values: list[float], norms: dict[str, float], micro: list[Batch], step: int
     ) -> None:
-        """Stop all ranks together when any of them met NaN or infinity.
-
-        A loss, and under ZeRO 0 the gradient, is checked before the update; under ZeRO 1 and 2
-        the norm is known after it, but before a checkpoint could keep it.
-        """
-        values = terms.tolist()
-        bad = not all(math.isfinite(v) for v in [*values, 0.0 if norm is None else norm])
-        if not self._any(bad):
+        """Stop all ranks together, before anything is updated, when any met NaN or infinity."""
+        mine = [not math.isfinite(value) for value in values]
+        lost = self._sum(*mine)
+        wrong = [name for name, ranks in zip(("lm", "vis", "att"), lost, strict=True) if ranks]
+        wrong += [f"gradient of {name}" for name, n in norms.items() if not math.isfinite(n)]
+        if not wrong:
             return
-        ids = [record for batch in micro for record in batch.ids] if bad else []
+        # The norms are of all ranks; where a loss tells whose records did it, those are named.
+        named = any(mine) or not any(lost)
+        ids = [record for batch in micro for record in batch.ids] if named else []
         where = [i for found in self.engine.ranks.gather(ids) for i in found]
         raise TrainingDivergedError(
-            f"step {step}: not finite: lm {values[0]}, vis {values[1]}, att {values[2]}, gradient "
-            f"norm {norm} on records {', '.join(map(repr, where))}; no checkpoint holds it. Lower "
-            "optim.lr, or look at these records; the same command goes on from the last checkpoint"
+            f"step {step}: not finite: {', '.join(wrong)}, on records "
+            f"{', '.join(map(repr, where))}; nothing was updated. Lower optim.lr, or look at these "
+            "records; the same command goes on from the last checkpoint"
         )
 
     def _refuse(self, micro: list[Batch], step: int) -> None:
@@ -234,6 +239,11 @@ class Loop:
 
     def _any(self, flag: bool) -> bool:
         return self._sum(float(flag))[0] > 0
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of one rank's random numbers in one step; ranks and steps share none."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def rate_factor(optim: OptimSection, step: int, steps: int) -> float:

@@ -14,7 +14,8 @@ from .batch import Batch
 from .losses import answer_nll, attention_alignment_terms, gram_alignment_terms
 from .recipe import LossSection
 from .student import llava_of
-from .students.probe import Tap
+from .students.families import family_of
+from .students.probe import Tap, show_blank_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,19 @@ class Objective(nn.Module):
     """A student with its loss.
 
     Args:
-        student: PEFT model from `add_adapter`, or a bare Llava model with `attach`ed probe.
+        student: PEFT model from `add_adapter`, or a bare model with `attach`ed probe.
         loss: weights and kinds of the terms.
+        sharded: weights lie in parts on all ranks (ZeRO 3), so that all must compute with the
+            same modules in the same order; a micro-batch without images shows a black one.
     """
 
-    def __init__(self, student: Any, loss: LossSection) -> None:
+    def __init__(self, student: Any, loss: LossSection, *, sharded: bool = False) -> None:
         super().__init__()
         self.student = student
         self.loss = loss
+        self.sharded = sharded
+        if sharded:
+            show_blank_images(llava_of(student))
 
     def forward(self, batch: Batch, share: Share) -> tuple[Tensor, Tensor]:
         """Compute this micro-batch's part of the step's loss.
@@ -64,12 +70,12 @@ class Objective(nn.Module):
         Raises:
             RuntimeError: the attention carries no gradient (re-entrant checkpointing).
         """
-        llava = llava_of(self.student)
-        lm, tap = look(llava, batch)
+        model = llava_of(self.student)
+        lm, tap = look(model, batch)
         vis, att = self._alignment(batch, tap)
         total = lm * share.token + (self.loss.alpha * vis + self.loss.beta * att) * share.image
-        if batch.pixel_values is None:
-            total = total + 0.0 * _projector_sum(llava)
+        if batch.pixel_values is None and not self.sharded:
+            total = total + 0.0 * _projector_sum(model)
         return total, torch.stack([lm, vis, att]).detach()
 
     def _alignment(self, batch: Batch, tap: Tap) -> tuple[Tensor, Tensor]:
@@ -93,30 +99,37 @@ class Objective(nn.Module):
         return vis, att
 
 
-def look(llava: Any, batch: Batch) -> tuple[Tensor, Tap]:
+def look(model: Any, batch: Batch) -> tuple[Tensor, Tap]:
     """Run a student over a batch.
 
     Returns:
         The cross-entropy summed over answer tokens, and the tap with what it saw at layer l.
     """
-    tap = batch.tap(llava.config.image_token_id)
-    hidden = llava.model(
+    family = family_of(model)
+    tap = batch.tap(model.config.image_token_id)
+    if batch.pixel_values is None:
+        tap.blank = family.blank(model.config, model.device, model.dtype)
+    hidden = model.model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         pixel_values=batch.pixel_values,
         use_cache=False,
         tap=tap,
+        **family.inputs(model.config, batch.input_ids, batch.grids),
     ).last_hidden_state
     # Logits of the answers alone: a few of many hundred positions, times the vocabulary.
-    logits = llava.lm_head(hidden.flatten(0, 1)[batch.predicts])
+    logits = model.get_submodule(family.head)(hidden.flatten(0, 1)[batch.predicts])
     return answer_nll(logits, batch.targets), tap
 
 
-def _projector_sum(llava: Any) -> Tensor:
+def _projector_sum(model: Any) -> Tensor:
     """Sum of the trained projector's parameters.
 
-    Times 0, it gives them a gradient on ranks whose micro-batch has no image, so that all ranks
-    reduce the same buckets.
+    A black image goes through vision tower and projector and is multiplied by 0: the projector
+    gets a gradient, so that all ranks reduce the same buckets, and under ZeRO 3 all ranks gather
+    the same weights in the same order.
     """
-    parameters = [p for p in llava.model.multi_modal_projector.parameters() if p.requires_grad]
-    return sum((p.sum() for p in parameters), start=torch.zeros(()).to(llava.lm_head.weight))
+    projector = model.get_submodule(family_of(model).projector)
+    parameters = [p for p in projector.parameters() if p.requires_grad]
+    like = model.get_submodule(family_of(model).head).weight
+    return sum((p.sum() for p in parameters), start=torch.zeros(()).to(like))

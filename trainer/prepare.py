@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,7 +15,9 @@ from ..teacher_cache.reader import TeacherCache
 from .agreement import absolute, check_agreement
 from .data import Selection, select
 from .recipe import Recipe, RecipeError
-from .students.spec import StudentSpec, read_student
+from .students.families import FAMILIES
+from .students.spec import StudentSpec, read_config, read_student
+from .zero_config import zero_config, zero_stage
 
 Say = Callable[[str], None]
 
@@ -55,6 +58,7 @@ def prepare(recipe: Recipe, cache: Path | str | None, world: int) -> Prepared:
     opened = None if cache is None else _open(cache, recipe)
     check_agreement(recipe, opened, student)
     _check_precision(recipe)
+    zero_config(recipe, bf16=uses_bf16(recipe), world=world)  # refused now, not after loading
     selection = select(read_manifest(manifest), opened, recipe.data.on_missing)
     per_step = recipe.data.batch_size * recipe.data.accumulation * world
     steps = recipe.run.steps
@@ -75,7 +79,7 @@ def describe(plan: Prepared, say: Say) -> None:
     """Tell a user what will be trained on what."""
     chosen = plan.selection
     student = plan.student
-    say(f"student  {student.path}: {student.grid} visual tokens, {student.layers} layers")
+    say(f"student  {student.path}: {student.sight}, {student.layers} layers")
     if plan.cache is not None:
         card = plan.cache.card
         say(
@@ -98,6 +102,21 @@ def uses_bf16(recipe: Recipe) -> bool:
     """Whether a run computes in bfloat16 here."""
     wanted = recipe.student.dtype
     return wanted == "bf16" or (wanted == "auto" and torch.cuda.is_available())
+
+
+def attention_kernel(recipe: Recipe, path: Path) -> str:
+    """Name of the attention implementation of every layer: FlashAttention where it can run.
+
+    Args:
+        recipe: of the run.
+        path: folder of the student.
+    """
+    wanted, flash = recipe.student.attention, "flash_attention_2"
+    if wanted != "auto":
+        return wanted
+    able = flash in FAMILIES[read_config(path).model_type].attentions
+    here = torch.cuda.is_available() and find_spec("flash_attn") is not None
+    return flash if able and here and uses_bf16(recipe) else "sdpa"
 
 
 def with_paths(
@@ -136,9 +155,15 @@ def _given(path: str | None, name: str) -> Path:
 
 
 def _check_precision(recipe: Recipe) -> None:
-    if recipe.deepspeed.stage == 0 and uses_bf16(recipe):
+    stage = zero_stage(recipe)
+    if stage == 0 and uses_bf16(recipe):
         # DeepSpeed's bf16 wrapper of stage 0 steps Adam once on zeros before training.
         raise RecipeError(
-            "bf16 (student.dtype, auto on a GPU) needs deepspeed.stage 1 or 2, got 0; or set "
+            "bf16 (student.dtype, auto on a GPU) needs deepspeed.stage 1, 2 or 3, got 0; or set "
             "student.dtype: fp32"
+        )
+    if stage == 3 and recipe.student.quantize != "none":
+        raise RecipeError(
+            f"student.quantize: {recipe.student.quantize} needs deepspeed.stage 0, 1 or 2: "
+            "4-bit weights cannot be cut into parts"
         )

@@ -26,16 +26,25 @@ class StudentSection(_Section):
     """Which model learns."""
 
     path: str | None = None
-    """Folder of a Hugging Face Llava model; `--student` overrides it."""
+    """Folder of a Hugging Face model: llava, gemma3 or qwen2_5_vl; `--student` overrides it."""
 
     geometry: Literal["processor", "pad", "crop", "stretch"] = "processor"
-    """How an image becomes the tower's square; `processor` reads it from the image processor."""
+    """How an image becomes the tower's square; `processor` reads it from the image processor.
+
+    Only a llava student can be told another.
+    """
 
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Weights and activations; `auto` is bf16 on a GPU and fp32 on a CPU."""
 
-    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
-    """Attention kernel of every layer."""
+    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
+    """Attention kernel of every layer; `auto` is FlashAttention where it is installed and the run
+    is in bf16 on a GPU, and PyTorch's SDPA otherwise. Never eager; a gemma3 student takes
+    sdpa alone."""
+
+    quantize: Literal["none", "nf4"] = "none"
+    """`nf4` keeps the frozen linear layers of the language model in 4 bits (QLoRA); needs
+    bitsandbytes and a ZeRO stage below 3."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -152,8 +161,25 @@ class DataSection(_Section):
 class DeepSpeedSection(_Section):
     """How state is divided among ranks."""
 
-    stage: Literal[0, 1, 2] = 2
-    """ZeRO stage: 0 nothing, 1 optimiser state, 2 also gradients."""
+    stage: Literal[0, 1, 2, 3] = 2
+    """ZeRO stage: 0 nothing, 1 optimiser state, 2 also gradients, 3 also the weights."""
+
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What lies in host memory instead of the GPU's: `optimizer` state (stages 1 to 3), or `all`:
+    also the weights (stage 3)."""
+
+    config: str | None = None
+    """DeepSpeed configuration file (JSON) for everything that the recipe does not say; its stage
+    and offloading are used, and where it contradicts the recipe it is refused."""
+
+    def model_post_init(self, _context: Any) -> None:
+        """Refuse what DeepSpeed would ignore or fail on later."""
+        if self.config is not None and self.offload != "none":
+            raise ValueError("deepspeed.offload is in the file that deepspeed.config names")
+        if self.offload == "optimizer" and self.stage == 0:
+            raise ValueError("offload: optimizer needs stage 1, 2 or 3")
+        if self.offload == "all" and self.stage != 3:
+            raise ValueError("offload: all needs stage 3")
 
 
 class RunSection(_Section):
@@ -173,6 +199,9 @@ class RunSection(_Section):
 
     keep: Positive = 2
     """Checkpoints kept, the newest ones."""
+
+    timeout_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    """How long a rank waits for the others before it gives up."""
 
     def model_post_init(self, _context: Any) -> None:
         """Insist on one of epochs and steps."""

@@ -22,9 +22,12 @@ FREE_KEYS: Final = frozenset(
         "data.images",
         "data.manifest",  # its records are in the identity
         "data.workers",
+        "deepspeed.config",
+        "deepspeed.offload",
         "deepspeed.stage",
         "run.keep",
         "run.save_every",
+        "run.timeout_minutes",
         "student.path",  # the student's digest is in the identity
     }
 )

@@ -1,22 +1,24 @@
-"""The student: a Hugging Face Llava model from a local folder, and its adapter."""
+"""The student: a Hugging Face model from a local folder, and its adapter."""
 
 import json
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
+from transformers import BitsAndBytesConfig
 
 from .recipe import LoraSection
+from .students.families import FAMILIES, family_of
 from .students.probe import attach
 from .students.spec import StudentError, first_line, read_config
 
-CARRIED = ("visual_rotation", "multi_modal_projector")
+Quantization = Literal["none", "nf4"]
 
 
 def load_base(
@@ -24,24 +26,42 @@ def load_base(
     dtype: torch.dtype,
     attention: str = "sdpa",
     device: torch.device = torch.device("cpu"),  # noqa: B008 - a value, not a call that acts
+    *,
+    sharded: bool = False,
+    quantize: Quantization = "none",
 ) -> Any:
-    """Load the weights of a Llava student from a local folder, in evaluation mode.
+    """Load the weights of a student from a local folder, in evaluation mode.
 
     On a GPU they go there tensor by tensor: no rank holds the whole model in host memory.
 
+    Args:
+        path: a local Hugging Face folder.
+        dtype: of the weights.
+        attention: name of the attention implementation.
+        device: where they go.
+        sharded: inside `sharded_loading`; each rank keeps its part.
+        quantize: `nf4` keeps the language model's linear layers in 4 bits.
+
     Raises:
-        StudentError: the folder is no Llava model, or tensors are missing from its weights.
+        StudentError: the folder is no student, tensors are missing from its weights, or the
+            kernel cannot compute what the student was trained with.
     """
-    read_config(path)
+    family = FAMILIES[read_config(path).model_type]
+    if attention not in family.attentions:
+        raise StudentError(
+            f"{path}: a {family.model_type} student runs with student.attention "
+            f"{' or '.join(family.attentions)}, not {attention}"
+        )
     try:
-        load: Any = LlavaForConditionalGeneration.from_pretrained
+        load: Any = family.model_class.from_pretrained
         model, report = load(
             path,
             dtype=dtype,
             attn_implementation=attention,
             local_files_only=True,
             output_loading_info=True,
-            device_map=None if device.type == "cpu" else {"": device},
+            device_map=None if sharded or device.type == "cpu" else {"": device},
+            quantization_config=None if quantize == "none" else _nf4(dtype),
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise StudentError(f"{path}: cannot load the student: {first_line(error)}") from error
@@ -52,6 +72,22 @@ def load_base(
                 "the folder does not hold this model's weights"
             )
     return model.eval()
+
+
+def _nf4(dtype: torch.dtype) -> Any:
+    """4-bit normal floats as in QLoRA; what sees pixels and what makes logits stays as it is."""
+    if find_spec("bitsandbytes") is None:
+        raise StudentError(
+            "student.quantize: nf4 needs bitsandbytes: pip install 'medalign[qlora]'"
+        )
+    settings: Any = BitsAndBytesConfig
+    return settings(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[r"(?!.*language_model\.).*"],  # all but the language model
+    )
 
 
 def add_adapter(
@@ -73,7 +109,8 @@ def add_adapter(
     if not 0 <= layer < layers:
         raise StudentError(f"loss.layer is {layer}, the student has layers 0 to {layers - 1}")
     attach(base, layer, rotation=rotation)
-    carried = [name for name, wanted in zip(CARRIED, (rotation, projector), strict=True) if wanted]
+    parts = {"visual_rotation": rotation, family_of(base).projector_name: projector}
+    carried = [name for name, wanted in parts.items() if wanted]
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=cast(int, lora.alpha),
@@ -121,17 +158,17 @@ def load_student(base: Any, adapter: Path, *, probe: bool = False) -> Any:
         raise StudentError(f"{adapter} does not fit the student: {first_line(error)}") from error
 
 
-def checkpoint_activations(llava: Any, *, reentrant: bool = False) -> None:
+def checkpoint_activations(model: Any, *, reentrant: bool = False) -> None:
     """Recompute activations in the backward pass.
 
     Args:
-        llava: the Llava model, not its PEFT wrapper.
+        model: the model itself, not its PEFT wrapper.
         reentrant: the older way of torch; it would cut the probe's gradient, and is refused by
             the objective.
     """
     # transformers 5.23 renamed the method and deprecated the old name.
-    enable = getattr(llava, "activation_checkpointing_enable", None)
-    (enable or llava.gradient_checkpointing_enable)({"use_reentrant": reentrant})
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": reentrant})
 
 
 def read_identity(adapter: Path) -> dict[str, Any]:
@@ -148,19 +185,19 @@ def read_identity(adapter: Path) -> dict[str, Any]:
 
 
 def llava_of(model: Any) -> Any:
-    """The Llava model inside a PEFT model, or the model itself."""
+    """The Hugging Face model inside a PEFT model, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _linear_layers(base: Any) -> str:
     """Regular expression of every linear layer of the language model, and of nothing else."""
-    language = base.model.language_model
+    path = family_of(base).language
     leaves = {
         name.rpartition(".")[2]
-        for name, module in language.named_modules()
+        for name, module in base.get_submodule(path).named_modules()
         if isinstance(module, nn.Linear)
     }
-    return rf".*language_model\.layers\.\d+\..*\.({'|'.join(sorted(leaves))})"
+    return rf".*{re.escape(path)}\.layers\.\d+\..*\.({'|'.join(sorted(leaves))})"
 
 
 def save_adapter(

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from ..teacher_cache.gram_grid import resample_matrix
 from ..teacher_cache.reader import TeacherRow
 from ..teacher_cache.schema import PatchGrid
 from .losses import cosine_gram
+from .resample import ResampledRow
 from .students.probe import Look
 
 _TINY = 1e-30
@@ -70,6 +73,29 @@ class Codes:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Resampled:
+    """Similarities in compact form, brought to each image's own grid: codec `gram`.
+
+    Attributes:
+        codes: on the cache's grid, M patches.
+        valid: [I, M] bool, False where a patch of that grid is padding.
+        matrix: [I, N, M] float32, N visual tokens from M patches; images with fewer tokens are
+            padded with zeros.
+    """
+
+    codes: Codes
+    valid: Tensor
+    matrix: Tensor
+
+    def gram(self, valid: Tensor) -> Tensor:
+        """Return cosine similarities [I, N, N] float32, 0 where a token is padding."""
+        gram = self.matrix @ self.codes.gram(self.valid) @ self.matrix.mT
+        root = gram.diagonal(dim1=-2, dim2=-1).clamp_min(_TINY).rsqrt()
+        gram = _with_unit_diagonal(gram * root[:, :, None] * root[:, None, :])
+        return torch.where(valid[:, :, None] & valid[:, None, :], gram, 0.0)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Teacher:
     """What the expert says about the images of a batch that it has seen. I counts those.
 
@@ -77,11 +103,11 @@ class Teacher:
         look: where the images and their questions stand in the batch.
         spatial: what their similarity matrices are made from.
         attention: [I, N] float32 [cls] attention.
-        valid: [I, N] bool, False where a patch is padding.
+        valid: [I, N] bool, False where a patch is padding, or an image has fewer tokens.
     """
 
     look: Look
-    spatial: Patches | Codes
+    spatial: Patches | Codes | Resampled
     attention: Tensor
     valid: Tensor
 
@@ -90,19 +116,41 @@ class Teacher:
         return self.spatial.gram(self.valid)
 
 
-def stack_rows(rows: Sequence[TeacherRow], look: Look) -> Teacher:
-    """Stack the cache rows of a batch, in the order of `look`."""
-    codes = [row.code for row in rows if row.code is not None]
+def stack_rows(rows: Sequence[TeacherRow | ResampledRow], look: Look) -> Teacher:
+    """Stack the cache rows of a batch, in the order of `look`; smaller grids are padded."""
     return Teacher(
         look,
-        _stack_codes(codes) if codes else _stack_features(rows),
-        attention=torch.from_numpy(np.stack([row.attention for row in rows])),
-        valid=torch.from_numpy(np.stack([row.valid for row in rows])),
+        _spatial(rows),
+        attention=_stack([row.attention for row in rows]),
+        valid=_stack([row.valid for row in rows]),
     )
 
 
-def _stack_features(rows: Sequence[TeacherRow]) -> Patches:
-    return Patches(torch.from_numpy(np.stack([row.features for row in rows])))
+def _spatial(rows: Sequence[TeacherRow | ResampledRow]) -> Patches | Codes | Resampled:
+    """One form for all: a cache has one codec, and a student resamples all rows or none."""
+    brought = [row for row in rows if isinstance(row, ResampledRow)]
+    plain = [row for row in rows if isinstance(row, TeacherRow)]
+    if brought:
+        codes = [row.code for row in brought]
+        return Resampled(
+            _stack_codes(codes),
+            valid=_stack([code.valid for code in codes]),
+            matrix=_stack([row.matrix for row in brought]),
+        )
+    if plain[0].code is None:
+        return Patches(_stack([row.features for row in plain]))
+    return _stack_codes([row.code for row in plain if row.code is not None])
+
+
+def _stack(arrays: Sequence[npt.NDArray[Any]]) -> Tensor:
+    """Stack arrays that may differ in their first length; zeros fill up."""
+    most = max(map(len, arrays))
+    if all(len(each) == most for each in arrays):
+        return torch.from_numpy(np.stack(arrays))
+    stacked = np.zeros((len(arrays), most, *arrays[0].shape[1:]), arrays[0].dtype)
+    for place, each in zip(stacked, arrays, strict=True):
+        place[: len(each)] = each
+    return torch.from_numpy(stacked)
 
 
 def _stack_codes(codes: Sequence[GramCode]) -> Codes:

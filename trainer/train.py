@@ -15,15 +15,17 @@ from .agreement import cache_identity
 from .batch import Batch
 from .checkpoint import load_checkpoint
 from .data import Conversations, StepOrder, micro_batches
-from .engine import Engine, Ranks
+from .engine import Engine
 from .environment import environment_of
 from .loop import Loop, Step
 from .objective import Objective
-from .prepare import Prepared, Say, describe, prepare, uses_bf16
+from .prepare import Prepared, Say, attention_kernel, describe, prepare, uses_bf16
+from .ranks import Ranks, sharded_loading
 from .recipe import Recipe, RecipeError
 from .run_folder import RunFolder, step_of
 from .student import add_adapter, checkpoint_activations, load_base
 from .students.spec import student_digest
+from .zero_config import zero_config, zero_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def train(
         ValueError: the input is wrong, see `prepare`.
         TrainingDivergedError: a loss is not finite.
     """
-    ranks = Ranks()
+    ranks = Ranks(recipe.run.timeout_minutes)
     plan = prepare(recipe, cache, ranks.world)
     if ranks.rank == 0:
         describe(plan, say)
@@ -160,21 +162,29 @@ def _load(plan: Prepared, folder: RunFolder, ranks: Ranks) -> Loop:
     recipe = plan.recipe
     bf16 = uses_bf16(recipe)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    base = load_base(plan.student.path, dtype, recipe.student.attention, ranks.device)
-    torch.manual_seed(recipe.run.seed)
-    student = add_adapter(
-        base,
-        recipe.loss.layer,
-        recipe.lora,
-        rotation=recipe.loss.rotation,
-        projector=recipe.optim.projector_lr > 0,
-    )
+    sharded = zero_stage(recipe) == 3
+    with sharded_loading(zero_config(recipe, bf16=bf16, world=ranks.world), enabled=sharded):
+        base = load_base(
+            plan.student.path,
+            dtype,
+            attention_kernel(recipe, plan.student.path),
+            ranks.device,
+            sharded=sharded,
+            quantize=recipe.student.quantize,
+        )
+        torch.manual_seed(recipe.run.seed)
+        student = add_adapter(
+            base,
+            recipe.loss.layer,
+            recipe.lora,
+            rotation=recipe.loss.rotation,
+            projector=recipe.optim.projector_lr > 0,
+        )
     if recipe.student.gradient_checkpointing:
         checkpoint_activations(base)
     student.train()
     student.to(ranks.device)
-    engine = Engine(Objective(student, recipe.loss), recipe, ranks, bf16=bf16)
-    torch.manual_seed(recipe.run.seed + 1 + ranks.rank)  # dropout must differ between ranks
+    engine = Engine(Objective(student, recipe.loss, sharded=sharded), recipe, ranks, bf16=bf16)
     about = {
         "medalign": version("medalign"),
         "recipe": recipe.model_dump(mode="json"),

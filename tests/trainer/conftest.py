@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,18 +45,30 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture
 def dataset(
-    tmp_path: Path, synthetic_store: Callable[..., Path]
+    tmp_path: Path, datasets_below: Callable[[Path], Callable[..., tuple[Path, Path, Path]]]
 ) -> Callable[..., tuple[Path, Path, Path]]:
-    """Write `images` PNGs, a manifest of `records` over them, and a sealed cache of the images.
+    """`datasets_below` this test's own folder."""
+    return datasets_below(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def datasets_below(
+    stores_below: Callable[[Path], Callable[..., Path]],
+) -> Callable[[Path], Callable[..., tuple[Path, Path, Path]]]:
+    """Write, below a folder, `images` PNGs, a manifest of `records`, and a sealed cache.
 
     Returns manifest, image folder, store.
     """
 
     def make(
-        images: int = 6, records: int = 8, extra: Sequence[dict[str, Any]] = (), **store: Any
+        where: Path,
+        images: int = 6,
+        records: int = 8,
+        extra: Sequence[dict[str, Any]] = (),
+        **store: Any,
     ) -> tuple[Path, Path, Path]:
         rng = np.random.default_rng(0)
-        folder = tmp_path / "images"
+        folder = where / "images"
         folder.mkdir()
         names, digests = [], []
         for k in range(images):
@@ -75,12 +88,12 @@ def dataset(
             }
             for k in range(records)
         ]
-        manifest = tmp_path / "train.jsonl"
+        manifest = where / "train.jsonl"
         manifest.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *extra]))
-        cache = synthetic_store(rows=images, paths=names, content=digests, **store)
+        cache = stores_below(where)(rows=images, paths=names, content=digests, **store)
         return manifest, folder, cache
 
-    return make
+    return lambda where: partial(make, where)
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ def test_a_folder_that_is_no_adapter_is_refused(
 
 
 def test_a_missing_student_says_what_is_expected(tmp_path: Path) -> None:
-    with pytest.raises(StudentError, match="a local folder in Hugging Face Llava format"):
+    with pytest.raises(StudentError, match="a local folder in Hugging Face format"):
         read_student(tmp_path / "nowhere")
     with pytest.raises(StudentError, match=r"has no config\.json"):
         read_student(tmp_path)

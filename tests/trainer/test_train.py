@@ -168,7 +168,7 @@ def test_a_full_disk_while_saving_is_told_and_keeps_the_checkpoint_before(
     def full(*args: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls > 2:  # the second checkpoint
+        if calls > 1:  # the second checkpoint
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         save_file(*args)
 
@@ -220,7 +220,7 @@ def test_bf16_without_zero_is_refused_before_anything_is_loaded(
     recipe: Callable[..., Recipe],
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(RecipeError, match=r"bf16 .* needs deepspeed.stage 1 or 2"):
+    with pytest.raises(RecipeError, match=r"bf16 .* needs deepspeed.stage 1, 2 or 3"):
         run(recipe(**{"student.dtype": "bf16"}), dataset(), students(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .families import family_of
 from .rotation import VisualRotation
 
 PROBE = "medalign_probe"
@@ -35,6 +36,7 @@ class Look:
         rows: [I, R] positions of the question's tokens, padded.
         rows_ok: [I, R] bool, False where `rows` is padding.
         keys_ok: [B, T] bool, the 2-D padding mask.
+        cols_ok: [I, N] bool, False where `cols` is padding; None when every image has N tokens.
     """
 
     owner: Tensor
@@ -42,6 +44,7 @@ class Look:
     rows: Tensor
     rows_ok: Tensor
     keys_ok: Tensor
+    cols_ok: Tensor | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -51,12 +54,14 @@ class Tap:
     Attributes:
         visual: [B, T] bool, True at visual tokens.
         look: what to read; None reads nothing and only rotates.
+        blank: an image to compute features of and throw away, see `show_blank_images`.
         states: out, [I, N, C] input of layer l at the visual tokens, after the rotation.
         attention: out, [I, N] float32 attention of layer l, mean over heads and question rows.
     """
 
     visual: Tensor
     look: Look | None = None
+    blank: dict[str, Tensor] | None = None
     states: Tensor | None = None
     attention: Tensor | None = None
 
@@ -68,16 +73,17 @@ def attach(model: Any, layer: int, *, rotation: bool = True, probe: bool = True)
     calls and `generate` rotate too: in prefill, never on generated tokens.
 
     Args:
-        model: a `LlavaForConditionalGeneration`, before PEFT.
-        layer: l, counted from 0 as in `language_model.layers[l]`.
+        model: of a known family, before PEFT.
+        layer: l, counted from 0 as in the `layers` of the family's language model.
         rotation: add I + W at the input of the layer.
         probe: read the layer's question-to-image attention.
     """
     AttentionInterface.register(PROBE, _probe_attention)
     inner = model.model
-    block = inner.language_model.layers[layer]
+    block = model.get_submodule(family_of(model).language).layers[layer]
     if rotation:
-        weight = next(block.parameters())
+        # Not the first one: a quantized layer holds its weights as integers.
+        weight = next(p for p in block.parameters() if p.is_floating_point())
         width = model.config.text_config.hidden_size
         block.visual_rotation = VisualRotation(width, weight.dtype, weight.device)
         inner.register_forward_pre_hook(_find_visual_tokens, with_kwargs=True)
@@ -88,6 +94,34 @@ def attach(model: Any, layer: int, *, rotation: bool = True, probe: bool = True)
         config = copy.copy(attention.config)
         config._attn_implementation = PROBE
         attention.medalign_config, attention.config = attention.config, config
+
+
+def show_blank_images(model: Any) -> None:
+    """Let a batch without images go through vision tower and projector too, in place.
+
+    What they say of `tap.blank` is multiplied by 0 and added to the embedded tokens, so the
+    projector gets a gradient of zeros. It happens where a batch with images would do it: between
+    the embedding of the tokens and the first decoder layer.
+
+    Args:
+        model: as for `attach`.
+    """
+    inner = model.model
+
+    def show(
+        _language: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        tap: Tap | None = kwargs.get("tap")
+        if tap is None or tap.blank is None:
+            return None
+        features = inner.get_image_features(**tap.blank)
+        features = getattr(features, "pooler_output", features)
+        embedded = kwargs["inputs_embeds"]
+        total = sum((feature.sum() for feature in features), start=embedded.new_zeros(()))
+        return args, {**kwargs, "inputs_embeds": embedded + 0.0 * total}
+
+    language = model.get_submodule(family_of(model).language)
+    language.register_forward_pre_hook(show, with_kwargs=True)
 
 
 def _find_visual_tokens(
@@ -122,7 +156,12 @@ def _enter_layer(
 
 
 def question_attention(
-    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, look: Look
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    look: Look,
+    window: int | None = None,
 ) -> Tensor:
     """Attention of the question to its image, from one layer's queries and keys (Eq. 5, M~_a).
 
@@ -132,10 +171,11 @@ def question_attention(
         mask: the layer's own mask [B, 1, T, T], bool or additive; None = causal and `keys_ok`.
         scaling: factor on query-key products.
         look: positions of questions and images.
+        window: keys that a query sees, itself included, where `mask` is None; None sees all.
 
     Returns:
-        [I, N] float32 probability, mean over the H heads and over the question's rows. The
-        softmax runs over all keys, so a row sums to at most 1.
+        [I, N] float32 probability, mean over the H heads and over the question's rows; 0 where
+        `cols` is padding. The softmax runs over all keys, so a row sums to at most 1.
     """
     heads, width = query.shape[1], query.shape[3]
     kv_heads, tokens = key.shape[1], key.shape[2]
@@ -145,15 +185,16 @@ def question_attention(
     # Query heads that share a key head become rows of one product: no repeated keys.
     q = q.reshape(images, kv_heads, heads // kv_heads * rows, width)
     scores = q @ key[look.owner].float().mT
-    scores = _masked(scores.view(images, heads, rows, tokens), mask, look)
+    scores = _masked(scores.view(images, heads, rows, tokens), mask, look, window)
     probability = scores.softmax(-1)
     cols = look.cols[:, None, None, :].expand(-1, heads, rows, -1)
     per_row = probability.gather(3, cols).mean(1)
     weight = look.rows_ok.to(per_row.dtype)
-    return (per_row * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1.0)
+    mean = (per_row * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1.0)
+    return mean if look.cols_ok is None else torch.where(look.cols_ok, mean, 0.0)
 
 
-def _masked(scores: Tensor, mask: Tensor | None, look: Look) -> Tensor:
+def _masked(scores: Tensor, mask: Tensor | None, look: Look, window: int | None) -> Tensor:
     lowest = torch.finfo(scores.dtype).min
     tokens = scores.shape[-1]
     if mask is not None and mask.ndim == 4:
@@ -161,8 +202,9 @@ def _masked(scores: Tensor, mask: Tensor | None, look: Look) -> Tensor:
         m = m[look.owner[:, None], :, look.rows].transpose(1, 2)
         return scores.masked_fill(~m, lowest) if m.dtype == torch.bool else scores + m
     # SDPA skips the mask when it is plainly causal; flash attention takes the 2-D one.
-    causal = torch.arange(tokens, device=scores.device) <= look.rows[..., None]
-    ok = causal & look.keys_ok[look.owner][:, None, :]
+    back = look.rows[..., None] - torch.arange(tokens, device=scores.device)
+    seen = back >= 0 if window is None else (back >= 0) & (back < window)
+    ok = seen & look.keys_ok[look.owner][:, None, :]
     return scores.masked_fill(~ok[:, None], lowest)
 
 
@@ -179,7 +221,8 @@ def _probe_attention(
     """Run the layer's own attention; when a tap asks, read the question's rows beside it."""
     if tap is not None and tap.look is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        tap.attention = question_attention(query, key, attention_mask, scale, tap.look)
+        window = kwargs.get("sliding_window")
+        tap.attention = question_attention(query, key, attention_mask, scale, tap.look, window)
     # The layer's own function looks up its implementation by name in the module's config.
     mine, module.config = module.config, module.medalign_config
     try:

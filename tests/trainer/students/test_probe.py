@@ -212,6 +212,24 @@ def test_bfloat16_scores_are_not_rounded_before_the_softmax() -> None:
     assert torch.allclose(got[0].double(), wanted, rtol=1e-3, atol=1e-6)
 
 
+def test_a_window_hides_what_lies_before_it_when_no_mask_says_so() -> None:
+    # Flash attention gets the window as a number, not as a mask.
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, 2, 12, 8, generator=generator) for _ in range(2))
+    look = Look(
+        owner=torch.tensor([0]),
+        cols=torch.arange(1, 8)[None],
+        rows=torch.tensor([[9]]),
+        rows_ok=torch.ones(1, 1, dtype=torch.bool),
+        keys_ok=torch.ones(1, 12, dtype=torch.bool),
+    )
+    got = question_attention(query, key, None, 0.5, look, window=4)
+    # by hand: position 9 sees 6, 7, 8 and itself
+    wanted = (0.5 * query[0, :, 9:10] @ key[0, :, 6:10].mT).softmax(-1).mean(0)[0]
+    assert torch.equal(got[0, :5], torch.zeros(5))
+    assert torch.allclose(got[0, 5:], wanted[:2], atol=1e-6)
+
+
 def test_the_layers_own_attention_sees_its_own_implementation_name(
     llava: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,103 @@
+"""Students that see every image as one square of one size, cut into one grid."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...pipeline.geometry import GeometryName, apply_geometry, normalise
+from ...teacher_cache.schema import PatchGrid
+from .family import Float32, StudentError
+
+BILINEAR, BICUBIC = 2, 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Square:
+    """How an image becomes the square that the vision tower sees.
+
+    Attributes:
+        grid: of the visual tokens; N = grid.size.
+        image_size: side of the square in pixels.
+        geometry: how an image becomes the square.
+        mean, std: normalisation of the three channels, values in 0..1.
+        fill: colour of the padding.
+        resample: filter, as Pillow numbers them; `pad` and `crop` know the bicubic one alone.
+    """
+
+    grid: PatchGrid
+    image_size: int
+    geometry: GeometryName
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fill: tuple[int, int, int]
+    resample: int = BICUBIC
+
+    @classmethod
+    def of(
+        cls, images: Any, grid: PatchGrid, size: int, geometry: str, resample: int = BICUBIC
+    ) -> Self:
+        """Take the colours from an image processor."""
+        mean, std = (tuple(float(x) for x in v) for v in (images.image_mean, images.image_std))
+        return cls(
+            grid=grid,
+            image_size=size,
+            geometry=cast(GeometryName, geometry),
+            mean=cast(tuple[float, float, float], mean),
+            std=cast(tuple[float, float, float], std),
+            # As LLaVA does: the mean colour, cut to whole numbers.
+            fill=cast(tuple[int, int, int], tuple(int(x * 255) for x in mean)),
+            resample=resample,
+        )
+
+    @property
+    def fixed_grid(self) -> PatchGrid:
+        """Visual tokens of every image."""
+        return self.grid
+
+    def see(self, rgb: npt.NDArray[np.uint8]) -> tuple[Float32, PatchGrid]:
+        """Return float32 [3, S, S] and the grid."""
+        if self.resample == BICUBIC:
+            square = apply_geometry(rgb, self.geometry, self.image_size, self.fill)
+        else:
+            side = (self.image_size, self.image_size)
+            square = np.array(Image.fromarray(rgb).resize(side, self.resample))
+        return normalise(square, self.mean, self.std), self.grid
+
+    def __str__(self) -> str:
+        """Say the grid."""
+        return f"{self.grid} visual tokens"
+
+
+def check_pixels(path: Path, images: Any, resample: int) -> None:
+    """Refuse settings of an image processor that medalign's own pixels would not follow.
+
+    Raises:
+        StudentError: names the setting.
+    """
+    followed: Mapping[str, tuple[object, object]] = {
+        "resample": (int(images.resample), resample),
+        "do_rescale": (bool(images.do_rescale), True),
+        "rescale_factor": (round(float(images.rescale_factor) * 255, 6), 1.0),
+        "do_normalize": (bool(images.do_normalize), True),
+    }
+    filters = {BILINEAR: "bilinear", BICUBIC: "bicubic"}
+    for name, (found, wanted) in followed.items():
+        if found != wanted:
+            raise StudentError(
+                f"{path}: the image processor has {name} {getattr(images, name)!r}; medalign "
+                f"resizes by the {filters[resample]} filter ({resample}), divides by 255 and "
+                "normalises"
+            )
+
+
+def black_square(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """One black image [1, 3, S, S]."""
+    side = config.vision_config.image_size
+    return {"pixel_values": torch.zeros(1, 3, side, side, device=device, dtype=dtype)}
