@@ -11,7 +11,13 @@ from .gate import Checked
 from .origin import Origin
 from .samples import Manifest
 
-_PATHS: Final = (("student", "path"), ("data", "manifest"), ("data", "images"))
+_PATHS: Final = (
+    ("student", "path"),
+    ("data", "manifest"),
+    ("data", "images"),
+    ("data", "cache_folder"),
+    ("deepspeed", "config"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +44,6 @@ class Card:
         for section, key in _PATHS:
             if recipe[section][key] is not None:
                 recipe[section][key] = Path(recipe[section][key]).name
-        recipe["data"]["cache_folder"] = None
         return recipe
 
 

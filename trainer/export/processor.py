@@ -100,13 +100,14 @@ def _parts(text: str, newline: str) -> list[dict[str, str]]:
 
 def _images(spec: StudentSpec) -> Any:
     """An image processor that does what the recipe's geometry says."""
-    side = spec.image_size
+    shape = spec.square
+    side = shape.image_size
     square = {"height": side, "width": side}
-    normal: dict[str, Any] = {"image_mean": list(spec.mean), "image_std": list(spec.std)}
+    normal: dict[str, Any] = {"image_mean": list(shape.mean), "image_std": list(shape.std)}
     clip: Any = CLIPImageProcessor
-    if spec.geometry == "pad":
+    if shape.geometry == "pad":
         pad: Any = LlavaImageProcessor
         return pad(do_pad=True, size={"shortest_edge": side}, crop_size=square, **normal)
-    if spec.geometry == "crop":
+    if shape.geometry == "crop":
         return clip(size={"shortest_edge": side}, crop_size=square, **normal)
     return clip(size=square, do_center_crop=False, **normal)

@@ -10,6 +10,7 @@ import numpy as np
 from ...pipeline.manifest import Record, read_manifest, resolve_image
 from ...pipeline.pixels import read_image
 from ..batch import Batch, collate
+from ..conversation import images_of_prompt
 from ..data import Conversations
 from ..students.spec import StudentSpec
 from .origin import ExportError, Origin
@@ -107,10 +108,9 @@ def _readable(
         if sample.encoded is None:
             continue
         record = found.records[index]
-        asked = len(spec.encoder.prompt(record).cols)
         pixels = tuple(
             read_image(resolve_image(found.images, path), alpha=origin.alpha).rgb
-            for path in record.images[:asked]
+            for path in record.images[: images_of_prompt(record)]
         )
         yield GateSample(index + 1, record, collate([sample], pad), pixels)
         left -= 1

@@ -265,9 +265,11 @@ def test_a_student_that_moved_is_asked_for_and_a_changed_one_is_refused(
 
 
 def test_a_student_of_another_family_is_refused_by_name(run: Path, student: Path) -> None:
-    config = json.loads((student / "config.json").read_text())
-    (student / "config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
-    with pytest.raises(ExportError, match="'mistral'"):
+    (student / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    with pytest.raises(ExportError, match="is a 'qwen2_5_vl' student; only `llava` students can be"):
+        find_origin(run)
+    (student / "config.json").write_text('{"model_type": "mistral"}')
+    with pytest.raises(ExportError, match="is a 'mistral' model"):
         find_origin(run)
 
 
