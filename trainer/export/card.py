@@ -1,5 +1,6 @@
 """The model card of an export: what it is, what it was made of, whose licences it carries."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ _PATHS: Final = (
     ("data", "cache_folder"),
     ("deepspeed", "config"),
 )
+_TERMS: Final = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,13 @@ def model_card(card: Card, limit: float) -> str:
         "## Recipe\n\n```yaml\n" + yaml.safe_dump(card.recipe(), sort_keys=False) + "```\n",
     ]
     return "\n".join(parts)
+
+
+def copy_terms(student: Path, folder: Path) -> None:
+    """Bring the student's licence files along; some licences demand it of every copy."""
+    for path in sorted(student.iterdir()):
+        if path.is_file() and path.name.upper().startswith(_TERMS):
+            shutil.copyfile(path, folder / path.name)
 
 
 def _what(card: Card) -> Iterator[str]:

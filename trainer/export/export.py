@@ -14,13 +14,13 @@ from torch import Tensor
 from ...teacher_cache.durable import write_durably
 from ..student import llava_of, load_base, load_student
 from ..students.spec import StudentSpec, read_config, read_student
-from .card import Card, model_card
+from .card import Card, copy_terms, model_card
 from .folder import as_json, check_target, published, record
-from .gate import KL_LIMIT, Checked, GateError, fingerprints, gap, judge, logits_of, same_tensors
+from .gate import KL_LIMIT, Checked, fingerprints, judge, logits_of, same_tensors
 from .merge import merge, write_model
-from .modeling_medalign_llava import MedAlignLlavaForConditionalGeneration
 from .origin import Origin, find_origin
-from .processor import conversation, process, read_processor, write_processor
+from .processor import write_processor
+from .read_back import compare, device_here, read_back
 from .samples import GateSample, find_manifest, take
 
 DtypeName = Literal["auto", "bf16", "fp32"]
@@ -98,15 +98,16 @@ def export(run: Path, out: Path, wish: Wish, say: Callable[[str], None]) -> Expo
         config = read_config(origin.student)
         write_processor(spec, geometry, config, partial)
         _write_generation(origin.student, spec, partial)
-        model = _read_back(partial, layer, dtype)
+        model = read_back(partial, layer, dtype)
         same_tensors(prints, fingerprints(model))
         after = logits_of(model, samples)
-        checked = _check(partial, spec, samples, before, merged, after)
+        checked = compare(partial, spec, samples, before, merged, after)
         for one in checked:
             say(one.line())
         limit = KL_LIMIT[dtype] if wish.threshold is None else wish.threshold
         judge(checked, limit)
         card = Card(origin=origin, data=data, name=out.name, layer=layer, checked=checked)
+        copy_terms(origin.student, partial)
         write_durably(partial / "README.md", model_card(card, limit).encode())
         record(partial, _facts(card, dtype, limit))
     return Exported(out, layer, dtype, checked)
@@ -118,10 +119,6 @@ def _dtype(wanted: DtypeName, student: Path) -> torch.dtype:
     return torch.bfloat16 if wanted == "bf16" or (wanted == "auto" and short) else torch.float32
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _write_merged(
     origin: Origin, dtype: torch.dtype, samples: Sequence[GateSample], folder: Path
 ) -> tuple[int | None, dict[str, str], list[Tensor], list[Tensor]]:
@@ -131,79 +128,13 @@ def _write_merged(
         The rotated layer, fingerprints of the merged model, logits of the adapter on its base
         model, and of the merged model.
     """
-    base = load_base(origin.student, dtype, device=_device())
+    base = load_base(origin.student, dtype, device=device_here())
     student = load_student(base, origin.adapter)
     before = logits_of(llava_of(student), samples)
     llava, layer = merge(student, dtype)
     merged = logits_of(llava, samples)
     write_model(llava, origin.student, layer, folder, SHARD_BYTES)
     return layer, fingerprints(llava), before, merged
-
-
-def _read_back(folder: Path, layer: int | None, dtype: torch.dtype) -> Any:
-    """Load the folder; of code that travels with it, the same file here.
-
-    Loading it from the folder would leave a copy of it in the user's Hugging Face cache.
-    """
-    device = _device()
-    if layer is None:
-        return load_base(folder, dtype, device=device)
-    load: Any = MedAlignLlavaForConditionalGeneration.from_pretrained
-    model = load(
-        folder,
-        local_files_only=True,
-        dtype=dtype,
-        device_map=None if device.type == "cpu" else {"": device},
-    )
-    return model.eval()
-
-
-def _check(
-    folder: Path,
-    spec: StudentSpec,
-    samples: Sequence[GateSample],
-    before: Sequence[Tensor],
-    merged: Sequence[Tensor],
-    after: Sequence[Tensor],
-) -> tuple[Checked, ...]:
-    processor = read_processor(folder)
-    checked = []
-    for sample, a, b, c in zip(samples, before, merged, after, strict=True):
-        answers = sample.batch.predicts
-        checked.append(
-            Checked(
-                record=sample.number,
-                images=len(sample.record.images),
-                merged=gap(a, b, answers),
-                exported=gap(b, c, answers),
-                pixels=_pixels(processor, spec, sample),
-            )
-        )
-    return tuple(checked)
-
-
-def _pixels(processor: Any, spec: StudentSpec, sample: GateSample) -> float:
-    """Compare the exported processor's prompt with the training's.
-
-    Raises:
-        GateError: another prompt, or another shape of the pixels.
-    """
-    made = process(processor, conversation(processor, spec, sample.record), sample.images)
-    wanted = spec.encoder.prompt(sample.record).input_ids.tolist()
-    if made["input_ids"][0].tolist() != wanted:
-        raise GateError(
-            f"record {sample.number}: the exported processor makes other tokens of the prompt than "
-            "the training did; nothing was exported"
-        )
-    if not sample.images or sample.batch.pixel_values is None:
-        return 0.0
-    own = sample.batch.pixel_values[: len(sample.images)]
-    if made["pixel_values"].shape != own.shape:
-        raise GateError(
-            f"record {sample.number}: the exported processor makes pixels of "
-            f"{tuple(made['pixel_values'].shape)}, the training had {tuple(own.shape)}"
-        )
-    return float((made["pixel_values"] - own).abs().max())
 
 
 def _write_generation(student: Path, spec: StudentSpec, folder: Path) -> None:
@@ -237,7 +168,7 @@ def _facts(card: Card, dtype: torch.dtype, limit: float) -> dict[str, Any]:
         "expert": origin.identity.get("expert"),
         "recipe": card.recipe(),
         "gate": {
-            "device": _device().type,
+            "device": device_here().type,
             "most_mean_kl": limit,
             "records": [one.to_json() for one in card.checked],
         },

@@ -1,6 +1,7 @@
 """Run folders as `medalign train` leaves them, made without training."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,20 @@ def make_run(data: tuple[Path, Path], shaken: Callable[..., Any]) -> Callable[..
         return out
 
     return make
+
+
+@pytest.fixture
+def student(students: Callable[..., Path], tmp_path: Path) -> Path:
+    """A student's folder that a test may change."""
+    return Path(shutil.copytree(students(), tmp_path / "student"))
+
+
+@pytest.fixture
+def run(student: Path, make_run: Callable[..., Path], tmp_path: Path) -> Path:
+    """A finished run with a rotation."""
+    return make_run(tmp_path / "run", student)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"

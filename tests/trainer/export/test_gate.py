@@ -1,6 +1,5 @@
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from medalign.trainer.export import export as job
-from medalign.trainer.export import merge, modeling_medalign_llava
+from medalign.trainer.export import merge, modeling_medalign_llava, read_back
 from medalign.trainer.export.export import Wish, export
 from medalign.trainer.export.gate import GateError, gap
 from medalign.trainer.export.processor import read_processor
 
 FAST = Wish(images_checked=0)
 NONE = torch.tensor([], dtype=torch.long)
-
-
-def quiet(_text: str) -> None:
-    pass
-
-
-@pytest.fixture
-def run(students: Callable[..., Path], make_run: Callable[..., Path], tmp_path: Path) -> Path:
-    return make_run(tmp_path / "run", students())
 
 
 def test_the_gap_is_the_divergence_worked_out_by_hand() -> None:
@@ -63,7 +53,7 @@ def test_an_export_within_the_limit_says_its_numbers_and_keeps_them(
 
 
 def test_bfloat16_has_its_own_limit_and_stays_below_it(run: Path, tmp_path: Path) -> None:
-    done = export(run, tmp_path / "out", Wish(dtype="bf16"), quiet)
+    done = export(run, tmp_path / "out", Wish(dtype="bf16"), print)
     assert all(1e-6 < one.merged.kl < 2e-2 for one in done.checked)
     assert all(one.exported.max_abs == 0.0 for one in done.checked)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -83,7 +73,7 @@ def test_a_merge_that_went_wrong_is_refused_and_leaves_no_folder(
     with pytest.raises(GateError, match=r"merging moved the mean KL by .*, allowed is 1e-07;"):
         export(run, tmp_path / "out", Wish(), said.append)
     assert any(line.startswith("record 4:") for line in said)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "student"]
 
 
 @pytest.mark.parametrize("lost", ["visual_rotation", "linear_2.bias", "lm_head"])
@@ -96,8 +86,8 @@ def test_a_file_that_holds_other_numbers_is_refused_and_leaves_no_folder(
 
     monkeypatch.setattr(merge, "save_file", wrong)
     with pytest.raises(GateError, match=rf"1 of 83 tensors are not what was merged: .*{lost}"):
-        export(run, tmp_path / "out", FAST, quiet)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+        export(run, tmp_path / "out", FAST, print)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "student"]
 
 
 def test_a_rotation_that_is_read_but_not_applied_is_refused(
@@ -106,7 +96,7 @@ def test_a_rotation_that_is_read_but_not_applied_is_refused(
     monkeypatch.setattr(modeling_medalign_llava, "_rotate_visual_tokens", lambda *_args: None)
     # A lenient limit on merging is none on writing and reading.
     with pytest.raises(GateError, match=r"the exported folder moved the mean KL .* is 1e-06"):
-        export(run, tmp_path / "out", Wish(threshold=1.0), quiet)
+        export(run, tmp_path / "out", Wish(threshold=1.0), print)
 
 
 def test_a_processor_of_another_geometry_is_refused(
@@ -117,9 +107,9 @@ def test_a_processor_of_another_geometry_is_refused(
         processor.image_processor.do_pad = False
         return processor
 
-    monkeypatch.setattr(job, "read_processor", wrong)
+    monkeypatch.setattr(read_back, "read_processor", wrong)
     with pytest.raises(GateError, match="the exported processor moved a pixel by"):
-        export(run, tmp_path / "out", Wish(), quiet)
+        export(run, tmp_path / "out", Wish(), print)
 
 
 def test_a_processor_that_makes_another_prompt_is_refused(
@@ -130,11 +120,11 @@ def test_a_processor_that_makes_another_prompt_is_refused(
         processor.num_additional_image_tokens = 0
         return processor
 
-    monkeypatch.setattr(job, "read_processor", wrong)
+    monkeypatch.setattr(read_back, "read_processor", wrong)
     with pytest.raises(GateError, match="makes other tokens of the prompt"):
-        export(run, tmp_path / "out", Wish(), quiet)
+        export(run, tmp_path / "out", Wish(), print)
 
 
 def test_a_threshold_of_the_users_is_the_limit(run: Path, tmp_path: Path) -> None:
     with pytest.raises(GateError, match="allowed is 0;"):
-        export(run, tmp_path / "out", Wish(threshold=0.0), quiet)
+        export(run, tmp_path / "out", Wish(threshold=0.0), print)
