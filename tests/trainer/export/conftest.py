@@ -22,18 +22,19 @@ QUESTIONS = ("Is this an X-ray?", "Which organ is shown?", "Is there a fracture 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Manifest and images: four pictures of four shapes, then a text-only record."""
+    """Manifest and images: four pictures, the fourth record has two of them, the fifth none."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     lines: list[dict[str, Any]] = []
     for k in range(4):
         pixels = rng.integers(0, 256, (40 + 9 * k, 60, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{k}.png")
+        images = [f"{k}.png", "0.png"] if k == 3 else [f"{k}.png"]
         turns = [
-            {"from": "human", "value": f"<image>\n{QUESTIONS[k % 3]}"},
+            {"from": "human", "value": "<image>\n" * len(images) + QUESTIONS[k % 3]},
             {"from": "gpt", "value": "no fracture is seen"},
         ]
-        lines.append({"id": f"r{k}", "image": f"{k}.png", "conversations": turns, "licence": "CC0"})
+        lines.append({"id": f"r{k}", "image": images, "conversations": turns, "licence": "CC0"})
     turns = [{"from": "human", "value": QUESTIONS[0]}, {"from": "gpt", "value": "yes"}]
     lines.append({"id": "text", "conversations": turns})
     manifest = folder / "train.jsonl"
