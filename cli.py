@@ -13,7 +13,9 @@ from .eval.commands import app as eval_app
 from .eval.commands import cache_show
 from .pipeline.commands import cache
 from .trainer.commands import train
+from .trainer.doctor.command import doctor
 from .trainer.export.commands import export
+from .trainer.recipe_commands import recipes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,10 +24,12 @@ app = typer.Typer(
     help="Teach a medical vision-language model where to look, from a cached CLIP expert.",
 )
 app.command()(demo)
+app.command()(doctor)
 app.add_typer(cache, name="cache")
 cache.command("show")(cache_show)
 app.command()(train)
 app.command()(export)
+app.add_typer(recipes, name="recipes")
 app.add_typer(eval_app, name="eval")
 
 
@@ -48,7 +52,9 @@ def options(
 def main() -> None:
     """Run the command line: what a user can mend is one line on stderr and exit code 2."""
     debug = "--debug" in sys.argv[1:]
-    sys.argv[1:] = [word for word in sys.argv[1:] if word != "--debug"]  # wherever it stands
+    # `--debug` may stand anywhere; the `deepspeed` launcher adds what LOCAL_RANK says already.
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    sys.argv[1:] = [word for word in words if not word.startswith("--local_rank=")]
     # Nothing is ever fetched, also by libraries that would like to.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:

@@ -31,11 +31,13 @@ class ManifestError(ValueError):
 
     Attributes:
         problems: one text per problem, each with its line; at most `PROBLEMS_SHOWN` of them.
+        total: how many problems there are.
     """
 
-    def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, problems: tuple[str, ...] = (), total: int = 1) -> None:
         super().__init__(message)
         self.problems = problems or (message,)
+        self.total = total
 
 
 def iter_records(path: Path) -> Iterator[Record]:
@@ -197,4 +199,4 @@ def _error(path: Path, problems: list[str], total: int) -> ManifestError:
         return ManifestError(f"{path}: {shown[0]}", shown)
     listed = "".join(f"\n  {problem}" for problem in shown)
     more = f"\n  and {total - len(shown)} more" if total > len(shown) else ""
-    return ManifestError(f"{path}: {total} problems{listed}{more}", shown)
+    return ManifestError(f"{path}: {total} problems{listed}{more}", shown, total)

@@ -29,6 +29,7 @@ ONLY_IN = {  # each heavy library has one door
     "peft": {"trainer/student.py"},
     "pydicom": {"pipeline/codestream.py", "pipeline/dicom.py"},
     "timm": {"pipeline/tower.py"},
+    "wandb": {"trainer/loggers.py"},
 }
 SOURCES = sorted(
     [

@@ -1,7 +1,11 @@
 """Does this cache fit this student and this recipe? Both sides are named where it does not."""
 
+import hashlib
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
+from ..pipeline.manifest import Record
 from ..teacher_cache.reader import TeacherCache
 from .recipe import Recipe
 from .students.spec import StudentSpec
@@ -17,15 +21,27 @@ def check_agreement(recipe: Recipe, cache: TeacherCache | None, student: Student
     Raises:
         AgreementError: lists every disagreement, each with both sides and the way out.
     """
-    wrong = [*_layer(recipe, student)]
-    if cache is not None:
-        wrong += _geometry(cache, student) + _expert(recipe, cache)
-    elif recipe.loss.alpha or recipe.loss.beta:
+    wrong = disagreements(recipe, cache, student)
+    if cache is None and (recipe.loss.alpha or recipe.loss.beta):
         wrong.append(
             "the recipe trains on a teacher (loss.alpha or loss.beta above 0): give --cache STORE"
         )
     if wrong:
         raise AgreementError("; ".join(wrong))
+
+
+def disagreements(
+    recipe: Recipe | None, cache: TeacherCache | None, student: StudentSpec | None
+) -> list[str]:
+    """List what does not fit among those that are given, each with both sides and the way out."""
+    wrong = []
+    if recipe is not None and student is not None:
+        wrong += _layer(recipe, student)
+    if cache is not None and student is not None:
+        wrong += _geometry(cache, student)
+    if cache is not None and recipe is not None:
+        wrong += _expert(recipe, cache)
+    return wrong
 
 
 def _layer(recipe: Recipe, student: StudentSpec) -> list[str]:
@@ -74,6 +90,15 @@ def cache_identity(cache: TeacherCache | None) -> dict[str, str | None]:
     if cache is None:
         return {"cache": None}
     return {"cache": cache.fingerprint, "cache_content": cache.content_hash}
+
+
+def records_digest(records: Iterable[Record]) -> str:
+    """SHA-256 over ids, image names and words of conversations, in order."""
+    digest = hashlib.sha256()
+    for record in records:
+        turns = [(turn.role, turn.text) for turn in record.conversations]
+        digest.update(json.dumps([record.id, record.images, turns]).encode())
+    return digest.hexdigest()
 
 
 def absolute(path: str | Path) -> str:

@@ -80,6 +80,11 @@ class Batch:
         return len(self.targets)
 
     @property
+    def tokens(self) -> int:
+        """Tokens that are attended to, image tokens counted."""
+        return int(self.attention_mask.sum())
+
+    @property
     def teacher_images(self) -> int:
         """I, the images that the two distillation losses are summed over."""
         return 0 if self.teacher is None else len(self.teacher.attention)

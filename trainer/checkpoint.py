@@ -12,13 +12,21 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from .contest import MEASURED, Contest
 from .engine import Engine
 from .run_folder import RunFolder, check_bytes
 from .student import save_adapter
 
 
 def save_checkpoint(
-    folder: RunFolder, engine: Engine, student: Any, step: int, keep: int, about: dict[str, Any]
+    folder: RunFolder,
+    engine: Engine,
+    student: Any,
+    step: int,
+    keep: int,
+    about: dict[str, Any],
+    measured: dict[str, Any] | None = None,
+    contest: Contest | None = None,
 ) -> Path:
     """Write checkpoint `step-N` whole, then make it count. All ranks must call.
 
@@ -29,6 +37,8 @@ def save_checkpoint(
         step: N.
         keep: complete checkpoints to keep.
         about: recipe and cache identity for the adapter's `medalign.json`.
+        measured: on held-out conversations at this step, or None.
+        contest: which checkpoint is kept as the best; None keeps the newest only.
 
     Raises:
         OSError: the disk is full, say; earlier checkpoints are untouched.
@@ -44,8 +54,10 @@ def save_checkpoint(
         save_file(state, partial / "state.safetensors")
         facts = {"step": step, "adam_step": engine.adam_step(), "ranks": engine.ranks.world}
         (partial / "progress.json").write_text(json.dumps(facts) + "\n")
+        if measured is not None:
+            (partial / MEASURED).write_text(json.dumps(measured) + "\n")
         save_adapter(student, weights, partial / "adapter", about)
-        return folder.publish(partial, step, keep)
+        return folder.publish(partial, step, keep, contest)
 
     try:
         return engine.ranks.first(write)

@@ -21,24 +21,43 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Override, as in optim.lr=1e-4."),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint of --out.")] = True,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what the run costs, and train nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --plan: print JSON.")] = False,
 ) -> None:
     """Train a student with LoRA against a teacher cache.
 
     The same command goes on where a stopped run ended. On several GPUs:
     torchrun --nproc_per_node 8 -m medalign train RECIPE --cache STORE ...
     """
+    if as_json and not plan:
+        raise typer.BadParameter("--json goes with --plan")
     from .quiet import quiet_libraries
     from .recipe import Recipe, find_recipe
 
     path = find_recipe(recipe)
     chosen = Recipe.from_yaml(path, override or ())
     quiet_libraries()
+    out = out or Path("runs") / path.stem
+    if plan:
+        from .plan.command import print_plan
+
+        print_plan(
+            chosen,
+            cache,
+            out,
+            student=student,
+            manifest=manifest,
+            images=images,
+            as_json=as_json,
+        )
+        return
     from .live import live_view
     from .prepare import with_paths
     from .students.tiny import make_demo_student
     from .train import train as run
 
-    out = out or Path("runs") / path.stem
     if student is None and chosen.student.path == "demo":
         student = out.parent / "demo-student"
         make_demo_student(student)
@@ -51,6 +70,7 @@ def train(
             resume=resume,
             say=view.say,
             report=view.report,
+            watch=[view],
         )
     if os.environ.get("RANK", "0") != "0":
         return
@@ -61,7 +81,9 @@ def train(
         )
         raise typer.Exit(130)
     typer.echo(f"run      {result.out}")
-    typer.echo(f"adapter  {result.out / 'adapter'}")
+    typer.echo(f"adapter  {result.out / 'adapter'}, of the last step, {result.steps}")
+    if result.best is not None:
+        typer.echo(f"best     {result.out / 'adapter-best'}, of {result.best}, the lowest")
     if result.skipped:
         record, reason = result.skipped[0]
         typer.echo(

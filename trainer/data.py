@@ -213,7 +213,7 @@ class StepOrder(Sampler[list[int]]):
 
 
 def micro_batches(
-    samples: Conversations,
+    samples: Dataset[Sample],
     order: Sampler[list[int]],
     pad_id: int,
     workers: int,

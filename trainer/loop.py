@@ -13,7 +13,11 @@ import torch
 from ..teacher_cache.schema import TeacherCacheError
 from .batch import Batch
 from .checkpoint import save_checkpoint
+from .contest import Contest
 from .engine import Engine
+from .held_out import HeldOut, Validation
+from .loggers import Loggers
+from .memory_used import peak_bytes, resident_bytes
 from .objective import Share
 from .recipe import OptimSection, Recipe
 from .run_folder import RunFolder
@@ -49,6 +53,8 @@ class Step:
         skipped: conversations of this step that carried no weight.
         cut: conversations of this step that `data.max_length` shortened.
         peak_bytes: most memory of the device so far (of the process, on a CPU).
+        tokens_per_second: over all ranks, image tokens counted, padding not.
+        resident_bytes: host memory of the process now, without its data workers.
     """
 
     step: int
@@ -65,6 +71,12 @@ class Step:
     skipped: int
     cut: int
     peak_bytes: int
+    tokens_per_second: float
+    resident_bytes: int
+
+    def values(self) -> dict[str, Any]:
+        """Every number by name, as `metrics.jsonl` holds it."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +92,8 @@ class Loop:
         steps: updates of the whole run.
         about: recipe and cache identity, written beside every adapter.
         dtype: of pixels on the device.
+        loggers: take every number; those of rank 0 only.
+        held_out: what is measured now and then, or None.
     """
 
     engine: Engine
@@ -90,6 +104,8 @@ class Loop:
     steps: int
     about: dict[str, Any]
     dtype: torch.dtype
+    loggers: Loggers
+    held_out: HeldOut | None = None
 
     def run(
         self, batches: Iterator[Batch], start: int, report: Callable[[Step], None]
@@ -111,30 +127,73 @@ class Loop:
             NothingToLearnError: no conversation of a step can be read.
             DeviceMemoryError: the GPU's memory is full.
         """
-        run, saved = self.recipe.run, None
+        saved, held_out = None, self.held_out
         with StopRequest() as stop:
+            if held_out is not None and held_out.is_lacking(start, self.folder, self.engine.ranks):
+                found = self._validate(held_out, start, stop)
+                if start and self._is_best(found):
+                    saved = self._save(start, found)
             for step in range(start + 1, self.steps + 1):
-                measured = self._step(batches, step, report)
-                stopping = self._any(stop.asked)
-                if stopping or step % run.save_every == 0 or step == self.steps:
-                    saved = save_checkpoint(
-                        self.folder, self.engine, self.student, step, run.keep, self.about
-                    )
+                self._step(batches, step, report)
+                # Asked to stop, a run saves first; it is measured when it goes on.
+                stopping, found = self._any(stop.asked), None
+                if held_out is not None and held_out.is_due(step) and not stopping:
+                    found = self._validate(held_out, step, stop)
+                    stopping = found is None
+                due = step % self.recipe.run.save_every == 0 or step == self.steps
+                if stopping or due or self._is_best(found):
+                    saved = self._save(step, found)
                 if stopping:
-                    return measured.step, saved
+                    return step, saved
         return self.steps, saved
+
+    def tell_saved(self, step: int) -> None:
+        """Tell the loggers of the checkpoint that a killed run would go on from."""
+        if self.engine.ranks.rank == 0:
+            self.loggers.saved(step, self.folder.best(self._contest()))
+
+    def _contest(self) -> Contest | None:
+        return None if self.held_out is None else self.held_out.contest
+
+    def _validate(self, held_out: HeldOut, step: int, stop: StopRequest) -> Validation | None:
+        found = held_out.measure(self.engine, self.dtype, step, lambda: stop.asked)
+        if found is not None:
+            self.loggers.log("validation", step, found.values())
+        return found
+
+    def _is_best(self, found: Validation | None) -> bool:
+        contest = self._contest()
+        if contest is None or found is None:
+            return False
+        value = found.values()[contest.by]
+        return self.engine.ranks.first(lambda: self.folder.is_best(contest, value))
+
+    def _save(self, step: int, found: Validation | None) -> Path:
+        saved = save_checkpoint(
+            self.folder,
+            self.engine,
+            self.student,
+            step,
+            self.recipe.run.keep,
+            self.about,
+            None if found is None else found.values(),
+            self._contest(),
+        )
+        self.tell_saved(step)
+        return saved
 
     def _step(self, batches: Iterator[Batch], step: int, report: Callable[[Step], None]) -> Step:
         begun = time.perf_counter()
         micro = [next(batches) for _ in range(self.recipe.data.accumulation)]
         waited = time.perf_counter() - begun
         # Known before the first forward: a mean over the step needs the step's counts.
-        tokens, images, skipped, refused, cut = self._sum(
+        tokens, images, skipped, refused, cut, read = self._sum(
             sum(b.answer_tokens for b in micro),
             sum(b.teacher_images for b in micro),
             sum(len(b.skipped) for b in micro),
             sum(len(b.refused) for b in micro),
             sum(b.cut for b in micro),
+            sum(b.tokens for b in micro),
         )
         if refused or not tokens:
             self._refuse(micro, step)
@@ -160,7 +219,9 @@ class Loop:
             data_wait=waited / seconds,
             skipped=int(skipped),
             cut=int(cut),
-            peak_bytes=_peak_bytes(),
+            peak_bytes=peak_bytes(),
+            tokens_per_second=read / seconds,
+            resident_bytes=resident_bytes(),
         )
         self._note(measured, micro, report)
         return measured
@@ -185,9 +246,9 @@ class Loop:
                 self.engine.step()
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
-                f"step {step}: the GPU's memory is full with data.batch_size "
-                f"{self.recipe.data.batch_size}; lower it and raise data.accumulation by the same "
-                "factor (the loss stays the same), or set student.gradient_checkpointing: true"
+                f"step {step}: the GPU's memory is full{_memory_used()} with data.batch_size "
+                f"{self.recipe.data.batch_size}; {_relief(self.recipe)}. `medalign train --plan` "
+                "measures what a step needs"
             ) from error
         return terms.tolist(), norms
 
@@ -228,8 +289,7 @@ class Loop:
             mine = [item for batch in micro for item in batch.skipped]
             everywhere = [item for items in self.engine.ranks.gather(mine) for item in items]
         if self.engine.ranks.rank == 0:
-            values = {f: getattr(measured, f) for f in Step.__slots__}
-            self.folder.append_metrics(values)
+            self.loggers.log("train", measured.step, measured.values())
             if everywhere:
                 self.folder.append_skipped(measured.step, tuple(everywhere))
             report(measured)
@@ -239,6 +299,31 @@ class Loop:
 
     def _any(self, flag: bool) -> bool:
         return self._sum(float(flag))[0] > 0
+
+
+def _memory_used() -> str:
+    if not torch.cuda.is_available():
+        return ""
+    free, total = torch.cuda.mem_get_info()
+    own = torch.cuda.max_memory_allocated()
+    return f" ({own / 1e9:.1f} GB of {total / 1e9:.1f} GB were this run's, {free / 1e9:.1f} free)"
+
+
+def _relief(recipe: Recipe) -> str:
+    """What lowers the memory of a step, cheapest first; nothing that is done already."""
+    ways = []
+    if not recipe.student.gradient_checkpointing:
+        ways.append("set student.gradient_checkpointing: true")
+    if recipe.data.batch_size > 1:
+        ways.append(
+            "lower data.batch_size and raise data.accumulation by the same factor (the loss stays "
+            "the same)"
+        )
+    if recipe.student.quantize == "none":
+        ways.append("set student.quantize: nf4")
+    if recipe.deepspeed.config is None and recipe.deepspeed.offload == "none":
+        ways.append("set deepspeed.offload: optimizer")
+    return ", or ".join([*ways, "lower data.max_length"])
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
@@ -260,11 +345,3 @@ def rate_factor(optim: OptimSection, step: int, steps: int) -> float:
     if optim.schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
     return 1.0 - progress if optim.schedule == "linear" else 1.0
-
-
-def _peak_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -48,17 +48,15 @@ class Objective(nn.Module):
     Args:
         student: PEFT model from `add_adapter`, or a bare model with `attach`ed probe.
         loss: weights and kinds of the terms.
-        sharded: weights lie in parts on all ranks (ZeRO 3), so that all must compute with the
-            same modules in the same order; a micro-batch without images shows a black one.
     """
 
-    def __init__(self, student: Any, loss: LossSection, *, sharded: bool = False) -> None:
+    def __init__(self, student: Any, loss: LossSection) -> None:
         super().__init__()
         self.student = student
         self.loss = loss
-        self.sharded = sharded
-        if sharded:
-            show_blank_images(llava_of(student))
+        # All ranks must use the same modules in the same order, whatever their micro-batches hold:
+        # ZeRO 2 adds up gradients in the order in which they come, ZeRO 3 gathers weights so.
+        show_blank_images(llava_of(student))
 
     def forward(self, batch: Batch, share: Share) -> tuple[Tensor, Tensor]:
         """Compute this micro-batch's part of the step's loss.
@@ -74,8 +72,6 @@ class Objective(nn.Module):
         lm, tap = look(model, batch)
         vis, att = self._alignment(batch, tap)
         total = lm * share.token + (self.loss.alpha * vis + self.loss.beta * att) * share.image
-        if batch.pixel_values is None and not self.sharded:
-            total = total + 0.0 * _projector_sum(model)
         return total, torch.stack([lm, vis, att]).detach()
 
     def _alignment(self, batch: Batch, tap: Tap) -> tuple[Tensor, Tensor]:
@@ -120,16 +116,3 @@ def look(model: Any, batch: Batch) -> tuple[Tensor, Tap]:
     # Logits of the answers alone: a few of many hundred positions, times the vocabulary.
     logits = model.get_submodule(family.head)(hidden.flatten(0, 1)[batch.predicts])
     return answer_nll(logits, batch.targets), tap
-
-
-def _projector_sum(model: Any) -> Tensor:
-    """Sum of the trained projector's parameters.
-
-    A black image goes through vision tower and projector and is multiplied by 0: the projector
-    gets a gradient, so that all ranks reduce the same buckets, and under ZeRO 3 all ranks gather
-    the same weights in the same order.
-    """
-    projector = model.get_submodule(family_of(model).projector)
-    parameters = [p for p in projector.parameters() if p.requires_grad]
-    like = model.get_submodule(family_of(model).head).weight
-    return sum((p.sum() for p in parameters), start=torch.zeros(()).to(like))

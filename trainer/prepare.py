@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from ..teacher_cache.certificate import read_certificate
 from ..teacher_cache.reader import TeacherCache
 from .agreement import absolute, check_agreement
 from .data import Selection, select
+from .held_out import choose
+from .loggers import check_installed
 from .recipe import Recipe, RecipeError
 from .students.families import FAMILIES
 from .students.spec import StudentSpec, read_config, read_student
@@ -33,6 +35,8 @@ class Prepared:
         selection: records to train on.
         images: folder of the images.
         steps: updates of the whole run.
+        held_out: records to validate on, or None.
+        held_out_images: folder of their images.
     """
 
     recipe: Recipe
@@ -41,10 +45,20 @@ class Prepared:
     selection: Selection
     images: Path
     steps: int
+    held_out: Selection | None = None
+    held_out_images: Path = Path()
 
 
-def prepare(recipe: Recipe, cache: Path | str | None, world: int) -> Prepared:
+def prepare(
+    recipe: Recipe, cache: Path | str | None, world: int, *, keep_rows: bool = True
+) -> Prepared:
     """Check recipe, student, cache, manifest and images against each other.
+
+    Args:
+        recipe: with `student.path`, `data.manifest` and `data.images` filled in.
+        cache: sealed store, or None when alpha and beta are 0.
+        world: ranks.
+        keep_rows: rows of a cache behind a URL may be kept in the folder that is set for them.
 
     Raises:
         ValueError: of the part that is wrong; `RecipeError`, `StudentError`, `AgreementError`,
@@ -53,11 +67,14 @@ def prepare(recipe: Recipe, cache: Path | str | None, world: int) -> Prepared:
     student = read_student(_given(recipe.student.path, "student"), recipe.student.geometry)
     manifest = _given(recipe.data.manifest, "manifest")
     images = _given(recipe.data.images, "images")
-    if not images.is_dir():
-        raise RecipeError(f"--images {images} is no folder")
-    opened = None if cache is None else _open(cache, recipe)
+    held_out_images = Path(recipe.validation.images or images)
+    for folder in (images, held_out_images):
+        if not folder.is_dir():
+            raise RecipeError(f"--images {folder} is no folder")
+    check_installed(recipe.log)
+    opened = None if cache is None else _open(cache, recipe, keep_rows)
     check_agreement(recipe, opened, student)
-    _check_precision(recipe)
+    check_precision(recipe)
     zero_config(recipe, bf16=uses_bf16(recipe), world=world)  # refused now, not after loading
     selection = select(read_manifest(manifest), opened, recipe.data.on_missing)
     per_step = recipe.data.batch_size * recipe.data.accumulation * world
@@ -65,6 +82,9 @@ def prepare(recipe: Recipe, cache: Path | str | None, world: int) -> Prepared:
     if steps is None:
         assert recipe.run.epochs is not None
         steps = math.ceil(recipe.run.epochs * len(selection.records) / per_step)
+    held_out = None
+    if recipe.validation.manifest is not None:
+        held_out = _held_out(Path(recipe.validation.manifest), opened, recipe)
     return Prepared(
         recipe=recipe,
         student=student,
@@ -72,7 +92,23 @@ def prepare(recipe: Recipe, cache: Path | str | None, world: int) -> Prepared:
         selection=selection,
         images=images,
         steps=steps,
+        held_out=held_out,
+        held_out_images=held_out_images,
     )
+
+
+def _held_out(manifest: Path, cache: TeacherCache | None, recipe: Recipe) -> Selection:
+    """Records to validate on; those that the cache lacks are handled as in training."""
+    by = recipe.validation.keep_best
+    if cache is None and by in ("vis", "att"):
+        raise RecipeError(f"validation.keep_best is {by}, which is not measured without --cache")
+    try:
+        records = read_manifest(manifest)
+        found = select(records, cache, recipe.data.on_missing)
+    except ValueError as error:
+        raise RecipeError(f"validation.manifest: {error}") from error
+    kept = [found.records[k] for k in choose(len(found.records), recipe.validation.samples)]
+    return replace(found, records=tuple(kept))
 
 
 def describe(plan: Prepared, say: Say) -> None:
@@ -95,7 +131,24 @@ def describe(plan: Prepared, say: Say) -> None:
     )
     for reason, images in chosen.reasons.most_common(5):
         say(f"         {images} images have no teacher: {reason}")
+    if plan.held_out is not None:
+        _describe_held_out(plan, plan.held_out, say)
     say(f"steps    {plan.steps}")
+
+
+def _describe_held_out(plan: Prepared, held_out: Selection, say: Say) -> None:
+    validation = plan.recipe.validation
+    say(
+        f"held out {len(held_out.records)} to validate on every {validation.every} steps; "
+        f"{held_out.without_teacher} without a teacher; {held_out.dropped} dropped"
+    )
+    for reason, images in held_out.reasons.most_common(5):
+        say(f"         {images} images have no teacher: {reason}")
+    if plan.held_out_images == plan.images:
+        learnt = {path for record in plan.selection.records for path in record.images}
+        shared = sum(bool(learnt.intersection(record.images)) for record in held_out.records)
+        if shared:
+            say(f"         {shared} of them show an image that is also trained on")
 
 
 def uses_bf16(recipe: Recipe) -> bool:
@@ -134,6 +187,12 @@ def with_paths(
                     "images": _pick(images, recipe.data.images),
                 }
             ),
+            "validation": recipe.validation.model_copy(
+                update={
+                    "manifest": _pick(None, recipe.validation.manifest),
+                    "images": _pick(None, recipe.validation.images),
+                }
+            ),
         }
     )
 
@@ -143,7 +202,9 @@ def _pick(given: Path | None, written: str | None) -> str | None:
     return None if chosen is None else absolute(chosen)
 
 
-def _open(cache: Path | str, recipe: Recipe) -> TeacherCache:
+def _open(cache: Path | str, recipe: Recipe, keep_rows: bool) -> TeacherCache:
+    if not keep_rows:
+        return TeacherCache.open(cache)
     folder = recipe.data.cache_folder or os.environ.get("MEDALIGN_CACHE_FOLDER")
     return TeacherCache.open(cache, nearby=folder, nearby_bytes=int(recipe.data.cache_gb * 1e9))
 
@@ -154,7 +215,12 @@ def _given(path: str | None, name: str) -> Path:
     return Path(path)
 
 
-def _check_precision(recipe: Recipe) -> None:
+def check_precision(recipe: Recipe) -> None:
+    """Refuse a number format that the ZeRO stage cannot train in.
+
+    Raises:
+        RecipeError: names both keys.
+    """
     stage = zero_stage(recipe)
     if stage == 0 and uses_bf16(recipe):
         # DeepSpeed's bf16 wrapper of stage 0 steps Adam once on zeros before training.

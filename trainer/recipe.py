@@ -158,6 +158,45 @@ class DataSection(_Section):
     """What to do with conversations whose image is not in the cache; the number is always said."""
 
 
+class LogSection(_Section):
+    """Where a run's numbers go, beside `metrics.jsonl`; none of it changes the run."""
+
+    tensorboard: bool = False
+    """Write the numbers to RUN/tensorboard; needs the extra `medalign[tensorboard]`."""
+
+    wandb: str | None = None
+    """Weights & Biases project; None does without. Needs the extra `medalign[wandb]`."""
+
+    wandb_mode: Literal["offline", "online"] = "offline"
+    """`offline` keeps W&B's files in RUN/wandb, for `wandb sync`; `online` sends them. The variable
+    `WANDB_MODE` wins where it is set."""
+
+
+class ValidationSection(_Section):
+    """The loss on conversations that are never learnt from; none of it changes the run."""
+
+    manifest: str | None = None
+    """Manifest of held-out conversations; None measures none."""
+
+    images: str | None = None
+    """Folder that its image paths start from; None takes `data.images`."""
+
+    every: Positive = 200
+    """Steps between evaluations; step 0 and the last step are always evaluated."""
+
+    samples: Annotated[int, Field(ge=0)] = 0
+    """At most so many conversations, the same random choice every time; 0 takes all."""
+
+    keep_best: Literal["loss", "lm", "vis", "att"] | None = None
+    """Keep the checkpoint that is lowest in this, too, and copy its adapter to RUN/adapter-best;
+    each new lowest value is a checkpoint of its own. None keeps the newest ones only."""
+
+    def model_post_init(self, _context: Any) -> None:
+        """Insist on something to measure."""
+        if self.keep_best and self.manifest is None:
+            raise ValueError("keep_best needs validation.manifest")
+
+
 class DeepSpeedSection(_Section):
     """How state is divided among ranks."""
 
@@ -198,7 +237,7 @@ class RunSection(_Section):
     """Steps between checkpoints; the last step is always saved."""
 
     keep: Positive = 2
-    """Checkpoints kept, the newest ones."""
+    """Checkpoints kept, the newest ones; the best one of `validation.keep_best` comes on top."""
 
     timeout_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
     """How long a rank waits for the others before it gives up."""
@@ -219,6 +258,8 @@ class Recipe(_Section):
     optim: OptimSection = OptimSection()
     data: DataSection = DataSection()
     deepspeed: DeepSpeedSection = DeepSpeedSection()
+    validation: ValidationSection = ValidationSection()
+    log: LogSection = LogSection()
     run: RunSection
 
     @classmethod

@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 from ..teacher_cache.durable import make_folder, write_durably
+from .contest import Best, Contest
+from .json_lines import append_lines, read_lines
 from .recipe import Recipe, RecipeError
 
 # Changing these leaves every number of the run as it was, or moves files about.
@@ -25,13 +28,22 @@ FREE_KEYS: Final = frozenset(
         "deepspeed.config",
         "deepspeed.offload",
         "deepspeed.stage",
+        "log.tensorboard",
+        "log.wandb",
+        "log.wandb_mode",
         "run.keep",
         "run.save_every",
         "run.timeout_minutes",
         "student.path",  # the student's digest is in the identity
+        "validation.every",
+        "validation.images",
+        "validation.keep_best",
+        "validation.manifest",  # values of another held-out set are never compared
+        "validation.samples",
     }
 )
 _MARK: Final = "checkpoint.json"
+_LINES: Final = ("metrics.jsonl", "skipped.jsonl", "validation.jsonl")
 
 
 class RunFolder:
@@ -49,8 +61,13 @@ class RunFolder:
 
     @property
     def adapter(self) -> Path:
-        """The finished run's adapter."""
+        """The finished run's adapter, of its last step."""
         return self.path / "adapter"
+
+    @property
+    def best_adapter(self) -> Path:
+        """The adapter of a finished run's best checkpoint, where the recipe keeps one."""
+        return self.path / "adapter-best"
 
     def begin(self, recipe: Recipe, identity: dict[str, Any], *, resume: bool) -> Path | None:
         """Make the folder, or come back to it.
@@ -87,43 +104,51 @@ class RunFolder:
 
     def newest(self) -> Path | None:
         """Newest complete checkpoint; what a killed run left half written does not count."""
-        complete = [path for path in self.checkpoints.glob("step-*") if is_complete(path)]
-        return max(complete, key=step_of, default=None)
+        return next(reversed(self._complete()), None)
 
-    def append_metrics(self, values: dict[str, Any]) -> None:
+    def append_metrics(self, values: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values, allow_nan=False) + "\n")
+        append_lines(self.path / "metrics.jsonl", [values])
+
+    def append_validation(self, values: Mapping[str, Any]) -> None:
+        """Add one line to `validation.jsonl`."""
+        append_lines(self.path / "validation.jsonl", [values])
 
     def rewind(self, step: int) -> None:
         """Drop lines of steps after `step`, which a resumed run will measure again."""
-        for name in ("metrics.jsonl", "skipped.jsonl"):
+        for name in _LINES:
             path = self.path / name
             if path.is_file():
-                kept = [line for line in _lines(path) if line["step"] <= step]
+                kept = [line for line in read_lines(path) if line["step"] <= step]
                 write_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole line of `metrics.jsonl`, in order of steps."""
-        return _lines(self.path / "metrics.jsonl")
+        return read_lines(self.path / "metrics.jsonl")
+
+    def validation(self) -> list[dict[str, Any]]:
+        """Every whole line of `validation.jsonl`, in order of steps."""
+        return read_lines(self.path / "validation.jsonl")
 
     def skipped(self) -> list[dict[str, Any]]:
         """Every whole line of `skipped.jsonl`: step, id, reason."""
-        return _lines(self.path / "skipped.jsonl")
+        return read_lines(self.path / "skipped.jsonl")
 
     def append_skipped(self, step: int, skipped: tuple[tuple[str, str], ...]) -> None:
         """Note conversations that carried no weight, and why, in `skipped.jsonl`."""
-        with (self.path / "skipped.jsonl").open("a", encoding="utf-8") as file:
-            for record, reason in skipped:
-                file.write(json.dumps({"step": step, "id": record, "reason": reason}) + "\n")
+        lines = [{"step": step, "id": record, "reason": reason} for record, reason in skipped]
+        append_lines(self.path / "skipped.jsonl", lines)
 
-    def publish(self, partial: Path, step: int, keep: int) -> Path:
-        """Turn a fully written folder into checkpoint `step-N`, point `last` at it, drop old ones.
+    def publish(self, partial: Path, step: int, keep: int, contest: Contest | None = None) -> Path:
+        """Turn a fully written folder into checkpoint `step-N` and drop old ones.
+
+        `last` points at it, and `best` at the winner of the contest, which is never dropped.
 
         Args:
             partial: from `partial_checkpoint`, with everything in it.
             step: N.
-            keep: complete checkpoints to keep.
+            keep: complete checkpoints to keep, the newest ones.
+            contest: which checkpoint is best; None knows no best one.
         """
         target = self.checkpoints / f"step-{step}"
         seal_folder(partial)
@@ -131,12 +156,27 @@ class RunFolder:
             shutil.rmtree(target)
         partial.rename(target)
         _point(self.checkpoints / "last", target.name)
-        complete = sorted(
-            (path for path in self.checkpoints.glob("step-*") if is_complete(path)), key=step_of
-        )
+        complete = self._complete()
+        best = self.best(contest)
+        if best is not None:
+            _point(self.checkpoints / "best", best.checkpoint.name)
         for old in complete[:-keep]:
-            shutil.rmtree(old)
+            if best is None or old != best.checkpoint:
+                shutil.rmtree(old)
         return target
+
+    def best(self, contest: Contest | None) -> Best | None:
+        """The complete checkpoint that is lowest so far; None when none was measured."""
+        return None if contest is None else contest.winner(self._complete())
+
+    def is_best(self, contest: Contest, value: float | None) -> bool:
+        """Whether a value is lower than that of every complete checkpoint."""
+        return contest.is_won_by(value, self._complete())
+
+    def _complete(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        found = (path for path in self.checkpoints.glob("step-*") if is_complete(path))
+        return sorted(found, key=step_of)
 
     def partial_checkpoint(self) -> Path:
         """An empty folder to write a checkpoint into."""
@@ -145,13 +185,18 @@ class RunFolder:
         make_folder(partial)
         return partial
 
-    def finish(self, checkpoint: Path) -> None:
-        """Copy a checkpoint's adapter to where users look for it."""
-        partial = self.path / ".adapter.writing"
+    def finish(self, last: Path, best: Best | None = None) -> None:
+        """Copy the adapters of the last and the best checkpoint to where users look for them."""
+        self._copy_adapter(last, self.adapter)
+        if best is not None:
+            self._copy_adapter(best.checkpoint, self.best_adapter)
+
+    def _copy_adapter(self, checkpoint: Path, target: Path) -> None:
+        partial = self.path / f".{target.name}.writing"
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(checkpoint / "adapter", partial)
-        shutil.rmtree(self.adapter, ignore_errors=True)
-        partial.rename(self.adapter)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
 
     def release(self) -> None:
         """Let another process train here."""
@@ -202,14 +247,6 @@ class RunFolder:
                     f"{self.path} was trained with another {key} ({before.get(key)!r}, now "
                     f"{value!r}); choose another --out, or --no-resume to start over"
                 )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    # A kill may have torn the last line.
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def step_of(checkpoint: Path) -> int:

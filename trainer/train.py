@@ -1,22 +1,25 @@
 """One training run from a recipe to a run folder: check everything, load, train, finish."""
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 
 from ..teacher_cache.durable import write_durably
-from .agreement import cache_identity
+from .agreement import cache_identity, records_digest
 from .batch import Batch
 from .checkpoint import load_checkpoint
+from .contest import Best
 from .data import Conversations, StepOrder, micro_batches
 from .engine import Engine
 from .environment import environment_of
+from .held_out import HeldOut
+from .loggers import Logger, Loggers, open_loggers
 from .loop import Loop, Step
 from .objective import Objective
 from .prepare import Prepared, Say, attention_kernel, describe, prepare, uses_bf16
@@ -39,6 +42,7 @@ class Result:
         started_at: updates that were done before.
         last: what the last step measured; None when there was nothing to do.
         skipped: (record id, reason) of conversations that carried no weight, one entry a step.
+        best: the checkpoint whose adapter is in `adapter-best`; None keeps no best one.
     """
 
     out: Path
@@ -47,6 +51,7 @@ class Result:
     started_at: int
     last: Step | None
     skipped: tuple[tuple[str, str], ...] = ()
+    best: Best | None = None
 
 
 def train(
@@ -57,6 +62,7 @@ def train(
     resume: bool = True,
     say: Say,
     report: Callable[[Step, int], None],
+    watch: Sequence[Logger] = (),
 ) -> Result:
     """Train, or go on with what `out` holds.
 
@@ -67,6 +73,7 @@ def train(
         resume: go on from the newest checkpoint of `out`.
         say: told, on rank 0, what a user wants to know before the first step.
         report: called after every step, on rank 0, with the steps of the whole run.
+        watch: loggers beside those of the recipe, such as a live view.
 
     Raises:
         ValueError: the input is wrong, see `prepare`.
@@ -78,7 +85,7 @@ def train(
         describe(plan, say)
     folder = RunFolder(out)
     try:
-        return _train_in(folder, plan, ranks, resume=resume, say=say, report=report)
+        return _train_in(folder, plan, ranks, resume=resume, say=say, report=report, watch=watch)
     finally:
         folder.release()
 
@@ -91,33 +98,62 @@ def _train_in(
     resume: bool,
     say: Say,
     report: Callable[[Step, int], None],
+    watch: Sequence[Logger],
 ) -> Result:
     first, out = ranks.rank == 0, folder.path
     checkpoint = _begin(folder, plan, ranks, resume=resume)
     start = 0 if checkpoint is None else step_of(checkpoint)
+    held_out = _held_out(plan)
     if first and folder.moved is not None:
         say(f"the earlier run is in {folder.moved} now")
-    if checkpoint is not None and start >= plan.steps:
-        ranks.first(lambda: folder.finish(checkpoint))
+    lacking = held_out is not None and held_out.is_lacking(start, folder, ranks)
+    if checkpoint is not None and start >= plan.steps and not lacking:
+        best = _finish(folder, checkpoint, held_out, ranks)
         if first:
             say(f"{out} is complete: {start} of {plan.steps} steps; nothing to do")
-        return Result(out, start, plan.steps, start, None, _skipped(folder))
-    loop = _load(plan, folder, ranks)
-    if checkpoint is not None:
-        load_checkpoint(checkpoint, loop.engine)
-        if first:
-            say(f"going on from step {start} of {plan.steps} ({checkpoint})")
-    ranks.first(lambda: folder.rewind(start))
+        return Result(out, start, plan.steps, start, None, _skipped(folder), best)
     last: list[Step] = []
 
     def note(step: Step) -> None:
         last[:] = [step]
         report(step, plan.steps)
 
-    done, saved = loop.run(_batches(plan, loop, start), start, note)
-    if saved is not None and done >= plan.steps:
-        ranks.first(lambda: folder.finish(saved))
-    return Result(out, done, plan.steps, start, last[0] if last else None, _skipped(folder))
+    loggers = Loggers((), say)
+    if first:
+        loggers = open_loggers(plan.recipe, folder, start, watch, say)
+    with loggers:
+        loop = _load(plan, folder, ranks, loggers, held_out)
+        _restore(loop, checkpoint, start, say)
+        done, saved = loop.run(_batches(plan, loop, start), start, note)
+    newest, best = saved or checkpoint, None
+    if newest is not None and done >= plan.steps:
+        best = _finish(folder, newest, held_out, ranks)
+    ended = last[0] if last else None
+    return Result(out, done, plan.steps, start, ended, _skipped(folder), best)
+
+
+def _restore(loop: Loop, checkpoint: Path | None, start: int, say: Say) -> None:
+    """Bring model, optimiser and run folder to where the checkpoint was written."""
+    ranks = loop.engine.ranks
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, loop.engine)
+        if ranks.rank == 0:
+            say(f"going on from step {start} of {loop.steps} ({checkpoint})")
+    ranks.first(lambda: loop.folder.rewind(start))
+    if checkpoint is not None:
+        loop.tell_saved(start)
+
+
+def _finish(folder: RunFolder, last: Path, held_out: HeldOut | None, ranks: Ranks) -> Best | None:
+    """Put the adapters where users look for them; say whose the best one is."""
+    contest = None if held_out is None else held_out.contest
+
+    def copy() -> Best | None:
+        best = folder.best(contest)
+        folder.finish(last, best)
+        return best
+
+    return ranks.first(copy)
 
 
 def _skipped(folder: RunFolder) -> tuple[tuple[str, str], ...]:
@@ -145,46 +181,58 @@ def _begin(folder: RunFolder, plan: Prepared, ranks: Ranks, *, resume: bool) -> 
 
 def _identity(plan: Prepared, ranks: Ranks) -> dict[str, Any]:
     """What must be equal, beside the recipe, for a resumed run to be the same run."""
-    digest = hashlib.sha256()
-    for record in plan.selection.records:
-        turns = [(turn.role, turn.text) for turn in record.conversations]
-        digest.update(json.dumps([record.id, record.images, turns]).encode())
     data = plan.recipe.data
     return {
         **cache_identity(plan.cache),
         "student": student_digest(plan.student.path),
-        "records": digest.hexdigest(),
+        "records": records_digest(plan.selection.records),
         "per_step": data.batch_size * data.accumulation * ranks.world,
     }
 
 
-def _load(plan: Prepared, folder: RunFolder, ranks: Ranks) -> Loop:
-    recipe = plan.recipe
-    bf16 = uses_bf16(recipe)
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    sharded = zero_stage(recipe) == 3
+def load_engine(recipe: Recipe, student: Path, ranks: Ranks) -> tuple[Any, Engine]:
+    """Load a student, give it its adapter, and put it in an engine, ready for a first step."""
+    bf16, sharded = uses_bf16(recipe), zero_stage(recipe) == 3
     with sharded_loading(zero_config(recipe, bf16=bf16, world=ranks.world), enabled=sharded):
         base = load_base(
-            plan.student.path,
-            dtype,
-            attention_kernel(recipe, plan.student.path),
+            student,
+            precision(recipe),
+            attention_kernel(recipe, student),
             ranks.device,
             sharded=sharded,
             quantize=recipe.student.quantize,
         )
         torch.manual_seed(recipe.run.seed)
-        student = add_adapter(
-            base,
-            recipe.loss.layer,
-            recipe.lora,
-            rotation=recipe.loss.rotation,
-            projector=recipe.optim.projector_lr > 0,
-        )
+        model = adapted(base, recipe)
     if recipe.student.gradient_checkpointing:
         checkpoint_activations(base)
-    student.train()
-    student.to(ranks.device)
-    engine = Engine(Objective(student, recipe.loss, sharded=sharded), recipe, ranks, bf16=bf16)
+    model.train()
+    model.to(ranks.device)
+    objective = Objective(model, recipe.loss)
+    return model, Engine(objective, recipe, ranks, bf16=bf16)
+
+
+def adapted(base: Any, recipe: Recipe) -> Any:
+    """Give a base model what the recipe trains; also of a model on the meta device."""
+    return add_adapter(
+        base,
+        recipe.loss.layer,
+        recipe.lora,
+        rotation=recipe.loss.rotation,
+        projector=recipe.optim.projector_lr > 0,
+    )
+
+
+def precision(recipe: Recipe) -> torch.dtype:
+    """Type of weights, activations and pixels of a run here."""
+    return torch.bfloat16 if uses_bf16(recipe) else torch.float32
+
+
+def _load(
+    plan: Prepared, folder: RunFolder, ranks: Ranks, loggers: Loggers, held_out: HeldOut | None
+) -> Loop:
+    recipe = plan.recipe
+    student, engine = load_engine(recipe, plan.student.path, ranks)
     about = {
         "medalign": version("medalign"),
         "recipe": recipe.model_dump(mode="json"),
@@ -201,25 +249,65 @@ def _load(plan: Prepared, folder: RunFolder, ranks: Ranks) -> Loop:
         samples=len(plan.selection.records),
         steps=plan.steps,
         about=about,
-        dtype=dtype,
+        dtype=precision(recipe),
+        loggers=loggers,
+        held_out=held_out,
     )
 
 
 def _batches(plan: Prepared, loop: Loop, start: int) -> Iterator[Batch]:
-    data, ranks = plan.recipe.data, loop.engine.ranks
-    samples = Conversations(
-        plan.selection.records, plan.images, plan.student, data.max_length, plan.cache
+    samples = samples_of(plan)
+    order = step_order(plan, len(samples), loop.engine.ranks, start, plan.steps)
+    return read_ahead(plan, samples, order)
+
+
+def samples_of(plan: Prepared) -> Conversations:
+    """The training set of a run."""
+    return Conversations(
+        plan.selection.records, plan.images, plan.student, plan.recipe.data.max_length, plan.cache
     )
-    order = StepOrder(
-        length=len(samples),
+
+
+def step_order(plan: Prepared, length: int, ranks: Ranks, start: int, stop: int) -> StepOrder:
+    """Which of `length` samples a rank reads for steps `start` to `stop`."""
+    data = plan.recipe.data
+    return StepOrder(
+        length=length,
         seed=plan.recipe.run.seed,
         batch_size=data.batch_size,
         accumulation=data.accumulation,
         rank=ranks.rank,
         world=ranks.world,
         start=start,
-        stop=plan.steps,
+        stop=stop,
     )
-    pad_id = plan.student.processor.tokenizer.pad_token_id
-    pad = 0 if pad_id is None else pad_id
-    return micro_batches(samples, order, pad, data.workers, data.accumulation)
+
+
+def read_ahead(
+    plan: Prepared, samples: Conversations, order: Sampler[list[int]]
+) -> Iterator[Batch]:
+    """Micro-batches in an order, read as the recipe says."""
+    data = plan.recipe.data
+    return micro_batches(samples, order, pad_id(plan), data.workers, data.accumulation)
+
+
+def pad_id(plan: Prepared) -> int:
+    """Token of the padding, which is never attended to."""
+    found = plan.student.processor.tokenizer.pad_token_id
+    return 0 if found is None else int(found)
+
+
+def _held_out(plan: Prepared) -> HeldOut | None:
+    if plan.held_out is None:
+        return None
+    recipe, records = plan.recipe, plan.held_out.records
+    samples = Conversations(
+        records, plan.held_out_images, plan.student, recipe.data.max_length, plan.cache
+    )
+    return HeldOut(
+        samples=samples,
+        records=records_digest(records),
+        recipe=recipe,
+        steps=plan.steps,
+        pad_id=pad_id(plan),
+    )

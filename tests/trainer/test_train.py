@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medalign.trainer.engine import Engine
-from medalign.trainer.loop import NothingToLearnError, Step, TrainingDivergedError
+from medalign.trainer.loop import (
+    DeviceMemoryError,
+    NothingToLearnError,
+    Step,
+    TrainingDivergedError,
+    dropout_seed,
+)
 from medalign.trainer.prepare import describe, prepare, with_paths
 from medalign.trainer.recipe import Recipe, RecipeError
 from medalign.trainer.train import Result, train
@@ -247,3 +254,39 @@ def test_a_cache_without_a_certificate_is_told(
     chosen = with_paths(recipe(), student=students(), manifest=manifest, images=images)
     describe(prepare(chosen, cache, world=1), said.append)
     assert "         no certificate: no rows were recomputed when it was sealed" in said
+
+
+def test_a_full_gpu_says_what_to_lower(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(_self: Engine, _loss: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Engine, "backward", full)
+    chosen = recipe(**{"student.gradient_checkpointing": True})
+    with pytest.raises(DeviceMemoryError) as error:
+        run(chosen, dataset(), students(), tmp_path / "run")
+    told = str(error.value)
+    assert "step 1: the GPU's memory is full with data.batch_size 2; lower data.batch_size" in told
+    assert "nf4" in told
+    assert "gradient_checkpointing" not in told  # it is on already
+
+
+def test_dropout_follows_from_seed_step_and_rank_alone(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    all_of = itertools.product((0, 1), (1, 2), (0, 1))
+    assert len({dropout_seed(seed, step, rank) for seed, step, rank in all_of}) == 8
+    data, student = dataset(), students()
+    _, once = run(recipe(), data, student, tmp_path / "once")
+    torch.manual_seed(12345)
+    torch.rand(7)
+    _, again = run(recipe(), data, student, tmp_path / "again")
+    assert [s.loss for s in once] == [s.loss for s in again]

@@ -12,13 +12,6 @@ from .gate import Checked
 from .origin import Origin
 from .samples import Manifest
 
-_PATHS: Final = (
-    ("student", "path"),
-    ("data", "manifest"),
-    ("data", "images"),
-    ("data", "cache_folder"),
-    ("deepspeed", "config"),
-)
 _TERMS: Final = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 
 
@@ -42,11 +35,15 @@ class Card:
 
     def recipe(self) -> dict[str, Any]:
         """The recipe; of paths only the last name, since an export is published."""
-        recipe: dict[str, Any] = self.origin.recipe.model_dump(mode="json")
-        for section, key in _PATHS:
-            if recipe[section][key] is not None:
-                recipe[section][key] = Path(recipe[section][key]).name
-        return recipe
+        sections: dict[str, Any] = self.origin.recipe.model_dump(mode="json")
+        return {
+            name: {key: _last_name(value) for key, value in section.items()}
+            for name, section in sections.items()
+        }
+
+
+def _last_name(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and "/" in value else value
 
 
 def model_card(card: Card, limit: float) -> str:

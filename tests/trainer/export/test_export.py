@@ -128,6 +128,16 @@ def test_a_rotation_of_zero_leaves_a_plain_llava_folder(
     )
 
 
+def test_a_student_in_an_older_weight_format_is_exported_under_the_models_own_names(
+    student: Path, make_run: Callable[..., Path], tmp_path: Path, out: Path
+) -> None:
+    torch.save(load_file(student / "model.safetensors"), student / "pytorch_model.bin")
+    (student / "model.safetensors").unlink()
+    done = export(make_run(tmp_path / "run", student), out, Wish(images_checked=1), print)
+    assert done.layer == 2
+    assert "model.language_model.norm.weight" in load_file(out / "model.safetensors")
+
+
 def test_what_lora_did_not_touch_is_the_students_bit_for_bit(
     run: Path, out: Path, student: Path
 ) -> None:

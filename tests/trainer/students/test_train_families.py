@@ -8,7 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from medalign.eval.decoding import Decoder
+from medalign.eval.generate import generate
 from medalign.eval.measure import measure
+from medalign.eval.source import find_source
 from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.trainer.agreement import AgreementError
@@ -27,7 +30,7 @@ Folder = Callable[[str], Path]
 @pytest.mark.parametrize(
     ("family", "grid", "geometry"), [("gemma3", "4x4", "stretch"), ("qwen2_5_vl", "6x6", "pad")]
 )
-def test_a_run_trains_saves_and_measures(
+def test_a_run_trains_saves_measures_and_answers(
     family: str,
     grid: str,
     geometry: str,
@@ -73,6 +76,10 @@ def test_a_run_trains_saves_and_measures(
     name = asked[0].id
     assert measured.attention[name].shape == one.attention[name].shape
     assert measured.attention[name] == pytest.approx(one.attention[name], rel=1e-3)
+    answers = tmp_path / "answers.jsonl"
+    source = find_source(tmp_path / "run")
+    answered = generate(source, manifest, images, answers, Decoder(max_new_tokens=3), batch_size=3)
+    assert (answered.answered, answered.unreadable) == (len(records), ())
 
 
 def test_a_family_with_a_fixed_grid_wants_a_cache_of_that_grid(

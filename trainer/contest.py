@@ -1,0 +1,59 @@
+"""Which checkpoint is the best one: a pure function of the complete checkpoints on disk.
+
+Each checkpoint holds what was measured at its step, so no file of its own could disagree with it
+after a kill.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+MEASURED: Final = "validation.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The checkpoint that won, and the value that decided."""
+
+    checkpoint: Path
+    step: int
+    by: str
+    value: float
+
+    def __str__(self) -> str:
+        """Say what won."""
+        return f"step {self.step}, held-out {self.by} {self.value:.4f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """What decides between checkpoints.
+
+    Attributes:
+        by: `loss`, `lm`, `vis` or `att`; the lowest wins, the earlier of equal ones.
+        records: digest of the held-out conversations; values of other ones do not count.
+    """
+
+    by: str
+    records: str
+
+    def winner(self, checkpoints: Iterable[Path]) -> Best | None:
+        """The checkpoint of the lowest value; None when nothing was measured."""
+        measured = [found for path in checkpoints if (found := self._measured(path)) is not None]
+        return min(measured, key=lambda found: (found.value, found.step), default=None)
+
+    def is_won_by(self, value: float | None, checkpoints: Iterable[Path]) -> bool:
+        """Whether a value is lower than that of every checkpoint."""
+        best = self.winner(checkpoints)
+        return value is not None and (best is None or value < best.value)
+
+    def _measured(self, checkpoint: Path) -> Best | None:
+        try:
+            found = json.loads((checkpoint / MEASURED).read_text())
+        except FileNotFoundError:
+            return None
+        if found["records"] != self.records or found[self.by] is None:
+            return None
+        return Best(checkpoint, found["step"], self.by, found[self.by])

@@ -1,0 +1,201 @@
+"""Memory of a training step by formula: pure functions of counts and shapes, nothing is loaded.
+
+Sources:
+    [ZeRO] Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter
+        Models", arXiv 1910.02054, section 3 and figure 1: bytes of weights, gradients and Adam
+        under mixed precision, and what each stage divides by the number of ranks.
+    [Act] Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
+        arXiv 2205.05198, section 4: count what autograd keeps of one layer, tensor by tensor;
+        recomputing leaves a layer's input. Their layer is a GPT with trained weights; here the
+        same count is made for a Llama-like layer with frozen weights under LoRA.
+    [Flash] Dao et al., "FlashAttention", arXiv 2205.14135, section 3: the kernel keeps q, k, v,
+        its output and one number per row, never the T x T map.
+    [QLoRA] Dettmers et al., arXiv 2305.14314, section 3: 4 bits a weight and 0.127 bits of
+        doubly quantised constants.
+
+Letters as in `step_shape.py`.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Final
+
+from .step_shape import Load, Parameters, Settings, Shape
+
+FP32: Final = 4
+NF4: Final = (4 + 0.127) / 8
+"""Bytes of a weight quantised to 4 bits [QLoRA]."""
+BUCKET: Final = 500_000_000
+"""Numbers in DeepSpeed's buffer for gradients on their way (`reduce_bucket_size`)."""
+LIVE: Final = 1_000_000_000
+"""Most gathered parameters that ZeRO 3 holds at once (`stage3_max_live_parameters`)."""
+CONTEXT: Final = 600_000_000
+"""Bytes that CUDA and its libraries take of a device before the first tensor; an assumption."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of one rank's device, by part.
+
+    Attributes:
+        frozen: weights that are not trained.
+        trained: weights that are.
+        gradients: of the trained weights.
+        optimiser: Adam's two moments, and float32 copies of the weights where there are any.
+        activations: what the forward pass keeps for the backward pass.
+        teacher: the cache's rows of a micro-batch.
+        rest: buffers of DeepSpeed, workspace of the backward pass, and the CUDA context.
+    """
+
+    frozen: int
+    trained: int
+    gradients: int
+    optimiser: int
+    activations: int
+    teacher: int
+    rest: int
+
+    @property
+    def total(self) -> int:
+        """All parts together: the peak."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def estimate(parameters: Parameters, shape: Shape, load: Load, chosen: Settings) -> Memory:
+    """Estimate the peak of one rank in a training step."""
+    held = states(parameters, chosen)
+    return Memory(
+        frozen=held["frozen"],
+        trained=held["trained"],
+        gradients=held["gradients"],
+        optimiser=held["optimiser"],
+        activations=kept_bytes(shape, load, chosen),
+        teacher=load.teacher_bytes,
+        rest=buffers(parameters, chosen) + workspace(shape, load, chosen) + CONTEXT,
+    )
+
+
+def states(parameters: Parameters, chosen: Settings) -> dict[str, int]:
+    """Bytes of weights, gradients and optimiser on one rank's device [ZeRO].
+
+    A trained weight costs e bytes as a weight and e as a gradient (e = 2 in bf16), and Adam's
+    moments 8 more; ZeRO 1 to 3 also keep a float32 copy, 4. Stage 1 divides what the optimiser
+    holds by the ranks, stage 2 also gradients, stage 3 also weights, frozen ones included.
+    """
+    e, trained, stage, world = chosen.number_bytes, parameters.trained, chosen.stage, chosen.world
+    quantised = parameters.linear if chosen.quantized else 0
+    frozen = (parameters.frozen - quantised) * e + quantised * NF4
+    copies = 0 if stage == 0 and e == FP32 else FP32
+    away_optimiser = chosen.offload != "none"
+    away_weights = chosen.offload == "all" and stage == 3
+    held = {
+        "frozen": 0 if away_weights else frozen / (world if stage == 3 else 1),
+        "trained": 0 if away_weights else trained * e / (world if stage == 3 else 1),
+        "gradients": trained * e / (world if stage >= 2 else 1),
+        "optimiser": 0 if away_optimiser else trained * (8 + copies) / (world if stage else 1),
+    }
+    return {name: round(value) for name, value in held.items()}
+
+
+def kept_bytes(shape: Shape, load: Load, chosen: Settings) -> int:
+    """Bytes that the forward pass keeps for the backward pass [Act, Flash].
+
+    Every layer keeps `layer_bytes`, or with checkpointing its input alone. On top come the last
+    norm, the rotation's input, projector, logits of the answers and the losses.
+    """
+    cells, e = load.batch * load.tokens, chosen.number_bytes
+    kept = cells * shape.width * e if chosen.checkpointing else layer_bytes(shape, load, chosen)
+    ends = cells * shape.width * (FP32 + e * chosen.rotation)
+    return shape.layers * kept + ends + head_bytes(shape, load, e) + loss_bytes(shape, load, chosen)
+
+
+def layer_bytes(shape: Shape, load: Load, chosen: Settings) -> int:
+    """Bytes that one decoder layer keeps: frozen weights, LoRA on seven linear layers.
+
+    Per token, with e bytes a number and d bytes a dropout mask (1 on a GPU, e on a CPU):
+
+        two RMS norms      float32 input of each                    2 * 4C
+        q, k, v            dropped-out input of each LoRA           3 * C(e + d)
+        attention          q, k, v and output                       2e(Q + K), 4eQ for SDPA
+        o                  dropped-out input of its LoRA            Q(e + d)
+        gate, up           dropped-out input of each LoRA           2 * C(e + d)
+        SiLU and product   gate, SiLU(gate), up                     3eM
+        down               dropped-out input of its LoRA            M(e + d)
+        LoRA               A x of each                              7er
+
+    where Q and K are the widths of queries and keys, M that of the MLP. A frozen linear layer
+    keeps nothing. Without dropout q, k, v share one input, and so do gate and up, and o takes
+    the attention's output. SDPA repeats keys and values for every query head where a padding
+    mask is needed, and keeps that mask, T^2 numbers a conversation.
+    """
+    e, r = chosen.number_bytes, chosen.rank
+    c, m, q, k = shape.width, shape.inner, shape.query_width, shape.key_width
+    masked = load.padded and not chosen.flash
+    norms = 2 * FP32 * c
+    inputs = (5 * c + q + m) * (e + chosen.mask_bytes) if chosen.dropout else (2 * c + m) * e
+    attention = 4 * q * e if masked else 2 * (q + k) * e
+    per_token = norms + inputs + attention + 3 * m * e + 7 * r * e
+    mask = load.batch * load.tokens**2 * e if masked else 0
+    return load.batch * load.tokens * per_token + mask
+
+
+def head_bytes(shape: Shape, load: Load, number_bytes: int) -> int:
+    """Bytes that projector (two linear layers) and logits keep: those of answers, as float32."""
+    projector = load.images * load.visual * (shape.tower_width + 2 * shape.width) * number_bytes
+    return projector + load.answers * shape.vocabulary * FP32
+
+
+def loss_bytes(shape: Shape, load: Load, chosen: Settings) -> int:
+    """Bytes that both losses keep, all float32.
+
+    L_vis: visual tokens, their unit vectors twice, and the gap of the similarities. L_att: the
+    probe's softmax rows of the question, its queries, and the layer's keys.
+    """
+    if not chosen.losses:
+        return 0
+    n = load.visual
+    similarities = n * n + 3 * n * shape.width
+    rows = load.question * (shape.heads * load.tokens + shape.query_width)
+    return load.images * (similarities + rows + load.tokens * shape.key_width) * FP32
+
+
+def buffers(parameters: Parameters, chosen: Settings) -> int:
+    """Bytes of DeepSpeed's own: gradients on their way, gathered weights of ZeRO 3."""
+    if chosen.stage == 0:
+        return 0
+    bucket = BUCKET * chosen.number_bytes
+    if chosen.stage < 3:
+        # The update of a partition makes a float32 copy of its gradients.
+        return bucket + parameters.trained * FP32 // chosen.world
+    gathered = min(LIVE, parameters.frozen + parameters.trained) * chosen.number_bytes
+    return bucket + (gathered if chosen.world > 1 or chosen.offload == "all" else 0)
+
+
+def workspace(shape: Shape, load: Load, chosen: Settings) -> int:
+    """Bytes that the backward pass holds at once, beside what the forward pass kept.
+
+    Gradients in the MLP of one layer, 3M + 2C a token, with the layer itself where it is
+    recomputed; or the gradient of the logits, float32 and as they came.
+    """
+    e = chosen.number_bytes
+    layer = load.batch * load.tokens * (3 * shape.inner + 2 * shape.width) * e
+    if chosen.checkpointing:
+        layer += layer_bytes(shape, load, chosen)
+    return max(layer, load.answers * shape.vocabulary * (FP32 + e))
+
+
+def checkpoint_bytes(trained: int, number_bytes: int) -> int:
+    """Bytes of one checkpoint: float32 weights and both moments, and the adapter."""
+    return trained * (3 * FP32 + number_bytes)
+
+
+def step_operations(parameters: Parameters, load: Load, chosen: Settings) -> float:
+    """Floating-point operations of one micro-batch's forward and backward pass.
+
+    Two a weight and token forward, two backward for the gradient of the input; the frozen weights
+    have no gradient of their own, the trained ones do. Recomputing adds a forward pass. Kaplan et
+    al., arXiv 2001.08361, section 2.1, count 6 where everything is trained. Attention's T x T
+    products are left out: at T = 1,000 they are a few in a hundred.
+    """
+    cells = load.batch * load.tokens
+    passes = 6 if chosen.checkpointing else 4
+    return float(cells * (passes * parameters.frozen + 6 * parameters.trained))

@@ -1,0 +1,203 @@
+"""Real steps of a run, measured: memory of the longest batch, time of the run's first ones."""
+
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Sampler
+
+from ...teacher_cache.schema import TeacherCacheError
+from ..batch import Batch
+from ..data import Conversations, StepOrder
+from ..engine import Engine
+from ..host import memory_bytes
+from ..memory import Memory
+from ..objective import Share
+from ..prepare import Prepared
+from ..ranks import Ranks
+from ..train import load_engine, precision, read_ahead, step_order
+from . import held
+
+TIMED = 2
+"""Steps that are timed, after one of the longest conversations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """Time of a step, in seconds: mean over the timed steps, slowest rank.
+
+    Attributes:
+        data_wait: waiting for batches, while others are read ahead.
+        passes: forward and backward of all micro-batches.
+        update: of the parameters.
+    """
+
+    data_wait: float
+    passes: float
+    update: float
+
+    @property
+    def step(self) -> float:
+        """The whole step."""
+        return self.data_wait + self.passes + self.update
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What real steps took.
+
+    Attributes:
+        memory: peak of one rank by part.
+        taken: bytes that this process took of the device, what its allocator holds included.
+        device_bytes: memory of the device.
+        before: bytes of this process before the student was loaded; 0 on a GPU.
+        seconds: of a step.
+        skipped: (record id, reason) of conversations that could not be read.
+    """
+
+    memory: Memory
+    taken: int
+    device_bytes: int
+    before: int
+    seconds: Seconds
+    skipped: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOrder(Sampler[list[int]]):
+    """First a step of the longest conversations, then the run's own first steps."""
+
+    longest: tuple[int, ...]
+    accumulation: int
+    own: StepOrder
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _ in range(self.accumulation):
+            yield list(self.longest)
+        yield from self.own
+
+    def __len__(self) -> int:
+        return self.accumulation + len(self.own)
+
+
+def measure(plan: Prepared, samples: Conversations, longest: list[int], ranks: Ranks) -> Measured:
+    """Load the real student and take real steps; nothing is written.
+
+    Raises:
+        ValueError: as training would: the student cannot be loaded, an image changed.
+        torch.OutOfMemoryError: the device is too small.
+    """
+    own = step_order(plan, len(samples), ranks, 0, TIMED)
+    order = PlanOrder(tuple(longest), plan.recipe.data.accumulation, own)
+    batches = read_ahead(plan, samples, order)
+    before = 0 if ranks.device.type == "cuda" else _peak(ranks.device)
+    _, engine = load_engine(plan.recipe, plan.student.path, ranks)
+    stepper = _Stepper(engine, precision(plan.recipe), plan.recipe.data.accumulation)
+    parts = stepper.longest(batches)
+    timed = [stepper.timed(batches) for _ in range(TIMED)]
+    totals = ranks.gather(timed)
+    taken, whole = _taken(ranks.device)
+    return Measured(
+        memory=Memory(**parts, rest=max(0, _peak(ranks.device) - sum(parts.values()))),
+        taken=taken,
+        device_bytes=whole,
+        before=before,
+        seconds=Seconds(
+            data_wait=_slowest(totals, 0), passes=_slowest(totals, 1), update=_slowest(totals, 2)
+        ),
+        skipped=tuple(stepper.skipped),
+    )
+
+
+class _Stepper:
+    """Steps of an engine, as the training loop takes them, with a watch in hand."""
+
+    def __init__(self, engine: Engine, dtype: torch.dtype, accumulation: int) -> None:
+        self.engine = engine
+        self.device = engine.ranks.device
+        self.dtype = dtype
+        self.accumulation = accumulation
+        self.skipped: list[tuple[str, str]] = []
+
+    def longest(self, batches: Iterator[Batch]) -> dict[str, int]:
+        """Take the step of the longest conversations; bytes of all parts of memory but the rest."""
+        micro = self._read(batches)
+        share = self._share(micro)
+        parts = held.weights(self.engine)
+        activations = 0
+        for batch in micro:
+            batch = batch.to(self.device, self.dtype)
+            before = _allocated(self.device)
+            with held.Kept(self.engine.engine.module) as kept:
+                loss, _ = self.engine(batch, share)
+            grown = _allocated(self.device) - before if self.device.type == "cuda" else kept.bytes
+            activations = max(activations, grown)
+            self.engine.backward(loss)
+            parts["gradients"] = held.gradients(self.engine)
+            self.engine.step()
+        parts["optimiser"] = held.optimiser(self.engine)
+        teacher = max(sum(t.nbytes for t in held.tensors_of(b.teacher)) for b in micro)
+        return parts | {"activations": activations, "teacher": teacher}
+
+    def timed(self, batches: Iterator[Batch]) -> tuple[float, float, float]:
+        """Take one step; seconds of data wait, of the passes, and of the update."""
+        begun = self._now()
+        micro = self._read(batches)
+        share = self._share(micro)
+        waited = self._now() - begun
+        passes = update = 0.0
+        for batch in micro:
+            start = self._now()
+            loss, _ = self.engine(batch.to(self.device, self.dtype), share)
+            self.engine.backward(loss)
+            middle = self._now()
+            self.engine.step()
+            passes += middle - start
+            update += self._now() - middle
+        return waited, passes, update
+
+    def _read(self, batches: Iterator[Batch]) -> list[Batch]:
+        micro = [next(batches) for _ in range(self.accumulation)]
+        refused = [reason for batch in micro for reason in batch.refused]
+        if refused:
+            raise TeacherCacheError(refused[0])
+        self.skipped += [item for batch in micro for item in batch.skipped]
+        return micro
+
+    def _share(self, micro: list[Batch]) -> Share:
+        tokens, images = self.engine.ranks.sum(
+            [
+                float(sum(batch.answer_tokens for batch in micro)),
+                float(sum(batch.teacher_images for batch in micro)),
+            ]
+        )
+        return Share.of(int(tokens), int(images), len(micro) * self.engine.ranks.world)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _slowest(ranks: list[list[tuple[float, ...]]], part: int) -> float:
+    return max(sum(step[part] for step in steps) / len(steps) for steps in ranks)
+
+
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _peak(device: torch.device) -> int:
+    """Most bytes of tensors at once; on a CPU, of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _taken(device: torch.device) -> tuple[int, int]:
+    if device.type == "cuda":
+        whole = torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.max_memory_reserved(device), whole
+    return _peak(device), memory_bytes()
