@@ -14,6 +14,7 @@ from .eval.commands import cache_show
 from .pipeline.commands import cache
 from .trainer.commands import train
 from .trainer.doctor.command import doctor
+from .trainer.export.commands import export
 from .trainer.recipe_commands import recipes
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.command()(doctor)
 app.add_typer(cache, name="cache")
 cache.command("show")(cache_show)
 app.command()(train)
+app.command()(export)
 app.add_typer(recipes, name="recipes")
 app.add_typer(eval_app, name="eval")
 

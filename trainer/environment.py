@@ -43,6 +43,7 @@ def _cache(cache: TeacherCache) -> dict[str, Any]:
         "rows": len(cache),
         "fingerprint": cache.fingerprint,
         "content_hash": cache.content_hash,
+        "licence": cache.card.expert.licence,
         "certificate": None if cache.certificate is None else dict(cache.certificate),
     }
 

@@ -1,0 +1,153 @@
+"""One model out of base and adapter, written under the names that its source uses."""
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...teacher_cache.durable import write_durably
+from .folder import as_json
+from .origin import ExportError
+
+REMOTE_CODE: Final = "modeling_medalign_llava.py"
+_REMOTE_TYPE: Final = "medalign_llava"
+_REMOTE_CLASS: Final = "MedAlignLlavaForConditionalGeneration"
+# Folders of other versions put these in front of the same tensors, or leave them out.
+_WRAPPERS: Final = frozenset({"model", "language_model", "vision_model"})
+
+
+def merge(student: Any, dtype: torch.dtype) -> tuple[Any, int | None]:
+    """Fold an adapter into its base model, in place.
+
+    Args:
+        student: PEFT model from `load_student`.
+        dtype: of every parameter from now on.
+
+    Returns:
+        The Llava model, and the layer that W rotates; None without W or with a W of zero, which
+        is taken away.
+    """
+    llava = student.merge_and_unload(safe_merge=True)
+    for parameter in llava.parameters():
+        # Not llava.to(dtype), which would round the frequencies of the rotary embedding too.
+        parameter.data = parameter.data.to(dtype)
+    for number, block in enumerate(llava.model.language_model.layers):
+        rotation = getattr(block, "visual_rotation", None)
+        if rotation is not None and bool(rotation.weight.any()):
+            return llava, number
+        if rotation is not None:
+            del block.visual_rotation
+    return llava, None
+
+
+def write_model(
+    llava: Any, source: Path, layer: int | None, folder: Path, shard_bytes: int
+) -> None:
+    """Write weights, config.json and, with a rotation, the code that it needs.
+
+    Tensors keep their names of the source's files, whatever this version of transformers calls
+    them: what reads the source reads the export.
+
+    Args:
+        llava: from `merge`.
+        source: the student's folder.
+        layer: that W rotates, or None.
+        folder: to write into.
+        shard_bytes: most bytes of a weight file, unless one tensor is larger.
+
+    Raises:
+        ExportError: source and model do not hold the same tensors.
+        OSError: the disk is full, say.
+    """
+    tensors = _by_source_name(llava, source, layer)
+    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
+    with _disk_errors(folder):
+        for file, names in plan.filename_to_tensors.items():
+            # Cloned: files hold no two tensors of one storage, and nothing but the tensor.
+            shard = {name: tensors[name].detach().cpu().clone().contiguous() for name in names}
+            save_file(shard, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_durably(folder / "model.safetensors.index.json", as_json(index))
+    _write_config(llava, layer, folder)
+
+
+def _write_config(llava: Any, layer: int | None, folder: Path) -> None:
+    dtype = str(llava.dtype).removeprefix("torch.")
+    config = json.loads(llava.config.to_json_string())
+    config |= {"architectures": [type(llava).__name__], "dtype": dtype}
+    for part in ("text_config", "vision_config"):
+        if "dtype" in config[part]:
+            config[part]["dtype"] = dtype
+    if layer is not None:
+        module = Path(REMOTE_CODE).stem
+        config |= {
+            "model_type": _REMOTE_TYPE,
+            "architectures": [_REMOTE_CLASS],
+            "rotated_layer": layer,
+            "auto_map": {
+                "AutoConfig": f"{module}.MedAlignLlavaConfig",
+                "AutoModelForImageTextToText": f"{module}.{_REMOTE_CLASS}",
+            },
+        }
+        shutil.copyfile(Path(__file__).with_name(REMOTE_CODE), folder / REMOTE_CODE)
+    write_durably(folder / "config.json", as_json(config))
+
+
+def _by_source_name(llava: Any, source: Path, layer: int | None) -> dict[str, Tensor]:
+    held: dict[str, Tensor] = llava.state_dict()
+    named = _source_names(source)
+    if not named:  # an older folder of pickled weights: this version's own names
+        return _untied(held, llava)
+    found = {_bare(name): tensor for name, tensor in held.items()}
+    tensors = {name: found[bare] for bare, name in named.items() if bare in found}
+    if layer is not None:
+        inside = f"layers.{layer}.input_layernorm.weight"
+        beside = named[inside].removesuffix("input_layernorm.weight")
+        tensors[f"{beside}visual_rotation.weight"] = found[f"layers.{layer}.visual_rotation.weight"]
+    tied = {"lm_head.weight"} if llava.config.tie_word_embeddings else set()
+    rotation = set() if layer is None else {f"layers.{layer}.visual_rotation.weight"}
+    lost = sorted(found.keys() - named.keys() - tied - rotation)
+    if lost or len(found) != len(held):
+        raise ExportError(
+            f"{source}: its weight files have no place for {', '.join(lost[:5]) or 'some tensors'}"
+        )
+    return tensors
+
+
+def _untied(held: dict[str, Tensor], llava: Any) -> dict[str, Tensor]:
+    tied = "lm_head.weight" if llava.config.tie_word_embeddings else None
+    return {name: tensor for name, tensor in held.items() if name != tied}
+
+
+def _source_names(source: Path) -> dict[str, str]:
+    """Names in the source's weight files, by what is left of them without wrappers."""
+    names: dict[str, str] = {}
+    for path in sorted(source.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            names.update({_bare(name): name for name in file.keys()})  # noqa: SIM118 - no mapping
+    return names
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn safetensors' own error into what the file system said."""
+    try:
+        yield
+    except SafetensorError as error:
+        full = "No space left" in str(error)
+        number = errno.ENOSPC if full else errno.EIO
+        raise OSError(number, "no space left" if full else str(error), str(folder)) from error
