@@ -1,5 +1,6 @@
 """Keep libraries from talking into a command's output, and away from the network."""
 
+import logging
 import os
 import warnings
 from typing import Any
@@ -18,10 +19,12 @@ def quiet_libraries() -> None:
     # Tokenizers are used before worker processes are forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # On a CPU without AVX512 kernels it says at import that it goes on without them.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    talk: Any = logging
+    talk: Any = transformers_logging
     talk.set_verbosity_error()
     talk.disable_progress_bar()
