@@ -401,7 +401,9 @@ def _ensure_root(store: Storage, card: CacheCard, plan: PlanChain) -> Seal | Non
     seal = found.seal if found else None
     fits = found is not None and not card.differences(found.card)
     if not fits or (seal and not seal.layout.begins(plan.layout)):
-        raise TeacherCacheError(f"{store}: zarr.json does not fit the plan; is it of another cache")
+        raise TeacherCacheError(
+            f"{store}: zarr.json does not fit the plan; is it of another cache?"
+        )
     return seal
 
 
