@@ -177,14 +177,13 @@ def _print_recomputed(found: "Certificate | None", outside: list[str]) -> None:
 
 
 def _mend(store: str, *, mend: bool, quiet: bool) -> None:
-    from ..teacher_cache.audit import reopen
-    from .finish import finishing
+    from ..teacher_cache.audit import reopen, status
 
     if mend:
         shards = reopen(store)
         some = f": {some_numbers(shards)}" if shards else ""
         typer.echo(f"{plural(len(shards), 'shard')} pending again{some}", err=True)
-        for command in finishing(store):
+        for command in status(store).commands:
             typer.echo(f"next  {command}", err=True)
     elif not quiet:
         typer.echo("--mend makes damaged shards pending, so that the next build mends them")

@@ -154,13 +154,12 @@ def build_command(
 def status_command(store: Store, as_json: Json = False) -> None:
     """Say how far a cache is and which images it lacks; reads no data."""
     from ..teacher_cache.audit import status
-    from .finish import finishing
 
     found = status(store)
     if as_json:
-        typer.echo(json.dumps({**found.to_json(), "next": finishing(store, found)}, indent=2))
+        typer.echo(json.dumps({**found.to_json(), "next": found.commands}, indent=2))
     else:
-        print_facts(status_facts(found, finishing(store, found)))
+        print_facts(status_facts(found))
 
 
 @cache.command("info")

@@ -68,7 +68,7 @@ def build_facts(report: "BuildReport", part: "Part", command: str) -> Iterator[F
         yield "then", seal
 
 
-def status_facts(status: "CacheStatus", commands: Sequence[str]) -> Iterator[Fact]:
+def status_facts(status: "CacheStatus") -> Iterator[Fact]:
     """Say how far a cache is, and the commands that finish it."""
     yield "store", str(status.store)
     yield "state", _STATES.get(status.state, status.state)
@@ -85,7 +85,7 @@ def status_facts(status: "CacheStatus", commands: Sequence[str]) -> Iterator[Fac
             # "damaged 0" would read as none
             yield name, f"number{'s' * (len(each) != 1)} {some_numbers(each)}, counted from 0"
     yield from failure_facts(status.failures, status.never_read)
-    for name, command in zip(("next", "then"), commands, strict=False):
+    for name, command in zip(("next", "then"), status.commands, strict=False):
         yield name, command
 
 

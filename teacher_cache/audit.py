@@ -9,6 +9,7 @@ from .arrays import check_metadata, row_arrays
 from .attributes import Seal, load_attributes
 from .chain import PlanChain
 from .commits import CommitLog, RecordSums, ShardState, list_failures
+from .finish import finishing
 from .index import StoredIndex
 from .layout import Layout
 from .plan_file import FOLDER, has_newer_plan, load_plans, plan_digest, plan_name
@@ -67,6 +68,12 @@ class CacheStatus:
     def complete(self) -> int:
         """Number of complete shards."""
         return self.shards - len(self.pending) - len(self.damaged)
+
+    @property
+    def commands(self) -> list[str]:
+        """What finishes the store, in order; empty when nothing is left to do."""
+        written = self.complete == self.shards
+        return finishing(self.store, written=written, sealed=self.state == "sealed")
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""

@@ -1,7 +1,6 @@
 """The commit protocol: a shard without a record does not exist."""
 
 import hashlib
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ import numpy.typing as npt
 from .arrays import Array, RowArray, row_arrays
 from .chain import PlanChain, order_of
 from .durable import sha256_bytes
+from .finish import finishing
 from .layout import Layout
-from .origin import load_origin
 from .plan_file import FOLDER, check_format
 from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
 from .storage import Storage, read_json, sha256_of
@@ -209,22 +208,11 @@ class CommitLog:
     def unsealed(self) -> str:
         """Say that the store is not sealed, how far it is, and the commands that finish it."""
         complete = list(self.states().values()).count(ShardState.COMPLETE)
-        origin = load_origin(self.store)
-        words = (
-            "medalign",
-            "cache",
-            "build",
-            "MANIFEST",
-            "--images",
-            "DIR",
-            "--out",
-            str(self.store),
-        )
-        build = f"`{shlex.join(origin.command if origin else words)}`"
-        first = "" if complete == self.shards else f"finish it with {build}, then "
+        commands = finishing(self.store, written=complete == self.shards, sealed=False)
+        then = ", then ".join(f"`{command}`" for command in commands)
         return (
-            f"{self.store} is still building: {complete} of {self.shards} shards are complete; "
-            f"{first}run `medalign cache seal {self.store}`"
+            f"{self.store} is not sealed: {complete} of {self.shards} shards are complete; "
+            f"run {then}"
         )
 
     def damages(self, shard: int) -> Iterator[tuple[str, str]]:

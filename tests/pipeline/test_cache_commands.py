@@ -1,11 +1,13 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from medalign.pipeline.commands import cache
 from medalign.pipeline.experts import ExpertError
 from medalign.pipeline.parts import PartError
 from medalign.pipeline.pixels import PixelsError
-from medalign.teacher_cache.origin import load_origin
+from medalign.teacher_cache.origin import load_origin, save_origin
 from medalign.teacher_cache.schema import TeacherCacheError
 
 IMAGES = 10
@@ -124,6 +126,31 @@ def test_status_gives_the_exact_commands_that_finish_a_build(
         assert (program, group) == ("medalign", "cache")
         assert run(*rest).exit_code == 0
     assert json.loads(run("status", spaced / "store", "--json").stdout)["next"] == []
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_copied_store_is_finished_where_it_lies(
+    folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: bool
+) -> None:
+    copy = tmp_path / "a copy"
+    shutil.copytree(store, copy)
+    (copy / "_commit" / "1.json").unlink()
+    origin = load_origin(store)
+    assert origin is not None
+    if joined:
+        words = shlex.join(origin.command).replace(f"--out {store}", f"--out={store}")
+        save_origin(copy, replace(origin, command=tuple(shlex.split(words))))
+    monkeypatch.chdir(tmp_path)
+    finishing = json.loads(run("status", "a copy", "--json").stdout)["next"]
+    assert len(finishing) == 2
+    refused = run("seal", "a copy")
+    assert finishing[0] in str(refused.exception)
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    monkeypatch.chdir(tmp_path.parent)
+    assert run(*shlex.split(finishing[0])[2:]).exit_code == 0
+    assert json.loads(run("status", copy, "--json").stdout)["complete"] == 3
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    assert f"{folder}/manifest.jsonl" in finishing[0]
 
 
 def test_a_store_that_does_not_know_its_build_gives_a_general_command(store: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_damaged_row_is_an_error_that_names_it(altered: Make) -> None:
 
 
 def test_an_unsealed_cache_is_refused(synthetic_store: Make) -> None:
-    with pytest.raises(TeacherCacheError, match="still building"):
+    with pytest.raises(TeacherCacheError, match="not sealed"):
         diff(synthetic_store(3), synthetic_store(3, sealed=False, name="other"))
 
 
