@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..teacher_cache.audit import status
+from ..teacher_cache.damage import Damage
 from ..teacher_cache.gram_errors import GramErrors
 from ..teacher_cache.origin import Origin, load_origin, save_origin
 from ..teacher_cache.schema import Failure, Plan, TeacherCacheError
@@ -64,6 +65,7 @@ class BuildReport:
         seconds: time that took.
         sealed: the cache is sealed.
         size_bytes: of all files of the store.
+        damages: of a sealed store, what else than shards is missing or has a wrong size.
     """
 
     store: Storage
@@ -81,6 +83,7 @@ class BuildReport:
     seconds: float
     sealed: bool
     size_bytes: int
+    damages: tuple[Damage, ...]
 
 
 def build(
@@ -317,4 +320,5 @@ def _report(
         seconds=seconds,
         sealed=writer.sealed,
         size_bytes=sum(size for _, size in writer.store.files()),
+        damages=now.damages,
     )

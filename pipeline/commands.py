@@ -146,7 +146,7 @@ def build_command(
         progress.say(describe(tower))
         report = build(manifest, images, out, tower, options, origin=origin, progress=progress)
     print_facts(build_facts(report, options.part, command))
-    if report.failures:
+    if report.failures or report.damages:
         raise typer.Exit(FAILED)
 
 

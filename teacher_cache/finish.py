@@ -35,6 +35,11 @@ def seal_command(store: Storage) -> str:
     return f"medalign cache seal {shlex.quote(str(store))}"
 
 
+def mend_command(store: Storage) -> str:
+    """Return the command that makes damaged shards of `store` pending, and unseals it."""
+    return f"medalign cache verify {shlex.quote(str(store))} --mend"
+
+
 def _into(out: str, command: tuple[str, ...]) -> list[str]:
     """Return a build's command with `out` for its store: that may have been moved or copied."""
     words = list(command)
