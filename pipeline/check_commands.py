@@ -58,10 +58,13 @@ def seal_command(
     Training takes sealed caches only. Rows that are not what the expert says keep it unsealed. A
     cache that is sealed already is looked over, and gets a certificate if it has none.
     """
-    from ..teacher_cache.audit import seal, status
-    from ..teacher_cache.certificate import read_certificate
-    from ..teacher_cache.reader import TeacherCache
-    from .recheck import Recheck
+    from .interrupt import held_back
+
+    with held_back():
+        from ..teacher_cache.audit import seal, status
+        from ..teacher_cache.certificate import read_certificate
+        from ..teacher_cache.reader import TeacherCache
+        from .recheck import Recheck
 
     now, again = status(store), ""
     certify = None
@@ -117,8 +120,11 @@ def verify_command(
     With --recompute also say whether rows are what the expert says, within the tolerance of the
     certificate; exit 1 if not.
     """
-    from ..teacher_cache.audit import verify
-    from .recheck import Recheck
+    from .interrupt import held_back
+
+    with held_back():
+        from ..teacher_cache.audit import verify
+        from .recheck import Recheck
 
     asked = Recheck(
         rows=recompute,

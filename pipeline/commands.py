@@ -6,7 +6,7 @@ Everything heavy is imported inside a command, so that `medalign --help` answers
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -108,16 +108,19 @@ def build_command(
 
     Images that a cache does not know yet are added to it, and nothing that is there is moved.
     """
+    from .interrupt import held_back
+
     origin = retyped(context)
     command = quoted(origin.command) if origin else "the same command"
     with _resumable(out, command):
-        from ..teacher_cache.schema import PatchGrid
-        from ..teacher_cache.writer import TeacherCacheWriter
-        from .asked_expert import describe, load_asked
-        from .build import BuildError, BuildOptions, build, check_folders
-        from .parts import Part
-        from .progress import ConsoleProgress
-        from .workers import default_workers
+        with held_back():
+            from ..teacher_cache.schema import PatchGrid
+            from ..teacher_cache.writer import TeacherCacheWriter
+            from .asked_expert import describe, load_asked
+            from .build import BuildError, BuildOptions, build, check_folders
+            from .parts import Part
+            from .progress import ConsoleProgress
+            from .workers import default_workers
 
         if mode == "paper" and geometry not in (None, "crop"):
             raise BuildError("mode paper always crops the expert's input; leave --geometry away")
@@ -184,14 +187,15 @@ def _gram_error(codec: str | None, asked: float | None) -> float | None:
 
 @contextmanager
 def _resumable(out: str, command: str) -> Iterator[None]:
-    """Say on Ctrl-C and SIGTERM, whenever they come, what is kept and how to go on."""
+    """Say on Ctrl-C, SIGTERM and SIGHUP, whenever they come, what is kept and how to go on."""
     from .interrupt import interruptible
 
     try:
         with interruptible():
             yield
     except KeyboardInterrupt:
-        typer.echo(f"{_kept(out)}:\n  {command}", err=True)
+        with suppress(OSError):  # after SIGHUP the terminal may be gone
+            typer.echo(f"{_kept(out)}:\n  {command}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

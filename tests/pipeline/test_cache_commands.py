@@ -294,11 +294,14 @@ def told(folder: Path, errors: str) -> None:
         assert word not in errors
 
 
-@pytest.mark.parametrize("whole_group", [False, True])
-def test_sigterm_ends_a_build_as_ctrl_c_does(
-    folder: Path, running: "subprocess.Popen[str]", whole_group: bool
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, True)],
+)
+def test_sigterm_and_sighup_end_a_build_as_ctrl_c_does(
+    folder: Path, running: "subprocess.Popen[str]", number: signal.Signals, whole_group: bool
 ) -> None:
-    (os.killpg if whole_group else os.kill)(running.pid, signal.SIGTERM)
+    (os.killpg if whole_group else os.kill)(running.pid, number)
     _, errors = running.communicate(timeout=30)
     assert running.returncode == 130
     told(folder, errors)
@@ -318,6 +321,23 @@ def test_a_build_stopped_before_anything_is_written_says_that(folder: Path) -> N
     said, command = done.stderr.splitlines()
     assert said == f"stopped before anything was written to {folder / 'store'}; to begin again:"
     assert command.startswith("  medalign cache build ")
+
+
+def test_a_signal_while_torch_is_imported_waits_for_the_import(folder: Path) -> None:
+    code = (
+        "import atexit, os, signal, sys\n"
+        "class Signalling:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch.nn':\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Signalling())\n"
+        "atexit.register(lambda: print(hasattr(sys.modules.get('torch'), 'optim')))\n"
+        "from medalign.pipeline.commands import cache; cache()"
+    )
+    words = [sys.executable, "-c", code, *arguments(folder)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "True\n"), done.stderr
+    assert "stopped before anything was written" in done.stderr
 
 
 def test_a_killed_build_is_finished_by_the_next_run(

@@ -3,16 +3,37 @@ import threading
 
 import pytest
 
-from medalign.pipeline.interrupt import interruptible
+from medalign.pipeline.interrupt import held_back, interruptible
 from medalign.pipeline.workers import WorkerDiedError
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_interrupts_and_the_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), interruptible():
         signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_imports_to_be_finished(number: signal.Signals) -> None:
+    imported = []
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        with held_back():
+            signal.raise_signal(number)
+            imported.append("torch")
+        imported.append("what comes after it")
+    assert imported == ["torch"]
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_repeated_sigterm_does_not_disturb_what_is_being_finished() -> None:

@@ -24,8 +24,8 @@ def run(*words: str | Path) -> Result:
 
 
 def build_words(source: Path, store: Path, *more: str) -> list[str | Path]:
-    needed = [source / "manifest.jsonl", "--images", source / "images", "--out", store]
-    quick = ["--expert", "demo", "--grid", "4x4", "--workers", "0", "--shard-rows", "2"]
+    needed = (source / "manifest.jsonl", "--images", source / "images", "--out", store)
+    quick = ("--expert", "demo", "--grid", "4x4", "--workers", "0", "--shard-rows", "2")
     return ["build", *needed, *quick, *more]
 
 
@@ -34,7 +34,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three images, their manifest, and a store of them that is sealed without a certificate."""
     folder = tmp_path_factory.mktemp("source")
     (folder / "images").mkdir()
-    lines = []
+    lines: list[str] = []
     for name in ("a.png", "b.png", "c.png"):
         pixels = np.full((20, 30, 3), len(lines) * 40, np.uint8)
         Image.fromarray(pixels).save(folder / "images" / name)
