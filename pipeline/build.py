@@ -54,7 +54,9 @@ class BuildReport:
         records: number of records in the manifest.
         text_only: how many of them have no image.
         images: distinct image paths.
-        rows: distinct image contents.
+        distinct: distinct image contents among these, without those that could not be decoded.
+        led_to: rows of the store that these images lead to, readable or not.
+        rows: all rows of the store, those of earlier manifests and replaced images included.
         shards: number of shards of the whole cache.
         written: shards that this run wrote.
         pending: shards that are still to be written, by this part or another.
@@ -72,6 +74,8 @@ class BuildReport:
     records: int
     text_only: int
     images: int
+    distinct: int
+    led_to: int
     rows: int
     shards: int
     written: int
@@ -304,11 +308,16 @@ def _report(
     writer: TeacherCacheWriter, asked: ManifestImages, written: int, encoded: int, seconds: float
 ) -> BuildReport:
     now = status(writer.store)
+    paths = writer.plan.paths
+    led_to = {paths[path] for path in asked.paths if path in paths}
+    lost = {paths.get(failure.path) for failure in now.failures}
     return BuildReport(
         store=writer.store,
         records=asked.records,
         text_only=asked.text_only,
         images=len(asked.paths),
+        distinct=len(led_to - lost),
+        led_to=len(led_to),
         rows=now.rows,
         shards=now.shards,
         written=written,

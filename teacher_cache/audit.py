@@ -40,6 +40,7 @@ class CacheStatus:
         rows: distinct image contents that were planned.
         rows_written: rows of complete shards, failed ones included.
         rows_failed: rows of complete shards whose image could not be decoded.
+        rows_left: how many of them no path leads to any more.
         shards: number of shards.
         pending: shards without a record.
         damaged: shards whose record or file sizes do not fit; contents are not read.
@@ -56,6 +57,7 @@ class CacheStatus:
     rows: int
     rows_written: int
     rows_failed: int
+    rows_left: int
     shards: int
     pending: tuple[int, ...]
     damaged: tuple[int, ...]
@@ -87,6 +89,7 @@ class CacheStatus:
             "rows": self.rows,
             "rows_written": self.rows_written,
             "rows_failed": self.rows_failed,
+            "rows_left": self.rows_left,
             "shards": self.shards,
             "complete": self.complete,
             "pending": list(self.pending),
@@ -154,6 +157,7 @@ def _status(found: _Found) -> CacheStatus:
         rows=log.layout.rows,
         rows_written=sum(len(log.rows_of(shard)) for shard in complete),
         rows_failed=len(reasons),
+        rows_left=len(reasons.keys() - set(chain.paths.values())) if chain else _left(sealed),
         shards=log.shards,
         pending=tuple(k for k, state in states.items() if state is ShardState.PENDING),
         damaged=tuple(k for k, state in states.items() if state is ShardState.DAMAGED),
@@ -161,6 +165,10 @@ def _status(found: _Found) -> CacheStatus:
         never_read=found.never_read,
         damages=tuple(description_damages(log.store, found.card, sealed) if sealed else ()),
     )
+
+
+def _left(sealed: Seal | None) -> int:
+    return sum(each.path is None for each in sealed.failures) if sealed else 0
 
 
 def verify(store: Path | str | Storage, progress: Progress | None = None) -> list[Damage]:

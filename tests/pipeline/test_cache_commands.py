@@ -89,6 +89,22 @@ def test_unreadable_images_are_listed_and_exit_1(folder: Path) -> None:
     assert [path for path, _ in failures] == ["3.png", "4.png"]
 
 
+def test_images_are_those_of_the_manifest_that_can_be_read(folder: Path) -> None:
+    broken = folder / "images" / "4.png"
+    kept = broken.read_bytes()
+    broken.write_bytes(b"nothing")
+    assert "10 in 11 records, 9 distinct and readable" in run(*arguments(folder)).stdout
+    broken.write_bytes(kept)
+    mended = run(*arguments(folder)).stdout.splitlines()
+    assert mended[1] == "images     10 in 11 records, 10 distinct and readable"
+    assert mended[2] == "rows       11 in the store, 1 of other images than these"
+    for sealed in (False, True):
+        rows = run("status", folder / "store").stdout.splitlines()[2]
+        said = "; 1 of them without data, as the image could not be decoded, 1 of which no path"
+        assert rows.endswith(f"{said} leads to any more")
+        assert sealed or run("seal", folder / "store", "--recompute", "0").exit_code == 0
+
+
 def test_status_counts_shards_so_that_number_0_is_no_count(folder: Path, store: Path) -> None:
     (store / "attention" / "c.0.0").unlink()
     (store / "_commit" / "2.json").unlink()
