@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ from .copy_commands import merge_command, subset_command
 from .diff_command import diff_command
 from .report import build_facts, info_facts, plural, print_facts, status_facts
 from .retyped import quoted, retyped
+
+if TYPE_CHECKING:
+    from ..teacher_cache.schema import CacheCard
 
 _GRAM_ERROR = 1e-3
 
@@ -66,14 +69,14 @@ def build_command(
         Literal["fp16", "gram"] | None,
         typer.Option(
             help="fp16: patch features. gram: their similarities, many times smaller.",
-            show_default="fp16",
+            show_default="fp16, or the store's own",
         ),
     ] = None,
     max_gram_error: Annotated[
         float | None,
         typer.Option(
             help="RMS error that codec gram may make in an image's similarities.",
-            show_default="0.001 with codec gram",
+            show_default="0.001 with codec gram, or the store's own",
         ),
     ] = None,
     part: Annotated[
@@ -115,9 +118,11 @@ def build_command(
     with _resumable(out, command):
         with held_back():
             from ..teacher_cache.schema import PatchGrid
-            from ..teacher_cache.writer import TeacherCacheWriter
+            from ..teacher_cache.storage import open_storage
+            from ..teacher_cache.writer import TeacherCacheWriter, check_begun
             from .asked_expert import describe, load_asked
             from .build import BuildError, BuildOptions, build, check_folders
+            from .options import with_options
             from .parts import Part
             from .progress import ConsoleProgress
             from .workers import default_workers
@@ -136,12 +141,14 @@ def build_command(
             shard_rows=shard_rows,
             batch_size=batch_size,
             workers=default_workers() if workers is None else workers,
-            max_gram_error=_gram_error(codec, max_gram_error),
+            max_gram_error=_gram_error(codec, max_gram_error, card),
             part=Part.parse(part) if part else Part.from_environment(os.environ),
             on_error=on_error,
             rehash=rehash,
             retry=retry,
         )
+        if card is not None:
+            check_begun(open_storage(out), card, with_options(card, options, features))
         progress = ConsoleProgress()
         if options.part.source:
             progress.say(f"part {options.part}, by {options.part.source}")
@@ -177,12 +184,16 @@ def info_command(store: Store, as_json: Json = False) -> None:
         print_facts(info_facts(found))
 
 
-def _gram_error(codec: str | None, asked: float | None) -> float | None:
+def _gram_error(codec: str | None, asked: float | None, card: "CacheCard | None") -> float | None:
+    """Return the error limit that was asked for, else the store's own; None is codec fp16."""
     from .build import BuildError
 
     if codec == "fp16" and asked is not None:
         raise BuildError("codec fp16 makes no error to limit; leave --max-gram-error away")
-    return _GRAM_ERROR if codec == "gram" and asked is None else asked
+    if asked is not None or codec == "fp16":
+        return asked
+    stored = None if card is None else card.max_gram_error
+    return stored or (_GRAM_ERROR if codec == "gram" else None)
 
 
 @contextmanager

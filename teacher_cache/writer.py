@@ -375,17 +375,26 @@ def check_claimable(store: Storage) -> None:
         )
 
 
+def check_begun(store: Storage, begun: CacheCard, card: CacheCard) -> None:
+    """Refuse to go on with a store that was begun with another card.
+
+    Raises:
+        TeacherCacheError: names every difference, and the option that makes it.
+    """
+    if differences := begun.differences(card):
+        raise TeacherCacheError(
+            f"{store} was begun differently: {'; '.join(differences)}; "
+            "choose another folder, or build with what the store was begun with"
+        )
+
+
 def _extended(store: Storage, card: CacheCard, wanted: Plan) -> tuple[CacheCard, PlanChain]:
     """Return the plans of `store` after it was made to hold `wanted`."""
     if not has_plan(store) and publish_generation(store, card, None, first_generation(wanted)):
         return load_plans(store)
     while True:
         begun, plan = load_plans(store)
-        if differences := begun.differences(card):
-            raise TeacherCacheError(
-                f"{store} was begun differently: {'; '.join(differences)}; "
-                "choose another folder, or build with what the store was begun with"
-            )
+        check_begun(store, begun, card)
         added = next_generation(plan, wanted)
         if added is None:
             return begun, plan
