@@ -50,8 +50,8 @@ def build_facts(report: "BuildReport", part: "Part", command: str) -> Iterator[F
     yield "store", str(report.store)
     images = f"{report.images} in {plural(report.records, 'record')}"
     yield "images", f"{images}, {report.distinct} distinct and readable"
-    if others := report.rows - report.led_to:
-        yield "rows", f"{report.rows} in the store, {others} of other images than these"
+    if strangers := report.rows - report.led_to:
+        yield "rows", f"{report.rows} in the store, {strangers} of other images than these"
     if report.text_only:
         yield "text only", f"{plural(report.text_only, 'record')} without an image; no row needed"
     yield "shards", _shards(report)
@@ -225,5 +225,7 @@ def _unfinished(status: "CacheStatus") -> list[tuple[str, Sequence[int]]]:
 def _undecoded(status: "CacheStatus") -> str:
     if not status.rows_failed:
         return ""
-    left = f", {status.rows_left} of which no path leads to any more" * bool(status.rows_left)
-    return f"; {status.rows_failed} of them without data, as the image could not be decoded{left}"
+    said = f"; {status.rows_failed} of them without data, as the image could not be decoded"
+    if status.rows_left:
+        said += f", {status.rows_left} of which no path leads to any more"
+    return said
