@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..teacher_cache.audit import status
+from ..teacher_cache.begin import check_claimable
 from ..teacher_cache.damage import Damage
 from ..teacher_cache.gram_errors import GramErrors
 from ..teacher_cache.origin import Origin, load_origin, save_origin
 from ..teacher_cache.schema import Failure, Plan, TeacherCacheError
 from ..teacher_cache.storage import Storage, open_storage
-from ..teacher_cache.writer import TeacherCacheWriter, check_claimable
+from ..teacher_cache.writer import TeacherCacheWriter
 from .encode import RowBatch, Shard, encode_batches, row_batches
 from .experts import Expert
 from .geometry import mean_colour

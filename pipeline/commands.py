@@ -117,9 +117,10 @@ def build_command(
     command = quoted(origin.command) if origin else "the same command"
     with _resumable(out, command):
         with held_back():
+            from ..teacher_cache.begin import check_begun
             from ..teacher_cache.schema import PatchGrid
             from ..teacher_cache.storage import open_storage
-            from ..teacher_cache.writer import TeacherCacheWriter, check_begun
+            from ..teacher_cache.writer import TeacherCacheWriter
             from .asked_expert import describe, load_asked
             from .build import BuildError, BuildOptions, build, check_folders
             from .options import with_options

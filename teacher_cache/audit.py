@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from .attributes import Seal, load_attributes
 from .chain import PlanChain
-from .commits import CommitLog, RecordSums, ShardState, list_failures
+from .commits import CommitLog, ShardState, list_failures
 from .damage import (
     Damage,
     Remedy,
@@ -27,6 +27,7 @@ from .seal import SealReport as SealReport
 from .seal import hash_of_rows, listed_failures
 from .seal import reopen as reopen
 from .seal import seal as seal
+from .shard_record import RecordSums
 from .storage import Storage, open_storage
 
 

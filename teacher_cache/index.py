@@ -26,9 +26,9 @@ from .arrays import (
 )
 from .attributes import ROOT, Seal
 from .chain import DIGEST_BYTES, PlanChain, prefix_of
-from .commits import ROW_DIGEST_BYTES
 from .durable import sha256_bytes
 from .layout import Layout
+from .shard_record import ROW_DIGEST_BYTES
 from .storage import Storage
 from .strict import DamagedError, TeacherCacheError, check_relative, within
 

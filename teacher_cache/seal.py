@@ -11,7 +11,8 @@ import numpy as np
 from .arrays import ensure_metadata
 from .attributes import Attributes, Seal, SealedFailure, load_attributes, save_attributes
 from .chain import PlanChain
-from .commits import CommitLog, RecordSums, ShardState, content_hash, list_failures
+from .commits import CommitLog, ShardState, list_failures
+from .content import content_hash
 from .damage import (
     Damage,
     DamageFoundError,
@@ -25,6 +26,7 @@ from .layout import Layout
 from .plan_file import has_newer_plan, load_plans
 from .reader import TeacherCache
 from .schema import CacheCard, Failure, TeacherCacheError
+from .shard_record import RecordSums
 from .storage import Storage, explaining_disk_errors, open_storage
 
 Progress = Callable[[int, int], None]

@@ -9,18 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import ensure_metadata
-from .attributes import ROOT, Attributes, Seal, load_attributes, save_attributes
-from .chain import PlanChain, first_generation, next_generation
-from .commits import CommitLog, ShardRecord, ShardState, row_digests_of
+from .attributes import Attributes, Seal, load_attributes, save_attributes
+from .begin import check_claimable, ensure_root, extended
+from .chain import PlanChain
+from .commits import CommitLog, ShardState
+from .content import row_digests_of
 from .durable import sha256_bytes
-from .gram_errors import GRAM_ERROR, GramErrors, measured_errors
+from .gram_errors import GramErrors, measured_errors
 from .plan import Plan
-from .plan_file import FOLDER, has_plan, load_plans, plan_name, publish_generation
+from .plan_file import has_plan, load_plans
 from .schema import CacheCard, TeacherCacheError
-from .storage import LocalStorage, Storage, explaining_disk_errors, is_leftover, open_storage
-
-Arrays = Mapping[str, npt.NDArray[Any]]
-_ROUNDING = 1e-6
+from .shard_record import ShardRecord
+from .shard_values import Arrays, check_values, stored_values
+from .storage import Storage, explaining_disk_errors, open_storage
 
 
 class TeacherCacheWriter:
@@ -60,9 +61,9 @@ class TeacherCacheWriter:
         store = open_storage(store)
         with explaining_disk_errors(store, "beginning"):
             check_claimable(store)
-            begun, plan = _extended(store, card, wanted)
+            begun, plan = extended(store, card, wanted)
             ensure_metadata(store, begun, plan.layout.extent)
-            writer = cls(store, begun, plan, _ensure_root(store, begun, plan))
+            writer = cls(store, begun, plan, ensure_root(store, begun, plan))
             if writer._incomplete(range(writer._sealed_shards)):
                 writer._unseal()
             return writer
@@ -156,11 +157,13 @@ class TeacherCacheWriter:
             TeacherCacheError: sealed, or the disk is full or fails.
         """
         failed = dict(failures or {})
-        self._check(shard, self.rows_of(shard), arrays, failed)
+        check_values(
+            self._log.arrays, self.card.max_gram_error, shard, self.rows_of(shard), arrays, failed
+        )
         with explaining_disk_errors(self.store, f"writing shard {shard} of"):
             if self._done(shard):
                 return
-            stored = self._stored(self.rows_of(shard), arrays, failed)
+            stored = stored_values(self._log.arrays, self.rows_of(shard), arrays, failed)
             with ThreadPoolExecutor(1) as aside:  # hashing lets other threads run
                 digests = aside.submit(row_digests_of, stored)
                 files = {
@@ -195,8 +198,8 @@ class TeacherCacheWriter:
             TeacherCacheError: the shard is not as it was written.
         """
         failed = dict(failures or {})
-        self._check(shard, rows, arrays, failed)
-        stored = self._stored(rows, arrays, failed)
+        check_values(self._log.arrays, self.card.max_gram_error, shard, rows, arrays, failed)
+        stored = stored_values(self._log.arrays, rows, arrays, failed)
         with explaining_disk_errors(self.store, f"writing shard {shard} of"):
             # each turn but the last, another process has changed the record meanwhile
             while record := self._record(shard):
@@ -305,127 +308,9 @@ class TeacherCacheWriter:
         states = self._log.states(shards)
         return [shard for shard, state in states.items() if state is not ShardState.COMPLETE]
 
-    def _stored(
-        self, rows: Sequence[int], arrays: Arrays, failed: Mapping[int, str]
-    ) -> dict[str, npt.NDArray[Any]]:
-        """Return what is stored of `rows`: fill values where the image failed."""
-        lost = [place for place, row in enumerate(rows) if row in failed]
-        return {
-            array.name: _without(arrays[array.name], lost, array.fill) for array in self._log.arrays
-        }
-
     def _done(self, shard: int) -> bool:
         if self._log.state(shard) is ShardState.COMPLETE:
             return True
         if shard < self._sealed_shards:
             raise TeacherCacheError(f"{self.store} is sealed; shard {shard} cannot be written")
         return False
-
-    def _check(
-        self, shard: int, rows: Sequence[int], arrays: Arrays, failed: Mapping[int, str]
-    ) -> None:
-        if set(arrays) != (names := {array.name for array in self._log.arrays}):
-            raise ValueError(f"shard {shard} takes {sorted(names)}, got {sorted(arrays)}")
-        for array in self._log.arrays:
-            given, shape = arrays[array.name], (len(rows), *array.row_shape)
-            if given.shape != shape or given.dtype != np.dtype(array.dtype):
-                raise ValueError(
-                    f"shard {shard} takes {array.name} of {array.dtype} {shape}, "
-                    f"got {given.dtype} {given.shape}"
-                )
-        if strangers := sorted(set(failed) - set(rows)):
-            raise ValueError(f"shard {shard} holds {rows}, got failures of rows {strangers}")
-        good = np.array([row not in failed for row in rows])
-        for name, values in arrays.items():
-            # row by row, so that what is computed on the way stays in the processor's cache
-            infinite = np.array([not np.isfinite(row).all() for row in values])
-            _refuse(rows, good & infinite, f"{name} holds NaN or infinite values")
-        negative = (arrays["attention"] < 0).any(axis=1)
-        _refuse(rows, good & negative, "attention holds negative values")
-        flat = (arrays["source_size"] < 1).any(axis=1)
-        _refuse(rows, good & flat, "source_size holds a side below 1 pixel")
-        if (most := self.card.max_gram_error) is not None:
-            errors = arrays[GRAM_ERROR].astype(np.float64)
-            _refuse(rows, good & (errors < 0).any(axis=1), f"{GRAM_ERROR} holds negative values")
-            above = errors[:, 0] > most * (1 + _ROUNDING)
-            _refuse(rows, good & above, f"{GRAM_ERROR} holds an RMS above the card's {most}")
-
-
-def check_claimable(store: Storage) -> None:
-    """Refuse a place that is neither a cache that can be built on nor empty.
-
-    Raises:
-        TeacherCacheError: names what is there.
-    """
-    if has_plan(store):
-        return
-    if isinstance(store, LocalStorage) and store.folder.is_file():
-        raise TeacherCacheError(f"{store} is a file; a cache takes a folder of its own")
-    if store.size(ROOT) is not None and next(store.files(FOLDER), None):
-        raise TeacherCacheError(
-            f"{store}/{plan_name(0)} is missing: a sealed cache can be read without it, but no "
-            "build can go on; restore it, or choose another folder"
-        )
-    # a build killed before its plan leaves nothing but temporary files
-    stranger = next((name for name, _ in store.files() if not is_leftover(name)), None)
-    if stranger and not has_plan(store):  # another process may have begun just now
-        raise TeacherCacheError(
-            f"{store} exists and is not a teacher cache (it holds {stranger!r}); choose another "
-            "folder for the cache"
-        )
-
-
-def check_begun(store: Storage, begun: CacheCard, card: CacheCard) -> None:
-    """Refuse to go on with a store that was begun with another card.
-
-    Raises:
-        TeacherCacheError: names every difference, and the option that makes it.
-    """
-    if differences := begun.differences(card):
-        raise TeacherCacheError(
-            f"{store} was begun differently: {'; '.join(differences)}; "
-            "choose another folder, or build with what the store was begun with"
-        )
-
-
-def _extended(store: Storage, card: CacheCard, wanted: Plan) -> tuple[CacheCard, PlanChain]:
-    """Return the plans of `store` after it was made to hold `wanted`."""
-    if not has_plan(store) and publish_generation(store, card, None, first_generation(wanted)):
-        return load_plans(store)
-    while True:
-        begun, plan = load_plans(store)
-        check_begun(store, begun, card)
-        added = next_generation(plan, wanted)
-        if added is None:
-            return begun, plan
-        if publish_generation(store, card, plan, added):
-            return load_plans(store)
-        # another process was faster: look again
-
-
-def _ensure_root(store: Storage, card: CacheCard, plan: PlanChain) -> Seal | None:
-    """Write the root of a new store; return the seal of one that was sealed."""
-    save_attributes(store, Attributes(card=card), replace=False)
-    found = load_attributes(store)
-    seal = found.seal if found else None
-    fits = found is not None and not card.differences(found.card)
-    if not fits or (seal and not seal.layout.begins(plan.layout)):
-        raise TeacherCacheError(
-            f"{store}: zarr.json does not fit the plan; is it of another cache?"
-        )
-    return seal
-
-
-def _without(
-    values: npt.NDArray[Any], lost: list[int], fill: float | int | bool | str
-) -> npt.NDArray[Any]:
-    if not lost:
-        return values
-    kept = values.copy()
-    kept[lost] = fill
-    return kept
-
-
-def _refuse(rows: Sequence[int], wrong: npt.NDArray[np.bool_], reason: str) -> None:
-    if wrong.any():
-        raise ValueError(f"row {rows[int(np.argmax(wrong))]}: {reason}")
