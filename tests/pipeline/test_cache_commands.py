@@ -259,7 +259,10 @@ def test_help_loads_nothing_heavy() -> None:
 @pytest.fixture
 def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A build of many shards in its own process group; it has written at least one."""
-    code = "from medalign.pipeline.commands import cache; cache()"
+    code = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # as without `nohup`
+        "from medalign.pipeline.commands import cache; cache()"
+    )
     words = arguments(folder, "--workers", "1", "--shard-rows", "1", "--batch-size", "1")
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words],
