@@ -14,13 +14,12 @@ from .begin import check_claimable, ensure_root, extended
 from .chain import PlanChain
 from .commits import CommitLog, ShardState
 from .content import row_digests_of
-from .durable import sha256_bytes
 from .gram_errors import GramErrors, measured_errors
 from .plan import Plan
 from .plan_file import has_plan, load_plans
+from .replacing import replace_failed
 from .schema import CacheCard, TeacherCacheError
-from .shard_record import ShardRecord
-from .shard_values import Arrays, check_values, stored_values
+from .shard_values import check_values, stored_values
 from .storage import Storage, explaining_disk_errors, open_storage
 
 
@@ -201,29 +200,7 @@ class TeacherCacheWriter:
         check_values(self._log.arrays, self.card.max_gram_error, shard, rows, arrays, failed)
         stored = stored_values(self._log.arrays, rows, arrays, failed)
         with explaining_disk_errors(self.store, f"writing shard {shard} of"):
-            # each turn but the last, another process has changed the record meanwhile
-            while record := self._record(shard):
-                if not (places := {row: i for i, row in enumerate(rows) if row in record.failures}):
-                    return
-                try:
-                    files = self._replaced(record, places, stored)
-                except TeacherCacheError:
-                    if self._is_current(record):
-                        raise
-                    continue
-                if not self._is_current(record):
-                    continue  # before unsealing: what was sealed since may hold these rows
-                if self._unseal_over(shard) and not self._is_current(record):
-                    continue
-                digests = record.row_digests.copy()
-                start, taken = self.rows_of(shard).start, list(places.values())
-                digests[[row - start for row in places]] = row_digests_of(stored)[taken]
-                reasons = {row: why for row, why in record.failures.items() if row not in places}
-                reasons |= {row: why for row, why in failed.items() if row in places}
-                self._log.forget(shard)  # files that are half replaced must not count
-                self._log.commit(shard, files, digests, reasons)
-                self._unseal_over(shard)  # a seal that was being written covers the old record
-                return
+            replace_failed(self._log, shard, rows, stored, failed, self._unseal_over)
 
     def write_chunks(
         self,
@@ -271,38 +248,6 @@ class TeacherCacheWriter:
             return False
         self._unseal()
         return True
-
-    def _record(self, shard: int) -> ShardRecord | None:
-        """Return the record of `shard`; None where there is none."""
-        try:
-            return self._log.record(shard)
-        except TeacherCacheError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
-
-    def _is_current(self, record: ShardRecord) -> bool:
-        found = self._record(record.shard)
-        return found is not None and found.digest == record.digest
-
-    def _replaced(
-        self, record: ShardRecord, places: Mapping[int, int], stored: Arrays
-    ) -> dict[str, bytes]:
-        """Return the files of a shard with some rows replaced; `places` says where they lie."""
-        files, rows = {}, self.rows_of(record.shard)
-        for array in self._log.arrays:
-            name = array.file_of(record.shard)
-            try:
-                data = self.store.read(name, record.files[name].size_bytes)
-            except FileNotFoundError as error:
-                raise TeacherCacheError(f"{self.store}/{name} is missing") from error
-            if sha256_bytes(data) != record.files[name].sha256:
-                raise TeacherCacheError(f"{self.store}/{name} does not match its record")
-            chunks = array.split(data, len(rows))
-            for row, place in places.items():
-                chunks[row - rows.start] = array.chunk(stored[array.name][place])
-            files[name] = array.assemble(chunks)
-        return files
 
     def _incomplete(self, shards: range) -> list[int]:
         states = self._log.states(shards)
