@@ -15,6 +15,7 @@ from .command_options import FAILED, Json, Store
 from .report import certificate_facts, failure_facts, plural, print_facts, some_numbers
 
 if TYPE_CHECKING:
+    from ..teacher_cache.audit import CacheStatus
     from ..teacher_cache.certificate import Certificate
     from ..teacher_cache.damage import Damage
     from ..teacher_cache.reader import TeacherCache
@@ -63,29 +64,30 @@ def seal_command(
     with held_back():
         from ..teacher_cache.audit import seal, status
         from ..teacher_cache.certificate import read_certificate
-        from ..teacher_cache.reader import TeacherCache
+        from .certificate import CertificateError
         from .recheck import Recheck
 
-    now, again = status(store), ""
-    certify = None
-    # A cache that lacks shards or is damaged says so at once, before an expert is loaded.
-    if recompute and now.complete == now.shards and not now.damages:
-        asked = Recheck(
-            rows=recompute,
-            seed=seed,
-            images=images,
-            expert=expert,
-            weights=weights,
-            device=device,
-            dtype=dtype,
-        )
-        cache = TeacherCache.open(store, allow_building=True)
-        if now.state != "sealed":
-            certify = _certifier(cache, asked)
-        elif cache.certificate is None:
-            certify = _certifier_if_known(cache, asked, needed=_is_asked_for(context))
+    now, again, certify = status(store), "", None
+    asked = Recheck(
+        rows=recompute,
+        seed=seed,
+        images=images,
+        expert=expert,
+        weights=weights,
+        device=device,
+        dtype=dtype,
+    )
     with _shards("sealing") as progress:
-        report = seal(store, progress, certify=certify)
+        try:
+            # A cache that lacks shards or is damaged says so at once, before an expert is loaded.
+            if recompute and now.complete == now.shards and not now.damages:
+                certify = _missing_certifier(store, now, asked)
+            report = seal(store, progress, certify=certify)
+        except CertificateError as error:
+            if now.state != "sealed" or _is_asked_for(context):
+                raise
+            typer.echo(f"no certificate: {error}", err=True)
+            certify, report = None, seal(store)
     if report.already:
         again = " before, certified now" if certify else " before; nothing is missing"
     print_facts(
@@ -175,19 +177,14 @@ def _is_asked_for(context: typer.Context) -> bool:
     return any(source is not None and source.name == "COMMANDLINE" for source in sources)
 
 
-def _certifier_if_known(
-    cache: "TeacherCache", asked: "Recheck", *, needed: bool
-) -> "Certify | None":
-    """Return what certifies a sealed cache; None where what it was built from is not there."""
-    from .certificate import CertificateError
+def _missing_certifier(store: str, now: "CacheStatus", asked: "Recheck") -> "Certify | None":
+    """Return what certifies a cache; None for a sealed one that has its certificate."""
+    from ..teacher_cache.reader import TeacherCache
 
-    try:
-        return _certifier(cache, asked)
-    except CertificateError as error:
-        if needed:
-            raise
-        typer.echo(f"no certificate: {error}", err=True)
+    cache = TeacherCache.open(store, allow_building=True)
+    if now.state == "sealed" and cache.certificate is not None:
         return None
+    return _certifier(cache, asked)
 
 
 def _recompute(store: str, asked: "Recheck") -> "Certificate":

@@ -32,7 +32,7 @@ from .storage import Storage, explaining_disk_errors, open_storage
 Progress = Callable[[int, int], None]
 """Called with the shards done so far and all of them."""
 Certify = Callable[[TeacherCache], Mapping[str, Any]]
-"""Given the complete, still unsealed cache; what it returns becomes the certificate."""
+"""Given the complete cache, sealed or not; what it returns becomes the certificate."""
 _SHOWN = 10
 
 
@@ -68,6 +68,10 @@ def seal(
 
     Shards that an earlier seal covers are checked by their records and sizes only. A shard that
     does not match loses its record, so that the next build writes it again.
+
+    A store that is sealed already is looked over: index, metadata, and that every file is there
+    with its size. If it has no certificate, `certify` gives it one. Without `certify`, an earlier
+    certificate stays as long as the content is the same.
 
     Args:
         store: folder or URL of the cache.

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from medalign.pipeline.certificate import CertificateError
 from medalign.pipeline.commands import cache
 from medalign.teacher_cache.copy import subset
 from medalign.teacher_cache.damage import DamageFoundError
+from medalign.teacher_cache.origin import load_origin, save_origin
 from medalign.teacher_cache.reader import TeacherCache
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
@@ -74,11 +76,24 @@ def test_a_cut_store_is_certified_where_its_images_are_given(
     assert by_default.exit_code == 0, by_default.output
     assert "no certificate: " in by_default.stderr
     assert "does not say where its images are" in by_default.stderr
-    assert isinstance(run("seal", tmp_path / "cut", "--recompute", "1").exception, CertificateError)
+    elsewhere = ("seal", tmp_path / "cut", "--images", tmp_path)
+    for words in (("seal", tmp_path / "cut", "--recompute", "1"), elsewhere):
+        assert isinstance(run(*words).exception, CertificateError)
     result = run("seal", tmp_path / "cut", "--images", source / "images")
     assert result.exit_code == 0, result.output
     assert "1 row recomputed" in result.stdout
     assert "1 in 1 shard\n" in result.stdout
+
+
+def test_a_sealed_store_whose_images_are_gone_stays_sealed(source: Path, store: Path) -> None:
+    origin = load_origin(store)
+    assert origin is not None
+    save_origin(store, replace(origin, images=str(source / "store")))  # a folder without them
+    result = run("seal", store)
+    assert result.exit_code == 0, result.output
+    assert "no certificate: " in result.stderr
+    assert "none of the 3 images drawn is there" in result.stderr
+    assert "was sealed before; nothing is missing" in result.stdout
 
 
 def test_a_damaged_index_is_shown_by_status_and_build_and_refused_by_seal(
