@@ -151,20 +151,25 @@ def test_mending_says_that_the_certificate_is_gone(store: Path) -> None:
     assert said[1] == "the certificate went with the seal; the next seal recomputes rows"
 
 
-@pytest.mark.parametrize("damaged", [True, False])
-def test_a_failed_check_exits_1_and_wrong_input_2(
-    source: Path,
+@pytest.mark.parametrize(
+    ("command", "file", "code"),
+    [("seal", "features/c.1.0.0", 1), ("verify", "zarr.json", 1), ("seal", None, 2)],
+)
+def test_damage_exits_1_and_wrong_input_2(
     store: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    damaged: bool,
+    command: str,
+    file: str | None,
+    code: int,
 ) -> None:
-    (store / "features" / "c.1.0.0").unlink()
-    words = ["seal", store if damaged else source / "nowhere"]
-    monkeypatch.setattr("sys.argv", ["medalign", "cache", *map(str, words)])
+    if file:
+        (store / file).write_bytes(b"{}")
+    words = ["medalign", "cache", command, str(store if file else store / "nowhere")]
+    monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit) as end:
         main()
-    assert end.value.code == (1 if damaged else 2)
+    assert end.value.code == code
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("medalign: ")
 
