@@ -50,7 +50,10 @@ def options(
 
 
 def main() -> None:
-    """Run the command line: what a user can mend is one line on stderr and exit code 2."""
+    """Run the command line: what a user can mend is one line on stderr and exit code 2.
+
+    Errors that tell of a check that failed are ValueErrors too, and bring their own `exit_code`.
+    """
     debug = "--debug" in sys.argv[1:]
     # `--debug` may stand anywhere; the `deepspeed` launcher adds what LOCAL_RANK says already.
     words = [word for word in sys.argv[1:] if word != "--debug"]
@@ -64,7 +67,8 @@ def main() -> None:
     except Exception as error:
         if debug or not (message := _explain(error)):
             raise
-        _fail(message, 2 if isinstance(error, ValueError | OSError) else 1)
+        wrong_input = 2 if isinstance(error, ValueError | OSError) else 1
+        _fail(message, getattr(error, "exit_code", wrong_input))
 
 
 def _explain(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
 
+from ..teacher_cache.durable import write_durably
 from ..teacher_cache.schema import PatchGrid
 
 GREY = "#555555"
@@ -189,9 +191,18 @@ def caption(figure: Figure, *remarks: str) -> None:
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = _DPI) -> None:
-    """Write a figure as PNG; missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=dpi, pil_kwargs={"optimize": True})
+    """Write a figure as PNG, whole or not at all; missing folders are made.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
+    """
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=dpi, pil_kwargs={"optimize": True})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, png.getvalue())
+    except OSError as error:  # of a full disk it names no file, else perhaps the temporary one
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _cell(patch: int, grid: PatchGrid) -> Rectangle:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..teacher_cache.audit import status
+from ..teacher_cache.begin import check_claimable
+from ..teacher_cache.damage import Damage
 from ..teacher_cache.gram_errors import GramErrors
 from ..teacher_cache.origin import Origin, load_origin, save_origin
 from ..teacher_cache.schema import Failure, Plan, TeacherCacheError
 from ..teacher_cache.storage import Storage, open_storage
-from ..teacher_cache.writer import TeacherCacheWriter, check_claimable
+from ..teacher_cache.writer import TeacherCacheWriter
 from .encode import RowBatch, Shard, encode_batches, row_batches
 from .experts import Expert
 from .geometry import mean_colour
@@ -53,7 +55,9 @@ class BuildReport:
         records: number of records in the manifest.
         text_only: how many of them have no image.
         images: distinct image paths.
-        rows: distinct image contents.
+        distinct: distinct image contents among these, without those that could not be decoded.
+        led_to: rows of the store that these images lead to, readable or not.
+        rows: all rows of the store, those of earlier manifests and replaced images included.
         shards: number of shards of the whole cache.
         written: shards that this run wrote.
         pending: shards that are still to be written, by this part or another.
@@ -64,12 +68,15 @@ class BuildReport:
         seconds: time that took.
         sealed: the cache is sealed.
         size_bytes: of all files of the store.
+        damages: of a sealed store, what else than shards is missing or has a wrong size.
     """
 
     store: Storage
     records: int
     text_only: int
     images: int
+    distinct: int
+    led_to: int
     rows: int
     shards: int
     written: int
@@ -81,6 +88,7 @@ class BuildReport:
     seconds: float
     sealed: bool
     size_bytes: int
+    damages: tuple[Damage, ...]
 
 
 def build(
@@ -301,11 +309,16 @@ def _report(
     writer: TeacherCacheWriter, asked: ManifestImages, written: int, encoded: int, seconds: float
 ) -> BuildReport:
     now = status(writer.store)
+    paths = writer.plan.paths
+    led_to = {paths[path] for path in asked.paths if path in paths}
+    lost = {paths.get(failure.path) for failure in now.failures}
     return BuildReport(
         store=writer.store,
         records=asked.records,
         text_only=asked.text_only,
         images=len(asked.paths),
+        distinct=len(led_to - lost),
+        led_to=len(led_to),
         rows=now.rows,
         shards=now.shards,
         written=written,
@@ -317,4 +330,5 @@ def _report(
         seconds=seconds,
         sealed=writer.sealed,
         size_bytes=sum(size for _, size in writer.store.files()),
+        damages=now.damages,
     )

@@ -4,7 +4,7 @@ Everything heavy is imported inside a command, so that `medalign --help` answers
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,7 +15,9 @@ from .command_options import FAILED, Json, Store
 from .report import certificate_facts, failure_facts, plural, print_facts, some_numbers
 
 if TYPE_CHECKING:
+    from ..teacher_cache.audit import CacheStatus
     from ..teacher_cache.certificate import Certificate
+    from ..teacher_cache.damage import Damage
     from ..teacher_cache.reader import TeacherCache
     from ..teacher_cache.seal import Certify
     from .recheck import Recheck
@@ -40,6 +42,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Which rows are drawn.")]
 
 
 def seal_command(
+    context: typer.Context,
     store: Store,
     recompute: Annotated[
         int, typer.Option(min=0, help="Rows to recompute for the certificate; 0 for none.")
@@ -53,34 +56,44 @@ def seal_command(
 ) -> None:
     """Check every shard, recompute some rows with the expert, and finish the cache.
 
-    Training takes sealed caches only. Rows that are not what the expert says keep it unsealed.
+    Training takes sealed caches only. Rows that are not what the expert says keep it unsealed. A
+    cache that is sealed already is looked over, and gets a certificate if it has none.
     """
-    from ..teacher_cache.audit import seal, status
-    from ..teacher_cache.certificate import read_certificate
-    from ..teacher_cache.reader import TeacherCache
-    from .recheck import Recheck
+    from .interrupt import held_back
 
-    now = status(store)
-    certify = None
-    # A cache that lacks shards says so at once, before an expert is loaded.
-    if recompute and now.state != "sealed" and now.complete == now.shards:
-        asked = Recheck(
-            rows=recompute,
-            seed=seed,
-            images=images,
-            expert=expert,
-            weights=weights,
-            device=device,
-            dtype=dtype,
-        )
-        certify = _certifier(TeacherCache.open(store, allow_building=True), asked)
+    with held_back():
+        from ..teacher_cache.audit import seal, status
+        from ..teacher_cache.certificate import read_certificate
+        from .certificate import CertificateError
+        from .recheck import Recheck
+
+    now, again, certify = status(store), "", None
+    asked = Recheck(
+        rows=recompute,
+        seed=seed,
+        images=images,
+        expert=expert,
+        weights=weights,
+        device=device,
+        dtype=dtype,
+    )
     with _shards("sealing") as progress:
-        report = seal(store, progress, certify=certify)
-    done = "was sealed before" if report.already else "sealed"
+        try:
+            # A cache that lacks shards or is damaged says so at once, before an expert is loaded.
+            if recompute and now.complete == now.shards and not now.damages:
+                certify = _missing_certifier(store, now, asked)
+            report = seal(store, progress, certify=certify)
+        except CertificateError as error:
+            if now.state != "sealed" or _is_asked_for(context):
+                raise
+            typer.echo(f"no certificate: {error}", err=True)
+            certify, report = None, seal(store)
+    if report.already:
+        again = " before, certified now" if certify else " before; nothing is missing"
     print_facts(
         [
-            ("store", f"{report.store} {done}"),
-            ("rows", f"{report.rows} in {report.shards} shards"),
+            ("store", f"{report.store} {'was ' * report.already}sealed{again}"),
+            ("rows", f"{report.rows} in {plural(report.shards, 'shard')}"),
             ("content", report.content_hash),
             *certificate_facts(read_certificate(report.certificate)),
             *failure_facts(now.failures, now.never_read),
@@ -109,8 +122,11 @@ def verify_command(
     With --recompute also say whether rows are what the expert says, within the tolerance of the
     certificate; exit 1 if not.
     """
-    from ..teacher_cache.audit import verify
-    from .recheck import Recheck
+    from .interrupt import held_back
+
+    with held_back():
+        from ..teacher_cache.audit import verify
+        from .recheck import Recheck
 
     asked = Recheck(
         rows=recompute,
@@ -137,7 +153,7 @@ def verify_command(
         typer.echo(f"{len(damages)} damaged" if damages else _sound(store))
         _print_recomputed(found, outside)
     if damages:
-        _mend(store, mend=mend, quiet=as_json)
+        _mend(store, damages, mend=mend, quiet=as_json)
     if damages or outside:
         raise typer.Exit(FAILED)
 
@@ -152,6 +168,23 @@ def _certifier(cache: "TeacherCache", asked: "Recheck") -> "Certify":
     images, expert = images_and_expert(cache, asked)
     progress.say(describe(expert))
     return certifier(images, expert, rows=asked.rows, seed=asked.seed, progress=progress)
+
+
+def _is_asked_for(context: typer.Context) -> bool:
+    """Say whether a certificate was asked for in words, rather than by the default."""
+    names = ("recompute", "images", "expert", "weights", "device", "dtype", "seed")
+    sources = (context.get_parameter_source(name) for name in names)
+    return any(source is not None and source.name == "COMMANDLINE" for source in sources)
+
+
+def _missing_certifier(store: str, now: "CacheStatus", asked: "Recheck") -> "Certify | None":
+    """Return what certifies a cache; None for a sealed one that has its certificate."""
+    from ..teacher_cache.reader import TeacherCache
+
+    cache = TeacherCache.open(store, allow_building=True)
+    if now.state == "sealed" and cache.certificate is not None:
+        return None
+    return _certifier(cache, asked)
 
 
 def _recompute(store: str, asked: "Recheck") -> "Certificate":
@@ -176,18 +209,25 @@ def _print_recomputed(found: "Certificate | None", outside: list[str]) -> None:
         typer.echo(f"outside the tolerance, row {found.worst_row} ({found.worst_path}): {each}")
 
 
-def _mend(store: str, *, mend: bool, quiet: bool) -> None:
-    from ..teacher_cache.audit import reopen
-    from .finish import finishing
+def _mend(store: str, damages: "Sequence[Damage]", *, mend: bool, quiet: bool) -> None:
+    from ..teacher_cache.attributes import load_attributes
+    from ..teacher_cache.audit import reopen, status
+    from ..teacher_cache.damage import Remedy, advice
+    from ..teacher_cache.storage import open_storage
 
-    if mend:
-        shards = reopen(store)
-        some = f": {some_numbers(shards)}" if shards else ""
-        typer.echo(f"{plural(len(shards), 'shard')} pending again{some}", err=True)
-        for command in finishing(store):
-            typer.echo(f"next  {command}", err=True)
-    elif not quiet:
-        typer.echo("--mend makes damaged shards pending, so that the next build mends them")
+    place = open_storage(store)
+    if not mend or any(each.remedy is Remedy.COPY for each in damages):
+        for line in () if quiet and not mend else advice(place, damages):
+            typer.echo(line, err=mend)
+        return
+    attributes = load_attributes(place)
+    shards = reopen(place)
+    some = f": {some_numbers(shards)}" if shards else ""
+    typer.echo(f"{plural(len(shards), 'shard')} pending again{some}", err=True)
+    if attributes is not None and attributes.seal and attributes.seal.certificate:
+        typer.echo("the certificate went with the seal; the next seal recomputes rows", err=True)
+    for command in status(place).commands:
+        typer.echo(f"next  {command}", err=True)
 
 
 def _sound(store: str) -> str:

@@ -6,9 +6,9 @@ Everything heavy is imported inside a command, so that `medalign --help` answers
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ from .copy_commands import merge_command, subset_command
 from .diff_command import diff_command
 from .report import build_facts, info_facts, plural, print_facts, status_facts
 from .retyped import quoted, retyped
+
+if TYPE_CHECKING:
+    from ..teacher_cache.schema import CacheCard
 
 _GRAM_ERROR = 1e-3
 
@@ -66,14 +69,14 @@ def build_command(
         Literal["fp16", "gram"] | None,
         typer.Option(
             help="fp16: patch features. gram: their similarities, many times smaller.",
-            show_default="fp16",
+            show_default="fp16, or the store's own",
         ),
     ] = None,
     max_gram_error: Annotated[
         float | None,
         typer.Option(
             help="RMS error that codec gram may make in an image's similarities.",
-            show_default="0.001 with codec gram",
+            show_default="0.001 with codec gram, or the store's own",
         ),
     ] = None,
     part: Annotated[
@@ -108,16 +111,22 @@ def build_command(
 
     Images that a cache does not know yet are added to it, and nothing that is there is moved.
     """
+    from .interrupt import held_back
+
     origin = retyped(context)
     command = quoted(origin.command) if origin else "the same command"
     with _resumable(out, command):
-        from ..teacher_cache.schema import PatchGrid
-        from ..teacher_cache.writer import TeacherCacheWriter
-        from .asked_expert import describe, load_asked
-        from .build import BuildError, BuildOptions, build, check_folders
-        from .parts import Part
-        from .progress import ConsoleProgress
-        from .workers import default_workers
+        with held_back():
+            from ..teacher_cache.begin import check_begun
+            from ..teacher_cache.schema import PatchGrid
+            from ..teacher_cache.storage import open_storage
+            from ..teacher_cache.writer import TeacherCacheWriter
+            from .asked_expert import describe, load_asked
+            from .build import BuildError, BuildOptions, build, check_folders
+            from .options import with_options
+            from .parts import Part
+            from .progress import ConsoleProgress
+            from .workers import default_workers
 
         if mode == "paper" and geometry not in (None, "crop"):
             raise BuildError("mode paper always crops the expert's input; leave --geometry away")
@@ -133,12 +142,14 @@ def build_command(
             shard_rows=shard_rows,
             batch_size=batch_size,
             workers=default_workers() if workers is None else workers,
-            max_gram_error=_gram_error(codec, max_gram_error),
+            max_gram_error=_gram_error(codec, max_gram_error, card),
             part=Part.parse(part) if part else Part.from_environment(os.environ),
             on_error=on_error,
             rehash=rehash,
             retry=retry,
         )
+        if card is not None:
+            check_begun(open_storage(out), card, with_options(card, options, features))
         progress = ConsoleProgress()
         if options.part.source:
             progress.say(f"part {options.part}, by {options.part.source}")
@@ -146,7 +157,7 @@ def build_command(
         progress.say(describe(tower))
         report = build(manifest, images, out, tower, options, origin=origin, progress=progress)
     print_facts(build_facts(report, options.part, command))
-    if report.failures:
+    if report.failures or report.damages:
         raise typer.Exit(FAILED)
 
 
@@ -154,13 +165,12 @@ def build_command(
 def status_command(store: Store, as_json: Json = False) -> None:
     """Say how far a cache is and which images it lacks; reads no data."""
     from ..teacher_cache.audit import status
-    from .finish import finishing
 
     found = status(store)
     if as_json:
-        typer.echo(json.dumps({**found.to_json(), "next": finishing(store, found)}, indent=2))
+        typer.echo(json.dumps({**found.to_json(), "next": found.commands}, indent=2))
     else:
-        print_facts(status_facts(found, finishing(store, found)))
+        print_facts(status_facts(found))
 
 
 @cache.command("info")
@@ -175,24 +185,29 @@ def info_command(store: Store, as_json: Json = False) -> None:
         print_facts(info_facts(found))
 
 
-def _gram_error(codec: str | None, asked: float | None) -> float | None:
+def _gram_error(codec: str | None, asked: float | None, card: "CacheCard | None") -> float | None:
+    """Return the error limit that was asked for, else the store's own; None is codec fp16."""
     from .build import BuildError
 
     if codec == "fp16" and asked is not None:
         raise BuildError("codec fp16 makes no error to limit; leave --max-gram-error away")
-    return _GRAM_ERROR if codec == "gram" and asked is None else asked
+    if asked is not None or codec == "fp16":
+        return asked
+    stored = None if card is None else card.max_gram_error
+    return stored or (_GRAM_ERROR if codec == "gram" else None)
 
 
 @contextmanager
 def _resumable(out: str, command: str) -> Iterator[None]:
-    """Say on Ctrl-C and SIGTERM, whenever they come, what is kept and how to go on."""
+    """Say on Ctrl-C, SIGTERM and SIGHUP, whenever they come, what is kept and how to go on."""
     from .interrupt import interruptible
 
     try:
         with interruptible():
             yield
     except KeyboardInterrupt:
-        typer.echo(f"{_kept(out)}:\n  {command}", err=True)
+        with suppress(OSError):  # after SIGHUP the terminal may be gone
+            typer.echo(f"{_kept(out)}:\n  {command}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

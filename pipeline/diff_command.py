@@ -57,6 +57,9 @@ def _facts(found: "CacheDiff") -> Iterator[Fact]:
         if count:
             more = [f"and {count - len(examples)} more"] if count > len(examples) else []
             yield from _listed(name, [plural(count, "image"), *examples, *more])
+    for name, count in (("A", found.unsealed_a), ("B", found.unsealed_b)):
+        if count:
+            yield "not sealed", f"{plural(count, 'row')} added to {name} and not compared"
     if found.equal:
         yield "equal", "both teach the same"
 

@@ -1,10 +1,17 @@
 """How a cache is built, and the card that records it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from typing import Any, Literal
 
-from ..teacher_cache.schema import CacheCard, CacheMode, PatchGrid
+from ..teacher_cache.schema import (
+    MAX_GRAM_ERROR,
+    MIN_GRAM_ERROR,
+    CacheCard,
+    CacheMode,
+    FeatureChoice,
+    PatchGrid,
+)
 from .experts import Expert
 from .geometry import GeometryName, mean_colour
 from .parts import Part
@@ -57,6 +64,11 @@ class BuildOptions:
         for name, least in (("shard_rows", 1), ("batch_size", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise BuildError(f"{name} takes a number from {least}, got {getattr(self, name)}")
+        error = self.max_gram_error
+        if error is not None and not MIN_GRAM_ERROR <= error <= MAX_GRAM_ERROR:  # NaN is outside
+            raise BuildError(
+                f"--max-gram-error takes {MIN_GRAM_ERROR:g} to {MAX_GRAM_ERROR:g}, got {error:g}"
+            )
 
     @property
     def expert_geometry(self) -> GeometryName:
@@ -71,18 +83,30 @@ def make_card(expert: Expert, options: BuildOptions) -> CacheCard:
     """Return the card of a cache that `expert` would fill with `options`."""
     return CacheCard(
         expert=expert.card,
-        grid=options.grid,
-        geometry=options.expert_geometry,
-        mode=options.mode,
         fill=mean_colour(),
-        alpha=options.alpha,
         dtype=str(expert.dtype).removeprefix("torch."),
         interpolation=INTERPOLATION,
-        codec="fp16" if options.max_gram_error is None else "gram",
-        max_gram_error=options.max_gram_error,
-        shard_rows=options.shard_rows,
         versions=library_versions(),
+        **_chosen(options),
     )
+
+
+def with_options(card: CacheCard, options: BuildOptions, features: FeatureChoice) -> CacheCard:
+    """Return what the card of a store would be if its expert had filled it with `options`."""
+    expert = replace(card.expert, features=features)
+    return replace(card, expert=expert, **_chosen(options))
+
+
+def _chosen(options: BuildOptions) -> dict[str, Any]:
+    return {
+        "grid": options.grid,
+        "geometry": options.expert_geometry,
+        "mode": options.mode,
+        "alpha": options.alpha,
+        "codec": "fp16" if options.max_gram_error is None else "gram",
+        "max_gram_error": options.max_gram_error,
+        "shard_rows": options.shard_rows,
+    }
 
 
 def library_versions() -> dict[str, str]:

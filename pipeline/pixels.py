@@ -52,6 +52,8 @@ class PixelsError(ValueError):
         reason: what is wrong with it.
     """
 
+    exit_code = 1  # a file that cannot be read is no wrong command
+
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path

@@ -130,5 +130,5 @@ def refuse_empty(root: Path, plan: Plan) -> None:
         first = f"{plan.failures[0].path}: {plan.failures[0].reason}"
         raise BuildError(
             f"none of the {len(plan.failures)} images can be read under {root} (the first: "
-            f"{first}); is --images the folder that the manifest's paths are relative to"
+            f"{first}); is --images the folder that the manifest's paths are relative to?"
         )

@@ -11,6 +11,7 @@ from ..teacher_cache.certificate import floored, read_certificate
 if TYPE_CHECKING:
     from ..teacher_cache.audit import CacheStatus
     from ..teacher_cache.certificate import Certificate
+    from ..teacher_cache.damage import Damage
     from ..teacher_cache.gram_errors import GramErrors
     from ..teacher_cache.schema import Failure
     from .build import BuildReport
@@ -44,9 +45,13 @@ def print_facts(facts: Iterable[Fact]) -> None:
 
 def build_facts(report: "BuildReport", part: "Part", command: str) -> Iterator[Fact]:
     """Say what a build did, what it left, and the next commands; `command` builds what is left."""
+    from ..teacher_cache.damage import advice
+
     yield "store", str(report.store)
     images = f"{report.images} in {plural(report.records, 'record')}"
-    yield "images", f"{images}, {report.rows} distinct and readable"
+    yield "images", f"{images}, {report.distinct} distinct and readable"
+    if strangers := report.rows - report.led_to:
+        yield "rows", f"{report.rows} in the store, {strangers} of other images than these"
     if report.text_only:
         yield "text only", f"{plural(report.text_only, 'record')} without an image; no row needed"
     yield "shards", _shards(report)
@@ -58,7 +63,11 @@ def build_facts(report: "BuildReport", part: "Part", command: str) -> Iterator[F
     yield from error_facts(report.gram_error)
     yield from failure_facts(report.failures, report.never_read)
     seal = f"medalign cache seal {shlex.quote(str(report.store))}"
-    if report.sealed:
+    if report.damages:
+        yield from _damage_facts(report.damages)
+        for line in advice(report.store, report.damages):
+            yield "next", line
+    elif report.sealed:
         yield "next", "nothing; the cache is sealed"
     elif not report.pending:
         yield "next", seal
@@ -68,8 +77,10 @@ def build_facts(report: "BuildReport", part: "Part", command: str) -> Iterator[F
         yield "then", seal
 
 
-def status_facts(status: "CacheStatus", commands: Sequence[str]) -> Iterator[Fact]:
+def status_facts(status: "CacheStatus") -> Iterator[Fact]:
     """Say how far a cache is, and the commands that finish it."""
+    from ..teacher_cache.damage import Remedy, advice
+
     yield "store", str(status.store)
     yield "state", _STATES.get(status.state, status.state)
     yield "rows", f"{status.rows_written} of {status.rows} written{_undecoded(status)}"
@@ -85,8 +96,18 @@ def status_facts(status: "CacheStatus", commands: Sequence[str]) -> Iterator[Fac
             # "damaged 0" would read as none
             yield name, f"number{'s' * (len(each) != 1)} {some_numbers(each)}, counted from 0"
     yield from failure_facts(status.failures, status.never_read)
-    for name, command in zip(("next", "then"), commands, strict=False):
+    yield from _damage_facts(status.damages)
+    if any(each.remedy is Remedy.COPY for each in status.damages):
+        yield "first", next(advice(status.store, status.damages))
+    for name, command in zip(("next", "then", "then"), status.commands, strict=False):
         yield name, command
+
+
+def _damage_facts(damages: "Sequence[Damage]") -> Iterator[Fact]:
+    for each in damages[:FAILURES_SHOWN]:
+        yield "damage", str(each)
+    if len(damages) > FAILURES_SHOWN:
+        yield "", f"... and {len(damages) - FAILURES_SHOWN} more"
 
 
 def info_facts(info: Mapping[str, Any]) -> Iterator[Fact]:
@@ -204,4 +225,7 @@ def _unfinished(status: "CacheStatus") -> list[tuple[str, Sequence[int]]]:
 def _undecoded(status: "CacheStatus") -> str:
     if not status.rows_failed:
         return ""
-    return f"; {status.rows_failed} of them without data, as the image could not be decoded"
+    said = f"; {status.rows_failed} of them without data, as the image could not be decoded"
+    if status.rows_left:
+        said += f", {status.rows_left} of which no path leads to any more"
+    return said

@@ -57,11 +57,12 @@ class Workers:
     def __enter__(self) -> Self:
         if self.count:
             context = multiprocessing.get_context(_METHOD)
-            if _METHOD == "forkserver":
-                context.set_forkserver_preload([_PRELOAD])
-                with _one_thread():
-                    forkserver.ensure_running()
-            self._pool = ProcessPoolExecutor(self.count, context, initializer=_begin_worker)
+            with _deaf_to_hangups():
+                if _METHOD == "forkserver":
+                    context.set_forkserver_preload([_PRELOAD])
+                    with _one_thread():
+                        forkserver.ensure_running()
+                self._pool = ProcessPoolExecutor(self.count, context, initializer=_begin_worker)
         return self
 
     def __exit__(
@@ -134,6 +135,19 @@ def _one_thread() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _deaf_to_hangups() -> Iterator[None]:
+    """Let processes that start meanwhile not hear of a closed terminal; this one hears it after.
+
+    What keeps track of semaphores would die of SIGHUP, and complain about that all the way.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def result_of(future: Future[Result]) -> Result:

@@ -157,7 +157,7 @@ def load_attributes(store: Storage) -> Attributes | None:
     except DamagedError as error:
         if not has_plan(store):
             raise
-        raise TeacherCacheError(
+        raise DamagedError(
             f"{error}; the shards are not touched by this: delete {where}, then run the same "
             f"`medalign cache build` again and `medalign cache seal {store}`"
         ) from error

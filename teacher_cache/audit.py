@@ -5,13 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .arrays import check_metadata, row_arrays
 from .attributes import Seal, load_attributes
 from .chain import PlanChain
-from .commits import CommitLog, RecordSums, ShardState, list_failures
+from .commits import CommitLog, ShardState, list_failures
+from .damage import (
+    Damage,
+    Remedy,
+    description_damages,
+    index_damages,
+    metadata_damages,
+    plan_damages,
+    shard_damages,
+)
+from .finish import finishing, mend_command
 from .index import StoredIndex
-from .layout import Layout
-from .plan_file import FOLDER, has_newer_plan, load_plans, plan_digest, plan_name
+from .plan_file import FOLDER, has_newer_plan, load_plans
 from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
 from .seal import Certify as Certify
 from .seal import Progress as Progress
@@ -19,18 +27,8 @@ from .seal import SealReport as SealReport
 from .seal import hash_of_rows, listed_failures
 from .seal import reopen as reopen
 from .seal import seal as seal
+from .shard_record import RecordSums
 from .storage import Storage, open_storage
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A file below the store that is not what was written, and how that shows."""
-
-    where: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +41,15 @@ class CacheStatus:
         rows: distinct image contents that were planned.
         rows_written: rows of complete shards, failed ones included.
         rows_failed: rows of complete shards whose image could not be decoded.
+        rows_left: how many of them no path leads to any more.
         shards: number of shards.
         pending: shards without a record.
         damaged: shards whose record or file sizes do not fit; contents are not read.
         failures: images without a readable row so far.
         never_read: how many of them, the first ones, could not even be read as files; they have
             no row at all.
+        damages: of a store that was sealed, what else is missing or has a wrong size: plans,
+            index, metadata of arrays.
     """
 
     store: Storage
@@ -57,16 +58,28 @@ class CacheStatus:
     rows: int
     rows_written: int
     rows_failed: int
+    rows_left: int
     shards: int
     pending: tuple[int, ...]
     damaged: tuple[int, ...]
     failures: tuple[Failure, ...]
     never_read: int
+    damages: tuple[Damage, ...]
 
     @property
     def complete(self) -> int:
         """Number of complete shards."""
         return self.shards - len(self.pending) - len(self.damaged)
+
+    @property
+    def commands(self) -> list[str]:
+        """What finishes the store, in order; empty when nothing is left to do."""
+        remedies = {each.remedy for each in self.damages}
+        written = self.complete == self.shards and Remedy.BUILD not in remedies
+        if Remedy.SEAL in remedies:
+            finish = finishing(self.store, written=written, sealed=False)
+            return [mend_command(self.store), *finish]
+        return finishing(self.store, written=written, sealed=self.state == "sealed")
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -77,12 +90,14 @@ class CacheStatus:
             "rows": self.rows,
             "rows_written": self.rows_written,
             "rows_failed": self.rows_failed,
+            "rows_left": self.rows_left,
             "shards": self.shards,
             "complete": self.complete,
             "pending": list(self.pending),
             "damaged": list(self.damaged),
             "failures": [[failure.path, failure.reason] for failure in self.failures],
             "never_read": self.never_read,
+            "damages": [{"where": each.where, "reason": each.reason} for each in self.damages],
         }
 
 
@@ -135,7 +150,7 @@ def _status(found: _Found) -> CacheStatus:
         states[shard] = state
         reasons |= failed
     complete = [shard for shard, state in states.items() if state is ShardState.COMPLETE]
-    chain = found.chain
+    chain, sealed = found.chain, found.seal
     return CacheStatus(
         store=log.store,
         state=found.state,
@@ -143,12 +158,18 @@ def _status(found: _Found) -> CacheStatus:
         rows=log.layout.rows,
         rows_written=sum(len(log.rows_of(shard)) for shard in complete),
         rows_failed=len(reasons),
+        rows_left=len(reasons.keys() - set(chain.paths.values())) if chain else _left(sealed),
         shards=log.shards,
         pending=tuple(k for k, state in states.items() if state is ShardState.PENDING),
         damaged=tuple(k for k, state in states.items() if state is ShardState.DAMAGED),
-        failures=tuple(list_failures(chain, reasons)) if chain else listed_failures(found.seal),
+        failures=tuple(list_failures(chain, reasons)) if chain else listed_failures(sealed),
         never_read=found.never_read,
+        damages=tuple(description_damages(log.store, found.card, sealed) if sealed else ()),
     )
+
+
+def _left(sealed: Seal | None) -> int:
+    return sum(each.path is None for each in sealed.failures) if sealed else 0
 
 
 def verify(store: Path | str | Storage, progress: Progress | None = None) -> list[Damage]:
@@ -166,9 +187,9 @@ def verify(store: Path | str | Storage, progress: Progress | None = None) -> lis
     try:
         card, chain = load_plans(store)
     except TeacherCacheError as error:
-        return [Damage(FOLDER, str(error))]
+        return [Damage(FOLDER, str(error), Remedy.COPY)]
     log = CommitLog.of_chain(store, card, chain)
-    metadata = _metadata_damages(store, card, chain.layout)
+    metadata = metadata_damages(store, card, chain.layout)
     return [*metadata, *_shard_damages(log, 0, progress)]
 
 
@@ -209,16 +230,16 @@ def _verify_sealed(
     store: Storage, card: CacheCard, seal: Seal, progress: Progress | None
 ) -> list[Damage]:
     log = CommitLog(store, card, seal.layout, seal.plans)
-    damages = [*_plan_damages(store, seal), *_metadata_damages(store, card, seal.layout)]
+    damages = [*plan_damages(store, seal), *metadata_damages(store, card, seal.layout)]
     if has_newer_plan(store, seal.generations) and not damages:
         try:
             _, chain = load_plans(store)  # plans after the seal are judged by their own digests
             log = CommitLog.of_chain(store, card, chain)
         except TeacherCacheError as error:
-            damages.append(Damage(FOLDER, str(error)))
+            damages.append(Damage(FOLDER, str(error), Remedy.COPY))
     damages += _shard_damages(log, seal.layout.shards, progress)
     index = StoredIndex(store, seal)
-    damages += _index_damages(index)
+    damages += index_damages(index)
     if not damages:
         damages += _summary_damages(log, index, seal)
     return damages
@@ -227,41 +248,9 @@ def _verify_sealed(
 def _shard_damages(log: CommitLog, sealed: int, progress: Progress | None) -> Iterator[Damage]:
     for shard in range(log.shards):
         if shard < sealed or log.state(shard) is not ShardState.PENDING:
-            yield from (Damage(file, reason) for file, reason in log.damages(shard))
+            yield from shard_damages(log, [shard])
         if progress is not None:
             progress(shard + 1, log.shards)
-
-
-def _plan_damages(store: Storage, seal: Seal) -> Iterator[Damage]:
-    for generation, wanted in enumerate(seal.plans):
-        name = plan_name(generation)
-        try:
-            if plan_digest(store, generation) != wanted:
-                yield Damage(name, "does not match the seal; no reader needs it, a new build does")
-        except (TeacherCacheError, OSError) as error:
-            yield Damage(name, str(error))
-
-
-def _metadata_damages(store: Storage, card: CacheCard, layout: Layout) -> Iterator[Damage]:
-    for array in row_arrays(card):
-        where = f"{array.name}/zarr.json"
-        try:
-            check_metadata(store, where, array.metadata(layout.extent), may_be_longer=True)
-        except TeacherCacheError as error:
-            yield Damage(where, str(error))
-
-
-def _index_damages(index: StoredIndex) -> Iterator[Damage]:
-    try:
-        index.check()
-    except TeacherCacheError as error:
-        yield Damage("index", str(error))
-        return
-    for name in sorted(index.seal.tables):
-        try:
-            index.load(name)
-        except TeacherCacheError as error:
-            yield Damage(f"{index.folder}/{name}", str(error))
 
 
 def _summary_damages(log: CommitLog, index: StoredIndex, seal: Seal) -> Iterator[Damage]:
@@ -270,8 +259,9 @@ def _summary_damages(log: CommitLog, index: StoredIndex, seal: Seal) -> Iterator
     for shard in range(seal.layout.shards):
         sums.add(log.record(shard))
     if sums.digest != seal.records:
-        yield Damage(FOLDER, "a commit record is valid but not the one that was sealed")
+        reason = "a commit record is valid but not the one that was sealed"
+        yield Damage(FOLDER, reason, Remedy.SEAL)
     tables = {name: index.load(name) for name in ("content", "row_digest")}
     failed = {each.row: each.reason for each in seal.failures if each.row is not None}
     if hash_of_rows(log.card, seal.layout, tables, failed) != seal.content_hash:
-        yield Damage("zarr.json", "the content hash is not that of the index")
+        yield Damage("zarr.json", "the content hash is not that of the index", Remedy.SEAL)

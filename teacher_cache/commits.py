@@ -1,7 +1,5 @@
 """The commit protocol: a shard without a record does not exist."""
 
-import hashlib
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,41 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, RowArray, row_arrays
-from .chain import PlanChain, order_of
+from .arrays import RowArray, row_arrays
+from .chain import PlanChain
 from .durable import sha256_bytes
+from .finish import finishing
 from .layout import Layout
-from .origin import load_origin
-from .plan_file import FOLDER, check_format
+from .plan_file import FOLDER
 from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
+from .shard_record import FileRecord, ShardRecord, record_from_json, record_to_json
 from .storage import Storage, read_json, sha256_of
-from .strict import (
-    canonical_json,
-    check_int,
-    check_mapping,
-    check_sha256,
-    check_text,
-    check_type,
-    strict_fields,
-    with_digest,
-    without_digest,
-)
+from .strict import canonical_json
 
-ROW_DIGEST_BYTES = 16
 Reasons = Mapping[int, str]
 """Row -> why its image could not be decoded."""
 _RECORD_BYTES = 2**26
-_FIELDS = (
-    "format",
-    "generation",
-    "plan",
-    "fingerprint",
-    "shard",
-    "rows",
-    "files",
-    "row_digests",
-    "failures",
-)
 
 
 class ShardState(Enum):
@@ -55,33 +32,6 @@ class ShardState(Enum):
     PENDING = "pending"
     COMPLETE = "complete"
     DAMAGED = "damaged"
-
-
-@dataclass(frozen=True, slots=True)
-class FileRecord:
-    """Size in bytes and SHA-256 (hex) of one file of a shard."""
-
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardRecord:
-    """What was committed for one shard.
-
-    Attributes:
-        shard: number of the shard.
-        files: path below the store -> size and digest, one per array.
-        row_digests: [R, 16] uint8, BLAKE2b of each row's values; zeros where it failed.
-        failures: row -> why its image could not be decoded; such a row holds fill values.
-        digest: SHA-256 (hex) of all of that.
-    """
-
-    shard: int
-    files: Mapping[str, FileRecord]
-    row_digests: npt.NDArray[np.uint8]
-    failures: Mapping[int, str]
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -139,15 +89,15 @@ class CommitLog:
             sums = aside.map(sha256_bytes, files.values())
             for name, data in files.items():
                 self.store.write(name, data)
-        sizes = zip(map(len, files.values()), sums, strict=True)
-        records = dict(zip(files, map(list, sizes), strict=True))
-        lost = np.array([row in failures for row in self.rows_of(shard)])
-        fields = self._identity(shard) | {
-            "files": records,
-            "row_digests": np.where(lost[:, None], 0, row_digests).astype(np.uint8).tobytes().hex(),
-            "failures": {str(row): reason for row, reason in sorted(failures.items())},
-        }
-        self.store.write(self.name_of(shard), canonical_json(with_digest(fields)))
+        sizes = map(FileRecord, map(len, files.values()), sums)
+        fields = record_to_json(
+            self._identity(shard),
+            self.rows_of(shard),
+            dict(zip(files, sizes, strict=True)),
+            row_digests,
+            failures,
+        )
+        self.store.write(self.name_of(shard), canonical_json(fields))
 
     def record(self, shard: int) -> ShardRecord:
         """Read and check the record of `shard`; the files themselves are not looked at.
@@ -156,24 +106,9 @@ class CommitLog:
             TeacherCacheError: missing, damaged, or of another store.
         """
         name = self.name_of(shard)
-        where = f"{self.store}/{name}"
         raw = read_json(self.store, name, _RECORD_BYTES)
-        fields = without_digest(raw, where)
-        check_format(fields, where)
-        fields = strict_fields(fields, _FIELDS, where)
-        wanted = self._identity(shard)
-        found = {key: fields[key] for key in wanted}
-        if found != wanted:
-            raise TeacherCacheError(f"{where} is not of this store: {found}, should be {wanted}")
-        rows = self.rows_of(shard)
-        failures = _failures(fields["failures"], rows, where)
-        return ShardRecord(
-            shard=shard,
-            files=self._files(fields["files"], rows, where),
-            row_digests=_row_digests(fields["row_digests"], rows, failures, where),
-            failures=failures,
-            digest=raw["digest"],
-        )
+        where, identity = f"{self.store}/{name}", self._identity(shard)
+        return record_from_json(raw, where, shard, self.rows_of(shard), identity, self.arrays)
 
     def state(self, shard: int, sizes: Mapping[str, int] | None = None) -> ShardState:
         """Judge `shard` by its record and the sizes of its files, without reading them.
@@ -209,26 +144,18 @@ class CommitLog:
     def unsealed(self) -> str:
         """Say that the store is not sealed, how far it is, and the commands that finish it."""
         complete = list(self.states().values()).count(ShardState.COMPLETE)
-        origin = load_origin(self.store)
-        words = (
-            "medalign",
-            "cache",
-            "build",
-            "MANIFEST",
-            "--images",
-            "DIR",
-            "--out",
-            str(self.store),
-        )
-        build = f"`{shlex.join(origin.command if origin else words)}`"
-        first = "" if complete == self.shards else f"finish it with {build}, then "
+        commands = finishing(self.store, written=complete == self.shards, sealed=False)
+        then = ", then ".join(f"`{command}`" for command in commands)
         return (
-            f"{self.store} is still building: {complete} of {self.shards} shards are complete; "
-            f"{first}run `medalign cache seal {self.store}`"
+            f"{self.store} is not sealed: {complete} of {self.shards} shards are complete; "
+            f"run {then}"
         )
 
-    def damages(self, shard: int) -> Iterator[tuple[str, str]]:
-        """Yield (file, reason) for what does not match the record of `shard`, byte by byte."""
+    def damages(self, shard: int, *, contents: bool = True) -> Iterator[tuple[str, str]]:
+        """Yield (file, reason) for what does not match the record of `shard`, byte by byte.
+
+        Without `contents` only sizes are looked at.
+        """
         try:
             record = self.record(shard)
         except TeacherCacheError as error:
@@ -241,7 +168,7 @@ class CommitLog:
                 yield name, f"is missing; {where} are lost"
             elif size != file.size_bytes:
                 yield name, f"has {size} bytes and should have {file.size_bytes}; it holds {where}"
-            elif sha256_of(self.store, name) != file.sha256:
+            elif contents and sha256_of(self.store, name) != file.sha256:
                 yield name, f"does not match its digest; it holds {where}"
 
     def forget(self, shard: int) -> None:
@@ -278,83 +205,6 @@ class CommitLog:
             "rows": [rows.start, rows.stop],
         }
 
-    def _files(self, value: object, rows: range, where: str) -> dict[str, FileRecord]:
-        wanted = {array.file_of(rows.start // self.card.shard_rows): array for array in self.arrays}
-        fields = strict_fields(value, wanted, f"{where}: files")
-        for name, entry in fields.items():
-            check_type(entry, f"{where}: {name}", list)
-            check_int(len(entry), f"{where}: {name}: number of fields", 2, 2)
-            most = wanted[name].file_bytes(len(rows))
-            check_int(entry[0], f"{where}: {name}: size", 0, most)
-            if not wanted[name].may_have(entry[0], len(rows)):
-                raise TeacherCacheError(f"{where}: {name}: size takes {most}, got {entry[0]}")
-            check_sha256(entry[1], f"{where}: {name}: digest")
-        return {name: FileRecord(*fields[name]) for name in wanted}
-
-
-class RecordSums:
-    """What a seal needs of all records together, gathered one by one.
-
-    Attributes:
-        row_digests: [extent, 16] uint8; zeros for failed rows and holes.
-        reasons: row -> why its image could not be decoded.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        self.row_digests = np.zeros((layout.extent, ROW_DIGEST_BYTES), np.uint8)
-        self.reasons: dict[int, str] = {}
-        self._layout = layout
-        self._sha = hashlib.sha256()
-
-    def add(self, record: ShardRecord) -> None:
-        """Take the record of the next shard."""
-        rows = self._layout.rows_of(record.shard)
-        self.row_digests[rows.start : rows.stop] = record.row_digests
-        self.reasons |= record.failures
-        self._sha.update(bytes.fromhex(record.digest))
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) over the digests of all records so far."""
-        return self._sha.hexdigest()
-
-
-def row_digests_of(arrays: Mapping[str, Array]) -> npt.NDArray[np.uint8]:
-    """Return the 128-bit BLAKE2b of each row of stored values, all arrays in order, as [R, 16]."""
-    stored = [
-        np.ascontiguousarray(values, values.dtype.newbyteorder("<")) for values in arrays.values()
-    ]
-    digests = []
-    for rows in zip(*stored, strict=True):
-        sha = hashlib.blake2b(digest_size=ROW_DIGEST_BYTES)
-        for row in rows:
-            sha.update(row)
-        digests.append(sha.digest())
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, ROW_DIGEST_BYTES)
-
-
-def content_hash(
-    card: CacheCard,
-    content: npt.NDArray[np.uint8],
-    row_digests: npt.NDArray[np.uint8],
-    failed: npt.NDArray[np.bool_],
-) -> str:
-    """Return the SHA-256 (hex) of what a cache holds.
-
-    It depends on the images and their numbers only: not on order, shards, generations, parts,
-    restarts, paths, time or library versions.
-
-    Args:
-        card: of the cache; its fingerprint counts.
-        content: [R, 32], SHA-256 of each row's image file, in any order.
-        row_digests: [R, 16], of each row's values.
-        failed: [R], rows whose image could not be decoded.
-    """
-    stored = np.where(failed[:, None], 0, row_digests).astype(np.uint8)
-    parts = (content, (~failed)[:, None].astype(np.uint8), stored)
-    rows = np.concatenate(parts, axis=1)[order_of(content)]
-    return hashlib.sha256(card.fingerprint().encode("ascii") + rows.tobytes()).hexdigest()
-
 
 def list_failures(chain: PlanChain, reasons: Mapping[int, str]) -> list[Failure]:
     """List images without a readable row: never readable ones, then those that failed later."""
@@ -362,28 +212,3 @@ def list_failures(chain: PlanChain, reasons: Mapping[int, str]) -> list[Failure]
         return list(chain.failures)
     decoded = (Failure(path, reasons[row]) for path, row in chain.paths.items() if row in reasons)
     return [*chain.failures, *decoded]
-
-
-def _failures(value: object, rows: range, where: str) -> dict[int, str]:
-    failures: dict[int, str] = {}
-    for row, reason in check_mapping(value, f"{where}: failures").items():
-        if not row.isdecimal() or len(row) > 10 or int(row) not in rows:
-            raise TeacherCacheError(f"{where}: failures name row {row!r:.80}, outside {rows}")
-        failures[int(row)] = check_text(reason, f"{where}: reason", empty=True)
-    return failures
-
-
-def _row_digests(
-    value: object, rows: range, failures: Mapping[int, str], where: str
-) -> npt.NDArray[np.uint8]:
-    check_type(value, f"{where}: row_digests", str)
-    try:
-        flat = np.frombuffer(bytes.fromhex(str(value)), np.uint8)
-        digests = flat.reshape(len(rows), ROW_DIGEST_BYTES)
-    except ValueError as error:
-        raise TeacherCacheError(f"{where}: row_digests: {error}") from error
-    lost = np.zeros(len(rows), np.bool_)
-    lost[[row - rows.start for row in failures]] = True
-    if (digests.any(axis=1) == lost).any():
-        raise TeacherCacheError(f"{where}: a row takes either a digest or a failure")
-    return digests

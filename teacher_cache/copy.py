@@ -10,7 +10,7 @@ import numpy as np
 from .arrays import row_arrays
 from .attributes import Seal, load_attributes
 from .chain import next_generation
-from .commits import ROW_DIGEST_BYTES, row_digests_of
+from .content import row_digests_of
 from .in_flight import InFlight
 from .index import StoredIndex
 from .open_files import keep_open
@@ -20,6 +20,7 @@ from .reader import TeacherCache
 from .schema import CacheCard, TeacherCacheError
 from .seal import Progress, seal
 from .shard_file import RowReader
+from .shard_record import ROW_DIGEST_BYTES
 from .storage import LocalStorage, Storage, open_storage
 from .strict import within
 from .writer import TeacherCacheWriter

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .attributes import load_attributes
 from .index import StoredIndex
+from .plan_file import has_newer_plan, load_plans
 from .reader import TeacherCache, TeacherRow
 from .seal import Progress
 from .storage import Storage, open_storage
@@ -62,6 +63,8 @@ class CacheDiff:
             all numbers below are 0.
         same, different: images of both caches, by whether their rows are the same.
         only_a, only_b: number of images that only one cache has.
+        unsealed_a, unsealed_b: rows that were added to a cache since it was sealed; they are not
+            compared.
         examples_a, examples_b: paths of some of them.
         gram_rms: over the different rows together.
         gram_max, attention_kl, attention_max: largest of any different row.
@@ -76,6 +79,8 @@ class CacheDiff:
     different: int
     only_a: int
     only_b: int
+    unsealed_a: int
+    unsealed_b: int
     examples_a: tuple[str, ...]
     examples_b: tuple[str, ...]
     gram_rms: float
@@ -134,6 +139,8 @@ def diff(
         different=len(unequal),
         only_a=len(only_a),
         only_b=len(only_b),
+        unsealed_a=one.unsealed,
+        unsealed_b=other.unsealed,
         examples_a=one.names(only_a[:limit]),
         examples_b=other.names(only_b[:limit]),
         gram_rms=float(np.sqrt(found.squares / max(found.rows, 1))),
@@ -152,6 +159,7 @@ class _Side:
         content: SHA-256 of each of those.
         digest: of each row's values.
         failed: which of them hold no data.
+        unsealed: how many more there are that no seal covers.
     """
 
     def __init__(self, store: Path | str | Storage) -> None:
@@ -167,6 +175,10 @@ class _Side:
         self.digest = index.load("row_digest")[self.rows]
         lost = [each.row for each in attributes.seal.failures if each.row is not None]
         self.failed = np.isin(self.rows, lost)
+        self.unsealed = 0
+        if has_newer_plan(store, attributes.seal.generations):
+            _, chain = load_plans(store)
+            self.unsealed = chain.layout.rows - len(self.rows)
 
     def names(self, rows: Rows) -> tuple[str, ...]:
         """Return a path of each row, its digest where none leads to it any more."""

@@ -26,9 +26,9 @@ from .arrays import (
 )
 from .attributes import ROOT, Seal
 from .chain import DIGEST_BYTES, PlanChain, prefix_of
-from .commits import ROW_DIGEST_BYTES
 from .durable import sha256_bytes
 from .layout import Layout
+from .shard_record import ROW_DIGEST_BYTES
 from .storage import Storage
 from .strict import DamagedError, TeacherCacheError, check_relative, within
 
@@ -161,9 +161,12 @@ class StoredIndex:
             check_metadata(self.store, f"{where}/{ROOT}", table_metadata(shape, dtype))
             for file, size in table_file_bytes(shape, dtype):
                 if (found := self.store.size(f"{where}/{file}")) != size:
-                    raise TeacherCacheError(
-                        f"{self.store}/{where}/{file} has {found} bytes and should have {size}"
+                    said = (
+                        "is missing"
+                        if found is None
+                        else f"has {found} bytes and should have {size}"
                     )
+                    raise TeacherCacheError(f"{self.store}/{where}/{file} {said}")
 
     def load(self, name: str) -> Array:
         """Read one table and check its values.

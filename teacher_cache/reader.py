@@ -281,7 +281,8 @@ class TeacherCache:
         if (recorded := self.sha256_of(row)) != sha256:
             raise TeacherCacheError(
                 f"row {row} of {self.store} was made from an image with sha256 {recorded}, the "
-                f"image has {sha256} now; restore the image, or build the cache again"
+                f"image has {sha256} now; restore the image, or take it in as it is with "
+                f"`medalign cache build ... --rehash` and `medalign cache seal {self.store}`"
             )
 
     @property

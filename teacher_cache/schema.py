@@ -36,7 +36,12 @@ MAX_SHARD_ROWS = 65_536
 MIN_GRAM_ERROR = 1e-5
 MAX_GRAM_ERROR = 0.1
 
-_OPTIONS = {"shard_rows": " (--shard-rows)"}
+_OPTIONS = {
+    "expert.features": " (--features)",
+    **{name: f" (--{name})" for name in ("alpha", "codec", "dtype", "geometry", "grid", "mode")},
+    "max_gram_error": " (--max-gram-error)",
+    "shard_rows": " (--shard-rows)",
+}
 _NOT_NUMBERS = ("versions", "shard_rows")
 _GRID = re.compile(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})")
 

@@ -1,7 +1,8 @@
 """Turn a finished build into a sealed cache, and a damaged one back into a build."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,28 @@ import numpy as np
 from .arrays import ensure_metadata
 from .attributes import Attributes, Seal, SealedFailure, load_attributes, save_attributes
 from .chain import PlanChain
-from .commits import CommitLog, RecordSums, ShardState, content_hash, list_failures
+from .commits import CommitLog, ShardState, list_failures
+from .content import content_hash
+from .damage import (
+    Damage,
+    DamageFoundError,
+    description_damages,
+    incomplete_damages,
+    plan_damages,
+)
 from .gram_errors import measured_errors
 from .index import PlanIndex, drop_tables, save_tables, tables_of, values_digest
 from .layout import Layout
 from .plan_file import has_newer_plan, load_plans
 from .reader import TeacherCache
 from .schema import CacheCard, Failure, TeacherCacheError
+from .shard_record import RecordSums
 from .storage import Storage, explaining_disk_errors, open_storage
 
 Progress = Callable[[int, int], None]
 """Called with the shards done so far and all of them."""
 Certify = Callable[[TeacherCache], Mapping[str, Any]]
-"""Given the complete, still unsealed cache; what it returns becomes the certificate."""
+"""Given the complete cache, sealed or not; what it returns becomes the certificate."""
 _SHOWN = 10
 
 
@@ -32,7 +42,7 @@ class SealReport:
 
     Attributes:
         generations: how many the seal covers.
-        already: the store was sealed before; nothing was checked or written.
+        already: the store was sealed before; what is there was looked at, not read whole.
         swept: temporary files of killed writers that were deleted.
         certificate: what recomputing rows with the expert showed; None if that was not done.
     """
@@ -59,6 +69,10 @@ def seal(
     Shards that an earlier seal covers are checked by their records and sizes only. A shard that
     does not match loses its record, so that the next build writes it again.
 
+    A store that is sealed already is looked over: index, metadata, and that every file is there
+    with its size. If it has no certificate, `certify` gives it one. Without `certify`, an earlier
+    certificate stays as long as the content is the same.
+
     Args:
         store: folder or URL of the cache.
         progress: told of every shard.
@@ -66,14 +80,17 @@ def seal(
             is sealed.
 
     Raises:
-        TeacherCacheError: shards are pending or damaged, named with the way out; or another
-            process wrote some meanwhile.
+        TeacherCacheError: shards are pending, named with the way out; or another process wrote
+            some meanwhile.
+        DamageFoundError: something is damaged; says what, and what mends it.
     """
     store = open_storage(store)
     attributes = load_attributes(store)
     before = attributes.seal if attributes is not None else None
-    if before is not None and not has_newer_plan(store, before.generations):
-        return _report(store, before, already=True)
+    if attributes is not None and before is not None:
+        if not has_newer_plan(store, before.generations):
+            return _seal_again(store, attributes, before, certify)
+        _refuse_damage(store, description_damages(store, attributes.card, before))
     card, chain = load_plans(store)
     if attributes is not None and attributes.card != card:
         raise TeacherCacheError(f"{store}: zarr.json does not fit the plan; delete it and build")
@@ -87,12 +104,15 @@ def seal(
         swept = store.sweep()
         tables = tables_of(chain, sums.row_digests)
         save_tables(store, len(chain.generations), tables)
+    content = hash_of_rows(card, chain.layout, tables, sums.reasons)
+    if certificate is None and before is not None and before.content_hash == content:
+        certificate = before.certificate  # no row was added, only paths
     sealed = Seal(
         layout=chain.layout,
         paths=len(chain.paths),
         text_bytes=len(tables["path_text"]),
         failures=_failures(chain, sums.reasons),
-        content_hash=hash_of_rows(card, chain.layout, tables, sums.reasons),
+        content_hash=content,
         plans=chain.digests,
         records=sums.digest,
         tables={name: values_digest(values) for name, values in tables.items()},
@@ -117,13 +137,41 @@ def reopen(store: Path | str | Storage, progress: Progress | None = None) -> lis
         TeacherCacheError: not a store, or its plan is damaged.
     """
     store = open_storage(store)
-    load_attributes(store)
+    attributes = load_attributes(store)
     card, chain = load_plans(store)
+    sealed = attributes.seal if attributes is not None else None
+    if sealed and chain.digests[: sealed.generations] != sealed.plans:
+        # by these plans every sound shard would be damaged
+        raise DamageFoundError.of(store, list(plan_damages(store, sealed)))
     log = CommitLog.of_chain(store, card, chain)
     save_attributes(store, Attributes(card=card), replace=True)
     for shard in _damaged(log, range(log.shards), progress):
         log.forget(shard)
     return [shard for shard, state in log.states().items() if state is not ShardState.COMPLETE]
+
+
+def _seal_again(
+    store: Storage, attributes: Attributes, before: Seal, certify: Certify | None
+) -> SealReport:
+    card = attributes.card
+    _refuse_damage(
+        store,
+        description_damages(store, card, before, contents=True),
+        incomplete_damages(CommitLog(store, card, before.layout, before.plans)),
+    )
+    if certify is None or before.certificate is not None:
+        return _report(store, before, already=True)
+    sealed = replace(before, certificate=certify(TeacherCache.open(store)))
+    if load_attributes(store) != attributes:  # that may have taken minutes
+        raise TeacherCacheError(f"{store} changed while it was sealed; run the same command again")
+    with explaining_disk_errors(store, "sealing"):
+        save_attributes(store, replace(attributes, seal=sealed), replace=True)
+    return _report(store, sealed, already=True)
+
+
+def _refuse_damage(store: Storage, *damages: Iterable[Damage]) -> None:
+    if found := list(itertools.chain.from_iterable(damages)):
+        raise DamageFoundError.of(store, found)
 
 
 def hash_of_rows(
@@ -139,7 +187,8 @@ def _checked_records(log: CommitLog, before: Seal | None, progress: Progress | N
     states = log.states()
     missing = [shard for shard, state in states.items() if state is not ShardState.COMPLETE]
     if missing:
-        raise TeacherCacheError(f"{log.unsealed()} (not complete: {_some(missing)})")
+        kind = DamageFoundError if ShardState.DAMAGED in states.values() else TeacherCacheError
+        raise kind(f"{log.unsealed()} (not complete: {_some(missing)})")
     sums, trusted = RecordSums(log.layout), 0
     for shard in range(log.shards):
         sums.add(log.record(shard))
@@ -148,7 +197,7 @@ def _checked_records(log: CommitLog, before: Seal | None, progress: Progress | N
     if damaged := _damaged(log, range(trusted, log.shards), progress):
         for shard in damaged:
             log.forget(shard)
-        raise TeacherCacheError(
+        raise DamageFoundError(
             f"{log.store}: {_some(damaged)} did not match their records and are pending again; "
             f"{log.unsealed()}"
         )

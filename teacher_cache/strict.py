@@ -19,6 +19,8 @@ class TeacherCacheError(ValueError):
 class DamagedError(TeacherCacheError):
     """A file of a cache does not hold the bytes that were written."""
 
+    exit_code = 1
+
 
 @contextlib.contextmanager
 def within(where: str) -> Iterator[None]:

@@ -9,18 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import ensure_metadata
-from .attributes import ROOT, Attributes, Seal, load_attributes, save_attributes
-from .chain import PlanChain, first_generation, next_generation
-from .commits import CommitLog, ShardRecord, ShardState, row_digests_of
-from .durable import sha256_bytes
-from .gram_errors import GRAM_ERROR, GramErrors, measured_errors
+from .attributes import Attributes, Seal, load_attributes, save_attributes
+from .begin import check_claimable, ensure_root, extended
+from .chain import PlanChain
+from .commits import CommitLog, ShardState
+from .content import row_digests_of
+from .gram_errors import GramErrors, measured_errors
 from .plan import Plan
-from .plan_file import FOLDER, has_plan, load_plans, plan_name, publish_generation
+from .plan_file import has_plan, load_plans
+from .replacing import replace_failed
 from .schema import CacheCard, TeacherCacheError
-from .storage import LocalStorage, Storage, explaining_disk_errors, is_leftover, open_storage
-
-Arrays = Mapping[str, npt.NDArray[Any]]
-_ROUNDING = 1e-6
+from .shard_values import check_values, stored_values
+from .storage import Storage, explaining_disk_errors, open_storage
 
 
 class TeacherCacheWriter:
@@ -60,9 +60,9 @@ class TeacherCacheWriter:
         store = open_storage(store)
         with explaining_disk_errors(store, "beginning"):
             check_claimable(store)
-            begun, plan = _extended(store, card, wanted)
+            begun, plan = extended(store, card, wanted)
             ensure_metadata(store, begun, plan.layout.extent)
-            writer = cls(store, begun, plan, _ensure_root(store, begun, plan))
+            writer = cls(store, begun, plan, ensure_root(store, begun, plan))
             if writer._incomplete(range(writer._sealed_shards)):
                 writer._unseal()
             return writer
@@ -156,11 +156,13 @@ class TeacherCacheWriter:
             TeacherCacheError: sealed, or the disk is full or fails.
         """
         failed = dict(failures or {})
-        self._check(shard, self.rows_of(shard), arrays, failed)
+        check_values(
+            self._log.arrays, self.card.max_gram_error, shard, self.rows_of(shard), arrays, failed
+        )
         with explaining_disk_errors(self.store, f"writing shard {shard} of"):
             if self._done(shard):
                 return
-            stored = self._stored(self.rows_of(shard), arrays, failed)
+            stored = stored_values(self._log.arrays, self.rows_of(shard), arrays, failed)
             with ThreadPoolExecutor(1) as aside:  # hashing lets other threads run
                 digests = aside.submit(row_digests_of, stored)
                 files = {
@@ -195,32 +197,10 @@ class TeacherCacheWriter:
             TeacherCacheError: the shard is not as it was written.
         """
         failed = dict(failures or {})
-        self._check(shard, rows, arrays, failed)
-        stored = self._stored(rows, arrays, failed)
+        check_values(self._log.arrays, self.card.max_gram_error, shard, rows, arrays, failed)
+        stored = stored_values(self._log.arrays, rows, arrays, failed)
         with explaining_disk_errors(self.store, f"writing shard {shard} of"):
-            # each turn but the last, another process has changed the record meanwhile
-            while record := self._record(shard):
-                if not (places := {row: i for i, row in enumerate(rows) if row in record.failures}):
-                    return
-                try:
-                    files = self._replaced(record, places, stored)
-                except TeacherCacheError:
-                    if self._is_current(record):
-                        raise
-                    continue
-                if not self._is_current(record):
-                    continue  # before unsealing: what was sealed since may hold these rows
-                if self._unseal_over(shard) and not self._is_current(record):
-                    continue
-                digests = record.row_digests.copy()
-                start, taken = self.rows_of(shard).start, list(places.values())
-                digests[[row - start for row in places]] = row_digests_of(stored)[taken]
-                reasons = {row: why for row, why in record.failures.items() if row not in places}
-                reasons |= {row: why for row, why in failed.items() if row in places}
-                self._log.forget(shard)  # files that are half replaced must not count
-                self._log.commit(shard, files, digests, reasons)
-                self._unseal_over(shard)  # a seal that was being written covers the old record
-                return
+            replace_failed(self._log, shard, rows, stored, failed, self._unseal_over)
 
     def write_chunks(
         self,
@@ -269,50 +249,9 @@ class TeacherCacheWriter:
         self._unseal()
         return True
 
-    def _record(self, shard: int) -> ShardRecord | None:
-        """Return the record of `shard`; None where there is none."""
-        try:
-            return self._log.record(shard)
-        except TeacherCacheError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
-
-    def _is_current(self, record: ShardRecord) -> bool:
-        found = self._record(record.shard)
-        return found is not None and found.digest == record.digest
-
-    def _replaced(
-        self, record: ShardRecord, places: Mapping[int, int], stored: Arrays
-    ) -> dict[str, bytes]:
-        """Return the files of a shard with some rows replaced; `places` says where they lie."""
-        files, rows = {}, self.rows_of(record.shard)
-        for array in self._log.arrays:
-            name = array.file_of(record.shard)
-            try:
-                data = self.store.read(name, record.files[name].size_bytes)
-            except FileNotFoundError as error:
-                raise TeacherCacheError(f"{self.store}/{name} is missing") from error
-            if sha256_bytes(data) != record.files[name].sha256:
-                raise TeacherCacheError(f"{self.store}/{name} does not match its record")
-            chunks = array.split(data, len(rows))
-            for row, place in places.items():
-                chunks[row - rows.start] = array.chunk(stored[array.name][place])
-            files[name] = array.assemble(chunks)
-        return files
-
     def _incomplete(self, shards: range) -> list[int]:
         states = self._log.states(shards)
         return [shard for shard, state in states.items() if state is not ShardState.COMPLETE]
-
-    def _stored(
-        self, rows: Sequence[int], arrays: Arrays, failed: Mapping[int, str]
-    ) -> dict[str, npt.NDArray[Any]]:
-        """Return what is stored of `rows`: fill values where the image failed."""
-        lost = [place for place, row in enumerate(rows) if row in failed]
-        return {
-            array.name: _without(arrays[array.name], lost, array.fill) for array in self._log.arrays
-        }
 
     def _done(self, shard: int) -> bool:
         if self._log.state(shard) is ShardState.COMPLETE:
@@ -320,101 +259,3 @@ class TeacherCacheWriter:
         if shard < self._sealed_shards:
             raise TeacherCacheError(f"{self.store} is sealed; shard {shard} cannot be written")
         return False
-
-    def _check(
-        self, shard: int, rows: Sequence[int], arrays: Arrays, failed: Mapping[int, str]
-    ) -> None:
-        if set(arrays) != (names := {array.name for array in self._log.arrays}):
-            raise ValueError(f"shard {shard} takes {sorted(names)}, got {sorted(arrays)}")
-        for array in self._log.arrays:
-            given, shape = arrays[array.name], (len(rows), *array.row_shape)
-            if given.shape != shape or given.dtype != np.dtype(array.dtype):
-                raise ValueError(
-                    f"shard {shard} takes {array.name} of {array.dtype} {shape}, "
-                    f"got {given.dtype} {given.shape}"
-                )
-        if strangers := sorted(set(failed) - set(rows)):
-            raise ValueError(f"shard {shard} holds {rows}, got failures of rows {strangers}")
-        good = np.array([row not in failed for row in rows])
-        for name, values in arrays.items():
-            # row by row, so that what is computed on the way stays in the processor's cache
-            infinite = np.array([not np.isfinite(row).all() for row in values])
-            _refuse(rows, good & infinite, f"{name} holds NaN or infinite values")
-        negative = (arrays["attention"] < 0).any(axis=1)
-        _refuse(rows, good & negative, "attention holds negative values")
-        flat = (arrays["source_size"] < 1).any(axis=1)
-        _refuse(rows, good & flat, "source_size holds a side below 1 pixel")
-        if (most := self.card.max_gram_error) is not None:
-            errors = arrays[GRAM_ERROR].astype(np.float64)
-            _refuse(rows, good & (errors < 0).any(axis=1), f"{GRAM_ERROR} holds negative values")
-            above = errors[:, 0] > most * (1 + _ROUNDING)
-            _refuse(rows, good & above, f"{GRAM_ERROR} holds an RMS above the card's {most}")
-
-
-def check_claimable(store: Storage) -> None:
-    """Refuse a place that is neither a cache that can be built on nor empty.
-
-    Raises:
-        TeacherCacheError: names what is there.
-    """
-    if has_plan(store):
-        return
-    if isinstance(store, LocalStorage) and store.folder.is_file():
-        raise TeacherCacheError(f"{store} is a file; a cache takes a folder of its own")
-    if store.size(ROOT) is not None and next(store.files(FOLDER), None):
-        raise TeacherCacheError(
-            f"{store}/{plan_name(0)} is missing: a sealed cache can be read without it, but no "
-            "build can go on; restore it, or choose another folder"
-        )
-    # a build killed before its plan leaves nothing but temporary files
-    stranger = next((name for name, _ in store.files() if not is_leftover(name)), None)
-    if stranger and not has_plan(store):  # another process may have begun just now
-        raise TeacherCacheError(
-            f"{store} exists and is not a teacher cache (it holds {stranger!r}); choose another "
-            "folder for the cache"
-        )
-
-
-def _extended(store: Storage, card: CacheCard, wanted: Plan) -> tuple[CacheCard, PlanChain]:
-    """Return the plans of `store` after it was made to hold `wanted`."""
-    if not has_plan(store) and publish_generation(store, card, None, first_generation(wanted)):
-        return load_plans(store)
-    while True:
-        begun, plan = load_plans(store)
-        if differences := begun.differences(card):
-            raise TeacherCacheError(
-                f"{store} was begun differently: {'; '.join(differences)}; "
-                "choose another folder, or build with what the store was begun with"
-            )
-        added = next_generation(plan, wanted)
-        if added is None:
-            return begun, plan
-        if publish_generation(store, card, plan, added):
-            return load_plans(store)
-        # another process was faster: look again
-
-
-def _ensure_root(store: Storage, card: CacheCard, plan: PlanChain) -> Seal | None:
-    """Write the root of a new store; return the seal of one that was sealed."""
-    save_attributes(store, Attributes(card=card), replace=False)
-    found = load_attributes(store)
-    seal = found.seal if found else None
-    fits = found is not None and not card.differences(found.card)
-    if not fits or (seal and not seal.layout.begins(plan.layout)):
-        raise TeacherCacheError(f"{store}: zarr.json does not fit the plan; is it of another cache")
-    return seal
-
-
-def _without(
-    values: npt.NDArray[Any], lost: list[int], fill: float | int | bool | str
-) -> npt.NDArray[Any]:
-    if not lost:
-        return values
-    kept = values.copy()
-    kept[lost] = fill
-    return kept
-
-
-def _refuse(rows: Sequence[int], wrong: npt.NDArray[np.bool_], reason: str) -> None:
-    if wrong.any():
-        raise ValueError(f"row {rows[int(np.argmax(wrong))]}: {reason}")

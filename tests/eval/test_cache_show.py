@@ -1,5 +1,7 @@
 import dataclasses
+import errno
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,3 +216,21 @@ def test_the_command_writes_the_picture_and_says_where(
     assert result.exit_code == 0
     assert result.stderr.startswith("without the image: ")
     assert (tmp_path / "x.png").is_file()
+
+
+@pytest.mark.parametrize("before", [None, b"an older picture"])
+def test_a_full_disk_is_named_with_the_picture_and_leaves_nothing_half(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes | None
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / "pictures" / "row.png"
+    if before is not None:
+        out.parent.mkdir()
+        out.write_bytes(before)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        show(TeacherCache.open(store), "wide.png", out)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(out))
+    assert [path.read_bytes() for path in out.parent.iterdir()] == ([before] if before else [])

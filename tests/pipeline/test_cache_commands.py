@@ -1,11 +1,13 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from medalign.pipeline.commands import cache
 from medalign.pipeline.experts import ExpertError
 from medalign.pipeline.parts import PartError
 from medalign.pipeline.pixels import PixelsError
-from medalign.teacher_cache.origin import load_origin
+from medalign.teacher_cache.origin import load_origin, save_origin
 from medalign.teacher_cache.schema import TeacherCacheError
 
 IMAGES = 10
@@ -87,6 +89,22 @@ def test_unreadable_images_are_listed_and_exit_1(folder: Path) -> None:
     assert [path for path, _ in failures] == ["3.png", "4.png"]
 
 
+def test_images_are_those_of_the_manifest_that_can_be_read(folder: Path) -> None:
+    broken = folder / "images" / "4.png"
+    kept = broken.read_bytes()
+    broken.write_bytes(b"nothing")
+    assert "10 in 11 records, 9 distinct and readable" in run(*arguments(folder)).stdout
+    broken.write_bytes(kept)
+    mended = run(*arguments(folder)).stdout.splitlines()
+    assert mended[1] == "images     10 in 11 records, 10 distinct and readable"
+    assert mended[2] == "rows       11 in the store, 1 of other images than these"
+    for sealed in (False, True):
+        rows = run("status", folder / "store").stdout.splitlines()[2]
+        said = "; 1 of them without data, as the image could not be decoded, 1 of which no path"
+        assert rows.endswith(f"{said} leads to any more")
+        assert sealed or run("seal", folder / "store", "--recompute", "0").exit_code == 0
+
+
 def test_status_counts_shards_so_that_number_0_is_no_count(folder: Path, store: Path) -> None:
     (store / "attention" / "c.0.0").unlink()
     (store / "_commit" / "2.json").unlink()
@@ -124,6 +142,31 @@ def test_status_gives_the_exact_commands_that_finish_a_build(
         assert (program, group) == ("medalign", "cache")
         assert run(*rest).exit_code == 0
     assert json.loads(run("status", spaced / "store", "--json").stdout)["next"] == []
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_copied_store_is_finished_where_it_lies(
+    folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: bool
+) -> None:
+    copy = tmp_path / "a copy"
+    shutil.copytree(store, copy)
+    (copy / "_commit" / "1.json").unlink()
+    origin = load_origin(store)
+    assert origin is not None
+    if joined:
+        words = shlex.join(origin.command).replace(f"--out {store}", f"--out={store}")
+        save_origin(copy, replace(origin, command=tuple(shlex.split(words))))
+    monkeypatch.chdir(tmp_path)
+    finishing = json.loads(run("status", "a copy", "--json").stdout)["next"]
+    assert len(finishing) == 2
+    refused = run("seal", "a copy")
+    assert finishing[0] in str(refused.exception)
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    monkeypatch.chdir(tmp_path.parent)
+    assert run(*shlex.split(finishing[0])[2:]).exit_code == 0
+    assert json.loads(run("status", copy, "--json").stdout)["complete"] == 3
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    assert f"{folder}/manifest.jsonl" in finishing[0]
 
 
 def test_a_store_that_does_not_know_its_build_gives_a_general_command(store: Path) -> None:
@@ -216,7 +259,10 @@ def test_help_loads_nothing_heavy() -> None:
 @pytest.fixture
 def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A build of many shards in its own process group; it has written at least one."""
-    code = "from medalign.pipeline.commands import cache; cache()"
+    code = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # as without `nohup`
+        "from medalign.pipeline.commands import cache; cache()"
+    )
     words = arguments(folder, "--workers", "1", "--shard-rows", "1", "--batch-size", "1")
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words],
@@ -267,11 +313,14 @@ def told(folder: Path, errors: str) -> None:
         assert word not in errors
 
 
-@pytest.mark.parametrize("whole_group", [False, True])
-def test_sigterm_ends_a_build_as_ctrl_c_does(
-    folder: Path, running: "subprocess.Popen[str]", whole_group: bool
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, True)],
+)
+def test_sigterm_and_sighup_end_a_build_as_ctrl_c_does(
+    folder: Path, running: "subprocess.Popen[str]", number: signal.Signals, whole_group: bool
 ) -> None:
-    (os.killpg if whole_group else os.kill)(running.pid, signal.SIGTERM)
+    (os.killpg if whole_group else os.kill)(running.pid, number)
     _, errors = running.communicate(timeout=30)
     assert running.returncode == 130
     told(folder, errors)
@@ -291,6 +340,23 @@ def test_a_build_stopped_before_anything_is_written_says_that(folder: Path) -> N
     said, command = done.stderr.splitlines()
     assert said == f"stopped before anything was written to {folder / 'store'}; to begin again:"
     assert command.startswith("  medalign cache build ")
+
+
+def test_a_signal_while_torch_is_imported_waits_for_the_import(folder: Path) -> None:
+    code = (
+        "import atexit, os, signal, sys\n"
+        "class Signalling:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch.nn':\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Signalling())\n"
+        "atexit.register(lambda: print(hasattr(sys.modules.get('torch'), 'optim')))\n"
+        "from medalign.pipeline.commands import cache; cache()"
+    )
+    words = [sys.executable, "-c", code, *arguments(folder)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "True\n"), done.stderr
+    assert "stopped before anything was written" in done.stderr
 
 
 def test_a_killed_build_is_finished_by_the_next_run(

@@ -1,18 +1,49 @@
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
-from medalign.pipeline.interrupt import interruptible
+from medalign.pipeline.interrupt import held_back, interruptible
 from medalign.pipeline.workers import WorkerDiedError
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.fixture(autouse=True)
+def _hangups_count() -> Iterator[None]:
+    """Undo what `nohup` does, should the tests run under it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_interrupts_and_the_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), interruptible():
         signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_imports_to_be_finished(number: signal.Signals) -> None:
+    done = []
+
+    def work() -> None:
+        with held_back():
+            signal.raise_signal(number)
+            done.append("imports")
+        done.append("what comes after them")
+
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        work()
+    assert done == ["imports"]
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interruptible():
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_a_repeated_sigterm_does_not_disturb_what_is_being_finished() -> None:

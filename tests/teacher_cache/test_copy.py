@@ -161,7 +161,7 @@ def test_caches_that_do_not_go_together_are_refused_with_what_differs(
     assert "geometry is 'crop' there and 'pad' here" in str(caught.value)
     assert "shard_rows" not in str(caught.value)
     folder(SECOND).begin(tmp_path / "unsealed")
-    with pytest.raises(TeacherCacheError, match="still building"):
+    with pytest.raises(TeacherCacheError, match="not sealed"):
         merge([first, tmp_path / "unsealed"], tmp_path / "out")
     with pytest.raises(TeacherCacheError, match="at least two"):
         merge([first], tmp_path / "out")

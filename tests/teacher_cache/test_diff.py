@@ -206,8 +206,23 @@ def test_a_damaged_row_is_an_error_that_names_it(altered: Make) -> None:
 
 
 def test_an_unsealed_cache_is_refused(synthetic_store: Make) -> None:
-    with pytest.raises(TeacherCacheError, match="still building"):
+    with pytest.raises(TeacherCacheError, match="not sealed"):
         diff(synthetic_store(3), synthetic_store(3, sealed=False, name="other"))
+
+
+def test_rows_that_are_not_sealed_yet_are_counted_and_not_compared(
+    folder: Callable[..., Any], tmp_path: Path
+) -> None:
+    images = folder({"a.png": 1})
+    for name in ("a", "b"):
+        images.build(tmp_path / name)
+        seal(tmp_path / name)
+    images.images |= {"b.png": 2, "c.png": 3}
+    images.build(tmp_path / "b")
+    found = diff(tmp_path / "a", tmp_path / "b")
+    assert (found.equal, found.unsealed_a, found.unsealed_b) == (True, 0, 2)
+    result = CliRunner().invoke(app, ["diff", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert "not sealed  2 rows added to B and not compared" in result.stdout
 
 
 def test_progress_counts_the_rows_that_are_read(altered: Make) -> None:

@@ -46,6 +46,14 @@ def test_golden_factors() -> None:
     assert code.gram()[0, 1] == pytest.approx(first, rel=1e-6)
 
 
+def test_bytes_behind_the_last_part_are_refused() -> None:
+    grid = PatchGrid(1, 3)
+    parts = stored(bytes([4])) + bytes([1]) + stored(bytes([0x9A, 0x88]))
+    decode(header(1, 0, 1, 0.5, parts), grid, grid)
+    with pytest.raises(DamagedError, match="holds 1 bytes too many"):
+        decode(header(1, 0, 1, 0.5, parts + b"\0"), grid, grid)
+
+
 def test_golden_triangle() -> None:
     # patches in the order 2, 0, 1; one component with pivot 5 and then 2, -1
     body = stored(bytes([1])) + stored(bytes([2, 0, 1])) + stored(bytes(3))

@@ -23,10 +23,10 @@ def store(small: Any, tmp_path: Path) -> Path:
 
 
 def test_an_unsealed_cache_is_not_opened_for_training(small: Any, store: Path) -> None:
-    with pytest.raises(TeacherCacheError, match=r"still building: 1 of 3 shards"):
+    with pytest.raises(TeacherCacheError, match=r"not sealed: 1 of 3 shards"):
         TeacherCache.open(store)
     small.write(small.begin(store))
-    with pytest.raises(TeacherCacheError, match=r"still building: 3 of 3 shards .*cache seal"):
+    with pytest.raises(TeacherCacheError, match=r"not sealed: 3 of 3 shards .*cache seal"):
         TeacherCache.open(store)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medalign.teacher_cache import writer as writer_module
+from medalign.teacher_cache import begin as begin_module
 from medalign.teacher_cache.audit import info, seal, status, verify
 from medalign.teacher_cache.commits import CommitLog
 from medalign.teacher_cache.plan_file import load_plans, publish_generation
@@ -283,13 +283,13 @@ def test_of_two_processes_that_add_images_at_once_both_get_theirs(
 
     def publish(*plan: Any) -> bool:
         with monkeypatch.context() as patch:
-            patch.setattr(writer_module, "publish_generation", publish_generation)
+            patch.setattr(begin_module, "publish_generation", publish_generation)
             faster.begin(store)
-        monkeypatch.setattr(writer_module, "publish_generation", publish_generation)
+        monkeypatch.setattr(begin_module, "publish_generation", publish_generation)
         published: bool = publish_generation(*plan)
         return published
 
-    monkeypatch.setattr(writer_module, "publish_generation", publish)
+    monkeypatch.setattr(begin_module, "publish_generation", publish)
     images.images |= {"e.png": 6, "both.png": 5}
     assert images.build(store) == [2, 3]
     assert seal(store).generations == 3

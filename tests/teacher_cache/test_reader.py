@@ -85,6 +85,8 @@ def test_a_changed_image_is_refused_with_both_digests(small: Any, store: Path) -
     assert "row 3" in str(caught.value)
     assert small.plan.content[3] in str(caught.value)
     assert "e" * 64 in str(caught.value)
+    assert "`medalign cache build ... --rehash`" in str(caught.value)  # a plain build does nothing
+    assert f"`medalign cache seal {store}`" in str(caught.value)
 
 
 def test_an_unsealed_store_is_refused_with_the_commands_that_finish_it(
@@ -97,7 +99,8 @@ def test_an_unsealed_store_is_refused_with_the_commands_that_finish_it(
         TeacherCache.open(store)
     message = str(caught.value)
     assert "1 of 3 shards" in message
-    assert f"medalign cache build MANIFEST --images DIR --out {store}" in message
+    unknown = "MANIFEST --images DIR --expert NAME"
+    assert f"`medalign cache build {unknown} --out {store}`" in message
     assert f"medalign cache seal {store}" in message
     small.write(writer)
     with pytest.raises(TeacherCacheError) as caught:

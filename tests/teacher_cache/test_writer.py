@@ -384,7 +384,7 @@ def test_a_sealed_store_that_lost_a_shard_goes_back_to_building(small: Any, tmp_
     writer = small.begin(store)
     assert not writer.sealed
     assert writer.pending() == [1]
-    with pytest.raises(TeacherCacheError, match="still building"):
+    with pytest.raises(TeacherCacheError, match="not sealed"):
         TeacherCache.open(store)
     small.write(writer)
     assert seal(store).content_hash == wanted
