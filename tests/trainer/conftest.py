@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from medalign.trainer.quiet import quiet_libraries
@@ -24,6 +25,14 @@ ANSWERS = ("yes", "the lungs", "no fracture is seen")
 @pytest.fixture(scope="session", autouse=True)
 def quiet() -> None:
     quiet_libraries()
+
+
+@pytest.fixture(autouse=True)
+def linear() -> Iterator[None]:
+    """DeepSpeed's stage 3 puts its own `linear` into torch, for the rest of the process."""
+    before = torch.nn.functional.linear
+    yield
+    torch.nn.functional.linear = before
 
 
 @pytest.fixture(scope="session")
