@@ -14,6 +14,7 @@ from ..teacher_cache.schema import TeacherCacheError
 from .batch import Batch
 from .checkpoint import save_checkpoint
 from .contest import Contest
+from .device_memory import explained
 from .engine import Engine
 from .held_out import HeldOut, Validation
 from .loggers import Loggers
@@ -30,10 +31,6 @@ class TrainingDivergedError(RuntimeError):
 
 class NothingToLearnError(ValueError):
     """No conversation of a step can be read, or none has an answer."""
-
-
-class DeviceMemoryError(RuntimeError):
-    """The GPU's memory does not suffice for a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +232,7 @@ class Loop:
         norms: dict[str, float] = {}
         # Dropout follows from the step alone: a resumed run has no generators to restore.
         torch.manual_seed(dropout_seed(self.recipe.run.seed, step, self.engine.ranks.rank))
-        try:
+        with explained(self.recipe, f"step {step}"):
             for index, batch in enumerate(micro):
                 loss, part = self.engine(batch.to(device, self.dtype), share)
                 self.engine.backward(loss)
@@ -244,12 +241,6 @@ class Loop:
                     norms = self.engine.gradient_norms()
                     self._check(terms.tolist(), norms, micro, step)
                 self.engine.step()
-        except torch.OutOfMemoryError as error:
-            raise DeviceMemoryError(
-                f"step {step}: the GPU's memory is full{_memory_used()} with data.batch_size "
-                f"{self.recipe.data.batch_size}; {_relief(self.recipe)}. `medalign train --plan` "
-                "measures what a step needs"
-            ) from error
         return terms.tolist(), norms
 
     def _check(
@@ -299,31 +290,6 @@ class Loop:
 
     def _any(self, flag: bool) -> bool:
         return self._sum(float(flag))[0] > 0
-
-
-def _memory_used() -> str:
-    if not torch.cuda.is_available():
-        return ""
-    free, total = torch.cuda.mem_get_info()
-    own = torch.cuda.max_memory_allocated()
-    return f" ({own / 1e9:.1f} GB of {total / 1e9:.1f} GB were this run's, {free / 1e9:.1f} free)"
-
-
-def _relief(recipe: Recipe) -> str:
-    """What lowers the memory of a step, cheapest first; nothing that is done already."""
-    ways = []
-    if not recipe.student.gradient_checkpointing:
-        ways.append("set student.gradient_checkpointing: true")
-    if recipe.data.batch_size > 1:
-        ways.append(
-            "lower data.batch_size and raise data.accumulation by the same factor (the loss stays "
-            "the same)"
-        )
-    if recipe.student.quantize == "none":
-        ways.append("set student.quantize: nf4")
-    if recipe.deepspeed.config is None and recipe.deepspeed.offload == "none":
-        ways.append("set deepspeed.offload: optimizer")
-    return ", or ".join([*ways, "lower data.max_length"])
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

@@ -16,6 +16,7 @@ from .batch import Batch
 from .checkpoint import load_checkpoint
 from .contest import Best
 from .data import Conversations, StepOrder, micro_batches
+from .device_memory import explained
 from .engine import Engine
 from .environment import environment_of
 from .held_out import HeldOut
@@ -122,9 +123,11 @@ def _train_in(
     if first:
         loggers = open_loggers(plan.recipe, folder, start, watch, say)
     with loggers:
-        loop = _load(plan, folder, ranks, loggers, held_out)
-        _restore(loop, checkpoint, start, say)
-        done, saved = loop.run(_batches(plan, loop, start), start, note)
+        with explained(plan.recipe, "loading the student"):
+            loop = _load(plan, folder, ranks, loggers, held_out)
+            _restore(loop, checkpoint, start, say)
+        with explained(plan.recipe, "measuring held-out conversations, or saving"):
+            done, saved = loop.run(_batches(plan, loop, start), start, note)
     newest, best = saved or checkpoint, None
     if newest is not None and done >= plan.steps:
         best = _finish(folder, newest, held_out, ranks)

@@ -14,6 +14,8 @@ _REFUSED: Final = {
     "optimizer": "the recipe's optim section sets up AdamW",
     "scheduler": "optim.schedule and optim.warmup_ratio set the learning rate",
     "amp": "student.dtype sets the precision",
+    "torch_autocast": "student.dtype sets the precision",
+    "data_types": "student.dtype sets the precision",
     "checkpoint": "checkpoints are medalign's own and fit any number of ranks",
     "data_efficiency": "the order of the samples follows from run.seed",
     "curriculum_learning": "the order of the samples follows from run.seed",
@@ -103,10 +105,33 @@ def _merged(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> dict[st
                 f'{path}: {key} is {said!r}, the recipe makes it {nested!r}; write "auto" there '
                 "or change the recipe"
             )
+    _check_sections(path, theirs)
     kept = {k: v for k, v in theirs.items() if k not in _REFUSED}
     # What else the file says of a shared section (bf16.immediate_grad_update, say) is kept.
     shared = {k: {**theirs[k], **v} for k, v in ours.items() if isinstance(theirs.get(k), dict)}
     return {**_without_auto(kept), **ours, **_without_auto(shared)}
+
+
+def _check_sections(path: Path, theirs: dict[str, Any]) -> None:
+    """Refuse what would change the numbers, or hide the optimizer's state from checkpoints."""
+    lowered = [key for key in _section(theirs, "bf16") if key.startswith("bf16_")]
+    if lowered:
+        raise RecipeError(
+            f"{path}: remove bf16.{lowered[0]}: masters and Adam's moments are kept in float32"
+        )
+    zero = _section(theirs, "zero_optimization")
+    for key in ("offload_optimizer", "offload_param"):
+        device = _section(zero, key).get("device", "cpu")
+        if device not in ("cpu", "none"):
+            raise RecipeError(
+                f"{path}: zero_optimization.{key}.device is {device!r}; host memory (cpu) is what "
+                "medalign can read checkpoints from"
+            )
+
+
+def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = config.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _without_auto(config: dict[str, Any]) -> dict[str, Any]:

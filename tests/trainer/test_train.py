@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration
 
+from medalign.trainer.device_memory import DeviceMemoryError
 from medalign.trainer.engine import Engine
 from medalign.trainer.loop import (
-    DeviceMemoryError,
     NothingToLearnError,
     Step,
     TrainingDivergedError,
@@ -276,6 +277,27 @@ def test_a_full_gpu_says_what_to_lower(
     assert "step 1: the GPU's memory is full with data.batch_size 2; lower data.batch_size" in told
     assert "nf4" in told
     assert "gradient_checkpointing" not in told  # it is on already
+
+
+def test_a_gpu_that_is_full_before_or_after_a_step_says_so_too(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    data, student = dataset(), students()
+    with monkeypatch.context() as patch:
+        patch.setattr(LlavaForConditionalGeneration, "from_pretrained", full)
+        with pytest.raises(DeviceMemoryError, match=r"loading the student: .* nf4"):
+            run(recipe(), data, student, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "state", full)
+        with pytest.raises(DeviceMemoryError, match="or saving: the GPU's memory is full"):
+            run(recipe(), data, student, tmp_path / "run")
 
 
 def test_dropout_follows_from_seed_step_and_rank_alone(

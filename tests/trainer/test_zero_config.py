@@ -83,6 +83,13 @@ def test_a_users_file_keeps_its_own_settings_and_takes_ours(
         ({"scheduler": {"type": "WarmupLR"}}, "remove 'scheduler'"),
         ({"gradient_clipping": 0.3}, r"gradient_clipping is 0.3, the recipe makes it 1.0"),
         ({"train_batch_size": 7}, r"train_batch_size is 7, the recipe makes it 4"),
+        ({"torch_autocast": {"enabled": True}}, "remove 'torch_autocast': student.dtype"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "remove 'data_types'"),
+        ({"bf16": {"bf16_master_weights_and_grads": True}}, r"remove bf16.bf16_master"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            r"zero_optimization.offload_param.device is 'nvme'",
+        ),
         ({"fp16": {"enabled": True}}, "fp16 is True, the recipe makes it False"),
         ({"bf16": {"enabled": True}}, "bf16 is True, the recipe makes it False"),
     ],
