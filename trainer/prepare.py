@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..pipeline.manifest import read_manifest
+from ..pipeline.manifest import checked_records
 from ..teacher_cache.certificate import read_certificate
 from ..teacher_cache.reader import TeacherCache
 from .agreement import absolute, check_agreement
@@ -55,7 +55,7 @@ def prepare(recipe: Recipe, cache: Path | str | None, world: int) -> Prepared:
     opened = None if cache is None else _open(cache, recipe)
     check_agreement(recipe, opened, student)
     _check_precision(recipe)
-    selection = select(read_manifest(manifest), opened, recipe.data.on_missing)
+    selection = select(checked_records(manifest), opened, recipe.data.on_missing)
     per_step = recipe.data.batch_size * recipe.data.accumulation * world
     steps = recipe.run.steps
     if steps is None:

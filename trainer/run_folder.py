@@ -21,6 +21,8 @@ FREE_KEYS: Final = frozenset(
         "data.cache_gb",
         "data.images",
         "data.manifest",  # its records are in the identity
+        "data.prefetch",
+        "data.start_method",
         "data.workers",
         "deepspeed.stage",
         "run.keep",

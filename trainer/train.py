@@ -14,16 +14,19 @@ from ..teacher_cache.durable import write_durably
 from .agreement import cache_identity
 from .batch import Batch
 from .checkpoint import load_checkpoint
-from .data import Conversations, StepOrder, micro_batches
+from .data import Conversations
 from .engine import Engine, Ranks
 from .environment import environment_of
+from .lengths import estimated_lengths
 from .loop import Loop, Step
 from .objective import Objective
+from .order import Lengths, StepOrder
 from .prepare import Prepared, Say, describe, prepare, uses_bf16
 from .recipe import Recipe, RecipeError
 from .run_folder import RunFolder, step_of
 from .student import add_adapter, checkpoint_activations, load_base
 from .students.spec import student_digest
+from .workers import micro_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +212,21 @@ def _batches(plan: Prepared, loop: Loop, start: int) -> Iterator[Batch]:
         world=ranks.world,
         start=start,
         stop=plan.steps,
+        lengths=_lengths(plan) if data.group_by_length else None,
     )
     pad_id = plan.student.processor.tokenizer.pad_token_id
     pad = 0 if pad_id is None else pad_id
-    return micro_batches(samples, order, pad, data.workers, data.accumulation)
+    return micro_batches(
+        samples,
+        order,
+        pad,
+        data.workers,
+        data.accumulation,
+        prefetch=data.prefetch,
+        start_method=data.start_method,
+    )
+
+
+def _lengths(plan: Prepared) -> Lengths:
+    images = plan.student.encoder.tokens_per_image
+    return estimated_lengths(plan.selection.records, images, plan.recipe.data.max_length)
