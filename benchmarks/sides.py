@@ -375,16 +375,18 @@ def trainer(bench: Bench) -> Side:
 
 def trl(bench: Bench) -> Side:
     """The same LoRA SFT step by TRL's SFTTrainer."""
-    import datasets  # type: ignore[import-not-found]
+    from datasets import Dataset  # type: ignore[import-not-found]
+    from datasets.table import InMemoryTable  # type: ignore[import-not-found]
     from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]
 
-    given = _Repeated(bench)
     arguments = SFTConfig(
         **_arguments(bench), max_length=None, dataset_kwargs={"skip_prepare_dataset": True}
     )
-    rows = datasets.Dataset.from_list([{"images": [], "messages": []}] * 1000)
     model = bench.plain_student()
-    inputs = given[0]
+    inputs = _Repeated(bench)[0]
+    # By `images` it tells a vision dataset; a fingerprint given need not be computed.
+    table = InMemoryTable.from_pydict({"images": [[]] * 1000, "messages": [[]] * 1000})
+    rows = Dataset(table, fingerprint="none")
     return Side(
         _trainer_steps(
             lambda callback: SFTTrainer(
