@@ -136,7 +136,7 @@ class Bench:
     def weights_bytes(self) -> int:
         """Memory of the student's weights alone."""
         model = self._made(torch.device("meta"))
-        return sum(p.numel() for p in model.parameters()) * self.dtype.itemsize
+        return int(sum(p.numel() for p in model.parameters())) * self.dtype.itemsize
 
     def _made(self, device: torch.device, attention: str = "sdpa") -> Any:
         toy = self.size is SIZES["toy"]
@@ -365,7 +365,7 @@ def trainer(bench: Bench) -> Side:
             lambda callback: Trainer(
                 model=model,
                 args=arguments,
-                train_dataset=_Repeated(bench),  # type: ignore[arg-type]
+                train_dataset=_Repeated(bench),
                 data_collator=_same,
                 callbacks=[callback],
             )
@@ -375,9 +375,9 @@ def trainer(bench: Bench) -> Side:
 
 def trl(bench: Bench) -> Side:
     """The same LoRA SFT step by TRL's SFTTrainer."""
-    from datasets import Dataset  # type: ignore[import-not-found]
-    from datasets.table import InMemoryTable  # type: ignore[import-not-found]
-    from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+    from trl import SFTConfig, SFTTrainer
 
     arguments = SFTConfig(
         **_arguments(bench), max_length=None, dataset_kwargs={"skip_prepare_dataset": True}

@@ -13,18 +13,19 @@ from contextlib import contextmanager
 from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from threading import Thread
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import torch
 from torch.utils.data import Dataset
 
 from .batch import Batch, Sample, collate
+from .parcel import Parcel
 
 StartMethod = Literal["auto", "fork", "spawn"]
 
 _HELD: Final = (signal.SIGINT, signal.SIGTERM)
-_FILES_PER_BATCH: Final = 16
-"""Open files that one batch in shared memory holds at most: one a tensor."""
+_FILES_PER_BATCH: Final = 2
+"""Open files that a batch in shared memory holds at most."""
 
 
 class DataWorkerError(RuntimeError):
@@ -58,7 +59,7 @@ def micro_batches(
             records with this process and start at once; they never touch CUDA.
 
     Raises:
-        DataWorkerError: a worker died, or shared memory is full; the others are ended first.
+        DataWorkerError: a worker died, or has no room for a batch; the others are ended too.
     """
     if not workers:
         yield from _read_here(samples, order, pad_id)
@@ -76,10 +77,8 @@ def micro_batches(
                 yield ahead.popleft().result()
         except BrokenProcessPool as error:
             raise DataWorkerError(f"{readers.what_died()}; {_advice(workers)}") from error
-        except (OSError, RuntimeError) as error:
-            if "shared memory" not in str(error):
-                raise
-            raise DataWorkerError(f"{_SHM_FULL}; {_advice(workers)}") from error
+        except DataWorkerError as error:
+            raise DataWorkerError(f"{error}; {_advice(workers)}") from error
 
 
 def _read_here(
@@ -127,7 +126,8 @@ class _Readers:
     def submit(self, numbers: list[int]) -> Future[Batch]:
         """Ask for a micro-batch."""
         with _signals_held():
-            future = self._pool.submit(_read, numbers)
+            # A parcel arrives as the batch that is in it.
+            future = cast(Future[Batch], self._pool.submit(_read, numbers))
         if len(self._started) < self._workers:
             self._started |= set(multiprocessing.active_children()) - self._before
         if not torch.cuda.is_available():
@@ -144,22 +144,15 @@ class _Readers:
         while not codes and time.monotonic() < until:  # it is known to be dead before its code is
             codes = [process.exitcode for process in self._started if process.exitcode]
             time.sleep(0.01)
-        if -signal.SIGBUS in codes:
-            return _SHM_FULL
         if -signal.SIGKILL in codes:
             return "a data worker was killed, as the system does when memory is full"
         return f"a data worker ended unexpectedly (exit code {codes[0] if codes else 'unknown'})"
 
 
-_SHM_FULL: Final = (
-    "shared memory is full (/dev/shm; in a container enlarge it, as with docker run --shm-size)"
-)
-
-
 def _advice(workers: int) -> str:
     return (
-        f"lower data.workers (now {workers}; 0 needs no shared memory) or data.prefetch, and run "
-        "the same command to go on from the last checkpoint"
+        f"lower data.workers (now {workers}; 0 reads in the training process) or data.prefetch, "
+        "and run the same command to go on from the last checkpoint"
     )
 
 
@@ -173,8 +166,12 @@ def _begin(samples: Dataset[Sample], pad_id: int) -> None:
     Thread(target=_end_with_the_parent, daemon=True).start()
 
 
-def _read(numbers: list[int]) -> Batch:
-    return collate([_task["samples"][k] for k in numbers], _task["pad_id"])
+def _read(numbers: list[int]) -> Parcel:
+    batch = collate([_task["samples"][k] for k in numbers], _task["pad_id"])
+    try:
+        return Parcel(batch)
+    except OSError as error:
+        raise DataWorkerError(f"no room for a batch in shared memory: {error.strerror}") from error
 
 
 def _end_with_the_parent() -> None:
