@@ -453,10 +453,13 @@ def _trainer_steps(make: Callable[[Any], Any]) -> Iterator[None]:
     """
     go, done = threading.Semaphore(0), threading.Semaphore(0)
     failed: list[BaseException] = []
+    enough = threading.Event()
 
     class Turns(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             go.acquire()
+            if enough.is_set():
+                raise _EnoughError
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             done.release()
@@ -468,13 +471,23 @@ def _trainer_steps(make: Callable[[Any], Any]) -> Iterator[None]:
             failed.append(error)
             done.release()
 
-    threading.Thread(target=train, daemon=True).start()
-    while True:
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    try:
+        while True:
+            go.release()
+            done.acquire()
+            if failed:
+                raise failed[0]
+            yield
+    finally:  # or it would keep its model in memory
+        enough.set()
         go.release()
-        done.acquire()
-        if failed:
-            raise failed[0]
-        yield
+        thread.join()
+
+
+class _EnoughError(Exception):
+    """No more steps are wanted."""
 
 
 SIDES: dict[str, Callable[[Bench], Side]] = {
