@@ -16,12 +16,13 @@ from ..teacher_cache.schema import TeacherCacheError
 from .batch import Batch, Sample
 from .contest import Contest
 from .conversation import IGNORED
-from .data import Conversations, micro_batches
+from .data import Conversations
 from .engine import Engine
 from .objective import Share
 from .ranks import Ranks
 from .recipe import Recipe
 from .run_folder import RunFolder
+from .workers import micro_batches
 
 
 class NothingHeldOutError(ValueError):
@@ -222,7 +223,15 @@ class HeldOut:
             rank=ranks.rank,
             world=ranks.world,
         )
-        return micro_batches(Padded(self._samples), order, self._pad_id, self._recipe.data.workers)
+        data = self._recipe.data
+        return micro_batches(
+            Padded(self._samples),
+            order,
+            self._pad_id,
+            data.workers,
+            prefetch=data.prefetch,
+            start_method=data.start_method,
+        )
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """One training run from a recipe to a run folder: check everything, load, train, finish."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,19 +15,22 @@ from .agreement import cache_identity, records_digest
 from .batch import Batch
 from .checkpoint import load_checkpoint
 from .contest import Best
-from .data import Conversations, StepOrder, micro_batches
+from .data import Conversations
 from .engine import Engine
 from .environment import environment_of
+from .estimate import estimated_lengths
 from .held_out import HeldOut
 from .loggers import Logger, Loggers, open_loggers
 from .loop import Loop, Step
 from .objective import Objective
+from .order import Lengths, StepOrder
 from .prepare import Prepared, Say, attention_kernel, describe, prepare, uses_bf16
 from .ranks import Ranks, sharded_loading
 from .recipe import Recipe, RecipeError
 from .run_folder import RunFolder, step_of
 from .student import add_adapter, checkpoint_activations, load_base
 from .students.spec import student_digest
+from .workers import micro_batches
 from .zero_config import zero_config, zero_stage
 
 
@@ -280,15 +283,29 @@ def step_order(plan: Prepared, length: int, ranks: Ranks, start: int, stop: int)
         world=ranks.world,
         start=start,
         stop=stop,
+        lengths=_lengths(plan) if data.group_by_length else None,
     )
+
+
+def _lengths(plan: Prepared) -> Lengths:
+    images = plan.student.encoder.tokens_per_image
+    return estimated_lengths(plan.selection.records, images, plan.recipe.data.max_length)
 
 
 def read_ahead(
     plan: Prepared, samples: Conversations, order: Sampler[list[int]]
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Micro-batches in an order, read as the recipe says."""
     data = plan.recipe.data
-    return micro_batches(samples, order, pad_id(plan), data.workers, data.accumulation)
+    return micro_batches(
+        samples,
+        order,
+        pad_id(plan),
+        data.workers,
+        data.accumulation,
+        prefetch=data.prefetch,
+        start_method=data.start_method,
+    )
 
 
 def pad_id(plan: Prepared) -> int:

@@ -9,12 +9,13 @@ from torch.utils.data import Sampler
 
 from ...teacher_cache.schema import TeacherCacheError
 from ..batch import Batch
-from ..data import Conversations, StepOrder
+from ..data import Conversations
 from ..engine import Engine
 from ..host import memory_bytes
 from ..memory import Memory
 from ..memory_used import peak_bytes
 from ..objective import Share
+from ..order import StepOrder
 from ..prepare import Prepared
 from ..ranks import Ranks
 from ..train import load_engine, precision, read_ahead, step_order
