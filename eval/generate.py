@@ -3,18 +3,17 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from ..pipeline.manifest import Record, read_manifest
-from ..trainer.batch import Batch, collate
+from ..trainer.batch import Batch
 from ..trainer.data import Conversations
 from ..trainer.student import llava_of
 from ..trainer.students.spec import StudentSpec
+from ..trainer.workers import micro_batches
 from .answer_log import AnswerLog
 from .answers import Answer, AnswersError, gold
 from .decoding import Decoder
@@ -97,15 +96,11 @@ def _batches(
     samples: Conversations, batch_size: int, workers: int
 ) -> Iterator[tuple[Batch, Sequence[Record]]]:
     pad = samples.student.processor.tokenizer.pad_token_id
-    loader: Any = DataLoader(
-        samples,
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=partial(collate, pad_id=0 if pad is None else pad, left=True),
-        generator=torch.Generator(),
-    )
-    for number, batch in enumerate(loader):
-        yield batch, samples.records[number * batch_size : number * batch_size + len(batch.ids)]
+    numbers = range(len(samples))
+    order = [list(numbers[k : k + batch_size]) for k in range(0, len(samples), batch_size)]
+    batches = micro_batches(samples, order, 0 if pad is None else pad, workers, left=True)
+    for asked, batch in zip(order, batches, strict=True):
+        yield batch, [samples.records[k] for k in asked]
 
 
 @torch.inference_mode()

@@ -96,33 +96,27 @@ class Batch:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Batch":
         """Move every tensor; pixels take `dtype`."""
-        moved = each_tensor(self, lambda value: value.to(device, non_blocking=True))
+        moved = _each(self, lambda value: value.to(device, non_blocking=True))
         pixels = moved.pixel_values
         return replace(moved, pixel_values=None if pixels is None else pixels.to(dtype))
 
     def pin_memory(self) -> "Batch":
         """Copy every tensor to pinned memory; a DataLoader calls this."""
-        return each_tensor(self, Tensor.pin_memory)
+        return _each(self, Tensor.pin_memory)
 
 
 Held = TypeVar("Held", bound=Batch | Teacher | Look | Patches | Codes | Resampled)
 
 
-def each_tensor(held: Held, change: Callable[[Any], Any], kind: type = Tensor) -> Held:
-    """Change every tensor of a batch, those of its teacher included, in a fixed order.
-
-    Args:
-        held: not changed itself.
-        change: gives what stands in a tensor's place.
-        kind: what to change, where something else than a tensor stands there.
-    """
+def _each(held: Held, change: Callable[[Tensor], Tensor]) -> Held:
+    """Change every tensor of a batch, those of its teacher included."""
     changed: dict[str, Any] = {}
     for field in fields(held):
         value = getattr(held, field.name)
-        if isinstance(value, kind):
+        if isinstance(value, Tensor):
             changed[field.name] = change(value)
         elif isinstance(value, Teacher | Look | Patches | Codes | Resampled):
-            changed[field.name] = each_tensor(value, change, kind)
+            changed[field.name] = _each(value, change)
     return replace(held, **changed)
 
 

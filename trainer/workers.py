@@ -4,28 +4,29 @@ import multiprocessing
 import os
 import resource
 import signal
-import time
-from collections import deque
+import tempfile
+import threading
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import connection, resource_tracker
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
-from threading import Thread
-from typing import Any, Final, Literal, cast
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Final, Literal
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from .batch import Batch, Sample, collate
-from .parcel import Parcel
 
 StartMethod = Literal["auto", "fork", "spawn"]
 
 _HELD: Final = (signal.SIGINT, signal.SIGTERM)
-_FILES_PER_BATCH: Final = 2
-"""Open files that a batch in shared memory holds at most."""
+_FILES_PER_BATCH: Final = 32
+"""Open files that a batch in shared memory holds at most: one a tensor, two while it is sent."""
+_LONGEST_FOLDER: Final = 70
+"""Characters of a folder that still leave room for the name of a socket, 103 in all."""
 
 
 class DataWorkerError(RuntimeError):
@@ -41,12 +42,13 @@ def micro_batches(
     *,
     prefetch: int = 2,
     start_method: StartMethod = "auto",
+    left: bool = False,
 ) -> Generator[Batch]:
     """Read micro-batches in the given order, ahead of their use.
 
-    At most max(prefetch * accumulation, workers) micro-batches wait in memory, on a GPU in pinned
-    memory. Each takes, an image, 12 * S * S bytes of pixels (S = 336: 1.35 MB) and its teacher
-    row (576 patches of width 1024 in fp16: 1.18 MB).
+    At most max(prefetch * accumulation, workers) micro-batches wait in shared memory, on a GPU in
+    pinned memory. Each takes, an image, 12 * S * S bytes of pixels (S = 336: 1.35 MB) and its
+    teacher row (576 patches of width 1024 in fp16: 1.18 MB).
 
     Args:
         samples: read by number; pickled for every worker where they are spawned.
@@ -57,143 +59,133 @@ def micro_batches(
         prefetch: steps to read ahead.
         start_method: of the workers; `auto` forks where the system can. Forked workers share the
             records with this process and start at once; they never touch CUDA.
+        left: pad on the left, to generate.
 
     Raises:
         DataWorkerError: a worker died, or has no room for a batch; the others are ended too.
     """
-    if not workers:
-        yield from _read_here(samples, order, pad_id)
-        return
-    depth = max(prefetch * accumulation, workers)
-    _allow_open_files(depth * _FILES_PER_BATCH)
-    with _Readers(samples, pad_id, workers, start_method) as readers:
-        ahead: deque[Future[Batch]] = deque()
-        try:
-            for numbers in order:
-                ahead.append(readers.submit(numbers))
-                if len(ahead) >= depth:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        except BrokenProcessPool as error:
-            raise DataWorkerError(f"{readers.what_died()}; {_advice(workers)}") from error
-        except DataWorkerError as error:
-            raise DataWorkerError(f"{error}; {_advice(workers)}") from error
-
-
-def _read_here(
-    samples: Dataset[Sample], order: Iterable[list[int]], pad_id: int
-) -> Iterator[Batch]:
-    for numbers in order:
-        batch = collate([samples[k] for k in numbers], pad_id)
-        yield batch.pin_memory() if torch.cuda.is_available() else batch
-
-
-class _Readers:
-    """Worker processes, and on a GPU one thread that pins what they read."""
-
-    def __init__(
-        self, samples: Dataset[Sample], pad_id: int, workers: int, start_method: StartMethod
-    ) -> None:
-        method = start_method
-        if method == "auto":
-            methods = multiprocessing.get_all_start_methods()
-            method = "fork" if "fork" in methods else "spawn"
-        if method == "spawn":
-            resource_tracker.ensure_running()  # its start would let the held signals through
-        self._workers = workers
-        self._before = set(multiprocessing.active_children())
-        self._started: set[BaseProcess] = set()
-        self._pool = ProcessPoolExecutor(
-            workers,
-            multiprocessing.get_context(method),
-            initializer=_begin,
-            initargs=(samples, pad_id),
-        )
-        self._pinner: ThreadPoolExecutor | None = None
-
-    def __enter__(self) -> "_Readers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Nothing that they still read is wanted, and they do not hear a polite signal.
-        for process in self._started:
-            process.kill()
-        self._pool.shutdown(cancel_futures=True)
-        if self._pinner is not None:
-            self._pinner.shutdown(cancel_futures=True)
-
-    def submit(self, numbers: list[int]) -> Future[Batch]:
-        """Ask for a micro-batch."""
-        with _signals_held():
-            # A parcel arrives as the batch that is in it.
-            future = cast(Future[Batch], self._pool.submit(_read, numbers))
-        if len(self._started) < self._workers:
-            self._started |= set(multiprocessing.active_children()) - self._before
-        if not torch.cuda.is_available():
-            return future
-        if self._pinner is None:  # after the fork
-            device = torch.cuda.current_device()
-            self._pinner = ThreadPoolExecutor(1, "pin", torch.cuda.set_device, (device,))
-        return self._pinner.submit(lambda: future.result().pin_memory())
-
-    def what_died(self) -> str:
-        """Say how a worker ended."""
-        codes: list[int] = []
-        until = time.monotonic() + 2
-        while not codes and time.monotonic() < until:  # it is known to be dead before its code is
-            codes = [process.exitcode for process in self._started if process.exitcode]
-            time.sleep(0.01)
-        if -signal.SIGKILL in codes:
-            return "a data worker was killed, as the system does when memory is full"
-        return f"a data worker ended unexpectedly (exit code {codes[0] if codes else 'unknown'})"
-
-
-def _advice(workers: int) -> str:
-    return (
-        f"lower data.workers (now {workers}; 0 reads in the training process) or data.prefetch, "
-        "and run the same command to go on from the last checkpoint"
+    method = _method(start_method)
+    ahead = max(1, prefetch * accumulation // workers) if workers else None
+    loader: Any = DataLoader(
+        samples,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=partial(_send if workers else collate, pad_id=pad_id, left=left),
+        multiprocessing_context=method if workers else None,
+        worker_init_fn=_use_a_short_folder,
+        prefetch_factor=ahead,
+        pin_memory=torch.cuda.is_available(),
+        # Its own generator: the default draws from the one that the training draws from.
+        generator=torch.Generator(),
     )
-
-
-_task: dict[str, Any] = {}
-"""What a worker process reads from, set once when it starts."""
-
-
-def _begin(samples: Dataset[Sample], pad_id: int) -> None:
-    torch.set_num_threads(1)
-    _task.update(samples=samples, pad_id=pad_id)
-    Thread(target=_end_with_the_parent, daemon=True).start()
-
-
-def _read(numbers: list[int]) -> Parcel:
-    batch = collate([_task["samples"][k] for k in numbers], _task["pad_id"])
+    if not workers:
+        yield from loader
+        return
+    _allow_open_files((ahead or 1) * workers * _FILES_PER_BATCH)
+    if method == "spawn":
+        resource_tracker.ensure_running()  # its start would let the held signals through
+    before = set(multiprocessing.active_children())
+    with _signals_left_alone():
+        batches = iter(loader)
+    started = set(multiprocessing.active_children()) - before
     try:
-        return Parcel(batch)
-    except OSError as error:
-        raise DataWorkerError(f"no room for a batch in shared memory: {error.strerror}") from error
+        while (found := _next(batches, started)) is not None:
+            if isinstance(found, _Lost):
+                raise DataWorkerError(
+                    f"{found.why}; lower data.workers (now {workers}; 0 reads in the training "
+                    "process) or data.prefetch, and run the same command to go on from the last "
+                    "checkpoint"
+                )
+            yield found
+    finally:
+        del batches  # asks the workers to end, and waits some seconds
+        for process in started:
+            process.kill()
+            process.join()
 
 
-def _end_with_the_parent() -> None:
-    """A parent that was killed cannot end its workers, and they would hold its GPU."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """In place of a batch: why there is none."""
+
+    why: str
+
+
+class _Sent:
+    """A batch in shared memory. Unpickled, it is the batch itself.
+
+    Left to the worker's queue, this would be done by a thread that drops a batch that it cannot
+    send, and this process would wait for it forever.
+
+    Raises:
+        OSError, RuntimeError: no shared memory, or no open file, is left.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._pickled = bytes(ForkingPickler.dumps(batch))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ForkingPickler.loads, (self._pickled,)
+
+
+def _send(samples: list[Sample], pad_id: int, left: bool) -> _Sent | _Lost:
+    batch = collate(samples, pad_id, left=left)
+    try:
+        return _Sent(batch)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        return _Lost(f"a data worker cannot put a batch into shared memory (/dev/shm): {reason}")
+
+
+def _next(batches: Iterator[Any], started: set[BaseProcess]) -> Batch | _Lost | None:
+    """The next batch; None after the last."""
+    try:
+        found: Batch | _Lost | None = next(batches, None)
+    except (RuntimeError, OSError, EOFError):
+        codes = [process.exitcode for process in started if process.exitcode]
+        if not codes:
+            raise
+        return _Lost(_death(codes[0]))
+    return found
+
+
+def _death(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "a data worker was killed, as the system does when memory is full"
+    if code == -signal.SIGBUS:
+        return "a data worker found no room in shared memory (/dev/shm)"
+    return f"a data worker ended unexpectedly (exit code {code})"
+
+
+def _method(wanted: StartMethod) -> str:
+    if wanted != "auto":
+        return wanted
+    return "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def _use_a_short_folder(_worker: int) -> None:
+    # Batches are handed over through a socket there, and its name has a greatest length.
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """Hold back signals here, so that processes started inside never hear them.
+def _signals_left_alone() -> Iterator[None]:
+    """Start processes that hear no signal, and keep what this process does on hearing one.
 
     Schedulers signal the whole process group; a worker that died of it would end the run. A
     handler set by the worker would come too late for one that is still being spawned.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    child = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # Torch's own handler raises wherever this process is when a worker dies; it is noticed
+        # as well, within seconds, where the next batch is waited for.
+        if threading.current_thread() is threading.main_thread() and child is not None:
+            signal.signal(signal.SIGCHLD, child)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def _allow_open_files(more: int) -> None:

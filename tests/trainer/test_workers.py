@@ -1,11 +1,10 @@
-import errno
 import faulthandler
 import multiprocessing
 import os
 import pickle  # noqa: TID251 - what a spawned worker receives
-import re
 import resource
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch.utils.data import Dataset
 
 from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
-from medalign.trainer import workers as reading
 from medalign.trainer.batch import Batch, Sample
 from medalign.trainer.conversation import Encoded
 from medalign.trainer.data import Conversations
@@ -33,8 +31,10 @@ Made = Callable[..., tuple[Path, Path, Path]]
 class Numbers(Dataset[Sample]):
     """Samples that say their number, how many were read and who read them; some do harm."""
 
-    def __init__(self, log: Path, deadly: int = -1, sign: int = signal.SIGKILL) -> None:
-        self.log, self.deadly, self.sign = log, deadly, sign
+    def __init__(
+        self, log: Path, deadly: int = -1, sign: int = signal.SIGKILL, scarce: int | None = None
+    ) -> None:
+        self.log, self.deadly, self.sign, self.scarce = log, deadly, sign, scarce
 
     def __getitem__(self, index: int) -> Sample:
         with self.log.open("a") as log:
@@ -42,6 +42,8 @@ class Numbers(Dataset[Sample]):
         if index == self.deadly:
             faulthandler.disable()  # no page of traceback for a death that is meant
             os.kill(os.getpid(), self.sign)
+        if self.scarce is not None:  # of which this worker is left nothing
+            resource.setrlimit(self.scarce, (0, 0))
         ids = np.asarray([5, index], np.int64)
         return Sample(str(index), Encoded(ids, ids, (), (), cut=0))
 
@@ -119,7 +121,7 @@ def test_a_set_can_be_sent_to_a_spawned_process(
 
 
 @pytest.mark.parametrize(
-    ("workers", "prefetch", "accumulation", "bound"), [(1, 2, 3, 6), (4, 1, 1, 4), (2, 1, 1, 2)]
+    ("workers", "prefetch", "accumulation", "bound"), [(1, 2, 3, 6), (2, 2, 3, 6), (2, 1, 1, 2)]
 )
 def test_no_more_is_read_ahead_than_stated(
     tmp_path: Path, workers: int, prefetch: int, accumulation: int, bound: int
@@ -130,7 +132,7 @@ def test_no_more_is_read_ahead_than_stated(
         assert next(batches).ids == (str(taken - 1),)
         time.sleep(0.1)
         asked = len((tmp_path / "log").read_text().splitlines())
-        assert asked <= bound + taken - 1
+        assert asked <= bound + taken
     batches.close()
 
 
@@ -146,19 +148,36 @@ def test_a_worker_that_dies_is_one_clear_error_and_ends_the_others(
 ) -> None:
     samples = Numbers(tmp_path / "log", deadly=3, sign=sign)
     begun = time.monotonic()
-    with pytest.raises(DataWorkerError, match=rf"{said}.*; lower data\.workers \(now 2; 0"):
+    with pytest.raises(
+        DataWorkerError, match=rf"{said}.*; lower data\.workers \(now 2; 0"
+    ) as caught:
         list(micro_batches(samples, alone(1000), 0, 2))
+    assert "\n" not in str(caught.value)
     assert time.monotonic() - begun < 10
     assert gone(readers(tmp_path / "log"))
 
 
-def test_want_of_shared_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: Batch) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize(
+    ("scarce", "said"),
+    [(resource.RLIMIT_FSIZE, "File too large"), (resource.RLIMIT_NOFILE, "Too many open files")],
+)
+def test_want_of_shared_memory_is_one_clear_error(tmp_path: Path, scarce: int, said: str) -> None:
+    samples = Numbers(tmp_path / "log", scarce=scarce)
+    with pytest.raises(
+        DataWorkerError, match=rf"shared memory \(/dev/shm\): .*{said}.*; lower data\.workers"
+    ):
+        list(micro_batches(samples, alone(3), 0, 1))
+    assert gone(readers(tmp_path / "log"))
 
-    monkeypatch.setattr(reading, "Parcel", full)
-    with pytest.raises(DataWorkerError, match=r"no room.*No space left.*; lower data\.workers"):
-        list(micro_batches(Numbers(tmp_path / "log"), alone(3), 0, 1))
+
+def test_a_long_folder_for_temporary_files_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("long" * 25)  # as schedulers give to their jobs
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    batches = micro_batches(Numbers(tmp_path / "log"), alone(3), 0, 1, start_method="fork")
+    assert [batch.ids for batch in batches] == [("0",), ("1",), ("2",)]
 
 
 def test_a_bug_in_a_worker_keeps_its_traceback(
@@ -168,9 +187,8 @@ def test_a_bug_in_a_worker_keeps_its_traceback(
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(Numbers, "__getitem__", broken)
-    with pytest.raises(ZeroDivisionError, match="a bug") as caught:
+    with pytest.raises(ZeroDivisionError, match=r"(?s)in broken.*a bug"):
         list(micro_batches(Numbers(tmp_path / "log"), alone(3), 0, 1))
-    assert "in broken" in str(caught.value.__cause__)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -219,9 +237,3 @@ def test_room_for_open_files_is_made_for_many_batches_ahead(tmp_path: Path) -> N
         assert len(list(batches)) == 300
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-def test_the_message_of_a_dead_worker_fits_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataWorkerError) as caught:
-        list(micro_batches(Numbers(tmp_path / "log", deadly=0), alone(5), 0, 1))
-    assert not re.search(r"\n", str(caught.value))
