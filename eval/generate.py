@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -78,29 +79,23 @@ def generate(
             samples = Conversations(
                 open_records, images, spec, 0, None, ask=True, alpha=source.alpha
             )
-            for batch, asked in _batches(samples, batch_size, workers):
-                skipped = dict(batch.skipped)
-                unreadable += batch.skipped
-                for answer in _answers(model, spec, decoder, batch, asked, device):
-                    if answer.id not in skipped:
-                        log.append(answer)
-                        answered += 1
-                if progress is not None:
-                    progress(reused + answered + len(unreadable), len(records))
+            numbers = range(len(samples))
+            order = [list(numbers[k : k + batch_size]) for k in numbers[::batch_size]]
+            pad = spec.processor.tokenizer.pad_token_id or 0
+            with closing(micro_batches(samples, order, pad, workers, left=True)) as batches:
+                for places, batch in zip(order, batches, strict=True):
+                    asked = [open_records[k] for k in places]
+                    skipped = dict(batch.skipped)
+                    unreadable += batch.skipped
+                    for answer in _answers(model, spec, decoder, batch, asked, device):
+                        if answer.id not in skipped:
+                            log.append(answer)
+                            answered += 1
+                    if progress is not None:
+                        progress(reused + answered + len(unreadable), len(records))
     return Answered(
         records=len(records), reused=reused, answered=answered, unreadable=tuple(unreadable)
     )
-
-
-def _batches(
-    samples: Conversations, batch_size: int, workers: int
-) -> Iterator[tuple[Batch, Sequence[Record]]]:
-    pad = samples.student.processor.tokenizer.pad_token_id
-    numbers = range(len(samples))
-    order = [list(numbers[k : k + batch_size]) for k in range(0, len(samples), batch_size)]
-    batches = micro_batches(samples, order, 0 if pad is None else pad, workers, left=True)
-    for asked, batch in zip(order, batches, strict=True):
-        yield batch, [samples.records[k] for k in asked]
 
 
 @torch.inference_mode()

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -198,16 +198,17 @@ class HeldOut:
         terms = torch.zeros(3, dtype=torch.float64, device=ranks.device)
         counts = np.zeros(2)
         skipped: list[tuple[str, str]] = []
-        for batch in self._batches(ranks):
-            refused, stopping = ranks.sum([float(len(batch.refused)), float(asked())])
-            if refused:
-                _refuse(batch, ranks)
-            if stopping:
-                return None
-            _, part = engine(batch.to(ranks.device, dtype), Share(1.0, 1.0))
-            terms += part
-            counts += (batch.answer_tokens, batch.teacher_images)
-            skipped += batch.skipped
+        with closing(self._batches(ranks)) as batches:
+            for batch in batches:
+                refused, stopping = ranks.sum([float(len(batch.refused)), float(asked())])
+                if refused:
+                    _refuse(batch, ranks)
+                if stopping:
+                    return None
+                _, part = engine(batch.to(ranks.device, dtype), Share(1.0, 1.0))
+                terms += part
+                counts += (batch.answer_tokens, batch.teacher_images)
+                skipped += batch.skipped
         if not ranks.sum([float(counts[0])])[0]:
             everywhere = [item for items in ranks.gather(skipped) for item in items]
             why = "no answers"
@@ -216,7 +217,7 @@ class HeldOut:
             raise NothingHeldOutError(f"nothing to validate on, for instance {why}")
         return [*terms.tolist(), *counts.tolist(), float(len(skipped))]
 
-    def _batches(self, ranks: Ranks) -> Iterator[Batch]:
+    def _batches(self, ranks: Ranks) -> Generator[Batch]:
         order = HeldOutOrder(
             samples=len(self._samples),
             batch_size=self._recipe.data.batch_size,

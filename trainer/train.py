@@ -1,7 +1,8 @@
 """One training run from a recipe to a run folder: check everything, load, train, finish."""
 
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -127,7 +128,8 @@ def _train_in(
     with loggers:
         loop = _load(plan, folder, ranks, loggers, held_out)
         _restore(loop, checkpoint, start, say)
-        done, saved = loop.run(_batches(plan, loop, start), start, note)
+        with closing(_batches(plan, loop, start)) as batches:
+            done, saved = loop.run(batches, start, note)
     newest, best = saved or checkpoint, None
     if newest is not None and done >= plan.steps:
         best = _finish(folder, newest, held_out, ranks)
@@ -258,7 +260,7 @@ def _load(
     )
 
 
-def _batches(plan: Prepared, loop: Loop, start: int) -> Iterator[Batch]:
+def _batches(plan: Prepared, loop: Loop, start: int) -> Generator[Batch]:
     samples = samples_of(plan)
     order = step_order(plan, len(samples), loop.engine.ranks, start, plan.steps)
     return read_ahead(plan, samples, order)

@@ -1,5 +1,6 @@
 """Read micro-batches ahead in worker processes: bounded, and never hanging on one that died."""
 
+import atexit
 import multiprocessing
 import os
 import resource
@@ -88,20 +89,27 @@ def micro_batches(
     with _signals_left_alone():
         batches = iter(loader)
     started = set(multiprocessing.active_children()) - before
+    end = partial(_end, started)
+    # Python waits at its exit for processes that do not hear its polite signal.
+    atexit.register(end)
     try:
         while (found := _next(batches, started)) is not None:
             if isinstance(found, _Lost):
                 raise DataWorkerError(
-                    f"{found.why}; lower data.workers (now {workers}; 0 reads in the training "
-                    "process) or data.prefetch, and run the same command to go on from the last "
-                    "checkpoint"
+                    f"{found.why}; lower data.workers or --workers (now {workers}; 0 reads in "
+                    "this process) or data.prefetch, and run the same command to go on"
                 )
             yield found
     finally:
         del batches  # asks the workers to end, and waits some seconds
-        for process in started:
-            process.kill()
-            process.join()
+        atexit.unregister(end)
+        end()
+
+
+def _end(started: set[BaseProcess]) -> None:
+    for process in started:
+        process.kill()
+        process.join()
 
 
 @dataclass(frozen=True, slots=True)

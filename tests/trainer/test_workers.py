@@ -4,6 +4,8 @@ import os
 import pickle  # noqa: TID251 - what a spawned worker receives
 import resource
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -149,7 +151,7 @@ def test_a_worker_that_dies_is_one_clear_error_and_ends_the_others(
     samples = Numbers(tmp_path / "log", deadly=3, sign=sign)
     begun = time.monotonic()
     with pytest.raises(
-        DataWorkerError, match=rf"{said}.*; lower data\.workers \(now 2; 0"
+        DataWorkerError, match=rf"{said}.*; lower data\.workers or --workers \(now 2; 0"
     ) as caught:
         list(micro_batches(samples, alone(1000), 0, 2))
     assert "\n" not in str(caught.value)
@@ -227,6 +229,26 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     pids = readers(tmp_path / "log")
     assert pids
     assert gone(pids)
+
+
+UNCLOSED = """
+import sys
+from pathlib import Path
+from medalign.trainer.workers import micro_batches
+sys.path.insert(0, sys.argv[1])
+from test_workers import Numbers, alone
+batches = micro_batches(Numbers(Path(sys.argv[2])), alone(9), 0, 1)
+next(batches)
+raise KeyError("a bug")
+"""
+
+
+def test_a_program_that_fails_between_batches_ends(tmp_path: Path) -> None:
+    here, log = str(Path(__file__).parent), str(tmp_path / "log")
+    command = [sys.executable, "-c", UNCLOSED, here, log]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr.endswith("KeyError: 'a bug'\n")
+    assert gone(readers(tmp_path / "log"))
 
 
 def test_room_for_open_files_is_made_for_many_batches_ahead(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -96,8 +97,9 @@ def measure(plan: Prepared, samples: Conversations, longest: list[int], ranks: R
     before = 0 if ranks.device.type == "cuda" else peak_bytes()
     _, engine = load_engine(plan.recipe, plan.student.path, ranks)
     stepper = _Stepper(engine, precision(plan.recipe), plan.recipe.data.accumulation)
-    parts = stepper.longest(batches)
-    timed = [stepper.timed(batches) for _ in range(TIMED)]
+    with closing(batches):
+        parts = stepper.longest(batches)
+        timed = [stepper.timed(batches) for _ in range(TIMED)]
     totals = ranks.gather(timed)
     taken, whole = _taken(ranks.device)
     return Measured(
