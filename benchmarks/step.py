@@ -1,20 +1,28 @@
-"""What do the two losses cost a training step, beside plain LoRA and beside the authors' way?
+"""What do the two losses cost a training step, beside plain LoRA, the authors' way and others?
 
-Same random student, same batch, forward and backward, each variant in processes of its own that
-take turns; prints a row per variant: median seconds, peak memory above the loaded model, and both
-as ratios to plain.
+Same random student, same batch; forward, backward and update. Each side runs in processes of its
+own that take turns; a row per side gives the median seconds a step, the peak memory, and how much
+of it is above the loaded student (its weights alone), each as a ratio to plain.
 
-    plain    LoRA alone: no teacher, no rotation, no probe
+    plain    LoRA alone in our loop: alpha = beta = 0, no teacher, no hooks
     ours     rotation, L_vis and L_att from cached rows, the probe beside SDPA
-    eager    the same two losses from eager attention with `output_attentions` in every layer
+    online   the same, with the expert in the same process instead of the cache
+    eager    the authors' way: eager attention with `output_attentions` in every layer
+    trainer  the same LoRA step by transformers' Trainer and PEFT
+    trl      the same by TRL's SFTTrainer, where `trl` is installed
 
-Usage: python benchmarks/step.py [--batch 2] [--width 512] [--layers 8] [--rounds 3] [--steps 5]
+`--size toy` has 576 visual tokens and suits a CPU; `--size 7b` is a Llava in the shape of
+Mistral-7B and needs a GPU of 80 GB. It is made there in bf16 and never written to disk.
+
+Usage: python benchmarks/step.py [--size toy|7b] [--batch 2 | 1,4,8] [--checkpointing off,on]
+           [--sides plain,ours] [--rounds 3] [--steps 5]
 """
 
 import argparse
+import gc
 import json
+import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,146 +31,227 @@ import time
 from pathlib import Path
 from typing import Any
 
-VARIANTS = ("plain", "ours", "eager")
+NAMES = ("plain", "ours", "online", "eager", "trainer", "trl")
+GOALS = {"seconds": 1.03, "peak": 1.02}
+"""How much ours may take of plain's time and memory, at 7B."""
 
 
-def measure(variant: str, folder: Path, batch_size: int, steps: int) -> dict[str, float]:
-    import numpy as np
-    import torch
-
-    from medalign.pipeline.manifest import Record, Turn
-    from medalign.teacher_cache.reader import TeacherRow
-    from medalign.trainer.batch import Sample, collate
-    from medalign.trainer.losses import attention_alignment, spatial_alignment
-    from medalign.trainer.objective import Objective, Share
+def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure one side in this process, for every batch size and kind of checkpointing asked."""
     from medalign.trainer.quiet import quiet_libraries
-    from medalign.trainer.recipe import LoraSection, LossSection
-    from medalign.trainer.student import add_adapter, llava_of, load_base
-    from medalign.trainer.students.spec import read_student
-    from medalign.trainer.teacher import Patches
 
     quiet_libraries()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    spec = read_student(folder)
-    base = load_base(folder, dtype, "eager" if variant == "eager" else "sdpa").to(device)
-    layer = spec.layers // 2
-    ours = variant != "plain"
-    model = add_adapter(base, layer, LoraSection(), rotation=ours, projector=True)
-    model.to(device).train()
-    if variant == "eager":  # its own way of looking: whole maps, no probe
-        attention = llava_of(model).model.language_model.layers[layer].self_attn
-        attention.config._attn_implementation = "eager"
+    import torch
+    from sides import SIDES, SIZES, Bench
 
-    rng = np.random.default_rng(0)
-    n, side = spec.grid.size, spec.image_size
+    from medalign.trainer.students.spec import read_student
 
-    def sample(k: int) -> Sample:
-        turns = (Turn("human", "<image>\nWhich organ is shown?"), Turn("gpt", "the lungs"))
-        record = Record(
-            id=str(k), images=("x",), conversations=turns, answer_type=None, fields={}, line=k
-        )
-        row = TeacherRow(
-            features=rng.standard_normal((n, 1024)).astype(np.float16),
-            attention=(rng.random(n) / n).astype(np.float32),
-            valid=np.ones(n, bool),
-            source_size=(side, side),
-        )
-        pixels = rng.standard_normal((3, side, side)).astype(np.float32)
-        encoded = spec.encoder.training(record, 4096)
-        return Sample(str(k), encoded, (pixels,), (row,) if ours else (None,))
+    if given.side not in SIDES:
+        return []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    spec = read_student(given.student)
+    found = []
+    for checkpointing in given.checkpointing:
+        for samples in given.batch:
+            bench = Bench(
+                size=SIZES[given.size],
+                spec=spec,
+                samples=samples,
+                checkpointing=checkpointing,
+                device=device,
+            )
+            case = {"batch": samples, "checkpointing": checkpointing}
+            try:
+                found.append({**case, **one_case(SIDES[given.side], bench, given.steps)})
+            except torch.OutOfMemoryError:
+                found.append({**case, "full": True})
+            gc.collect()
+            torch.cuda.empty_cache()
+    return found
 
-    batch = collate([sample(k) for k in range(batch_size)], 0).to(device, dtype)
-    share = Share.of(batch.answer_tokens, batch.teacher_images, 1)
-    objective = Objective(model, LossSection(layer=layer))
 
-    def ours_or_plain() -> Any:
-        return objective(batch, share)[0]
+def one_case(make: Any, bench: Any, steps: int) -> dict[str, Any]:
+    import torch
 
-    def authors() -> Any:
-        llava = llava_of(model)
-        tap = batch.tap(llava.config.image_token_id)
-        out = llava.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            pixel_values=batch.pixel_values,
-            use_cache=False,
-            output_attentions=True,
-            tap=tap,
-        )
-        logits = llava.lm_head(out.last_hidden_state).float()
-        picked = logits.flatten(0, 1)[batch.predicts]
-        loss = torch.nn.functional.cross_entropy(picked, batch.targets)
-        teacher = batch.teacher
-        assert teacher is not None
-        assert tap.states is not None
-        maps = out.attentions[layer].mean(1)
-        look = teacher.look
-        seen = torch.stack(
-            [maps[k, look.rows[k]][:, look.cols[k]].mean(0) for k in range(len(maps))]
-        )
-        assert isinstance(teacher.spatial, Patches)
-        vis = spatial_alignment(tap.states, teacher.spatial.features)
-        return loss + vis + 0.001 * attention_alignment(seen, teacher.attention)
+    def settle() -> None:
+        if bench.device.type == "cuda":
+            torch.cuda.synchronize()
 
-    run = authors if variant == "eager" else ours_or_plain
-    before = peak(device)
+    weights = bench.weights_bytes()
+    forget_peak(bench.device)
+    begun = peak(bench.device)
+    side = make(bench)
     seconds = []
     for _ in range(steps + 1):
-        begun = time.perf_counter()
-        run().backward()
-        model.zero_grad()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
-    return {"seconds": statistics.median(seconds[1:]), "bytes": peak(device) - before}
+        started = time.perf_counter()
+        next(side.steps)
+        settle()
+        seconds.append(time.perf_counter() - started)
+    highest = peak(bench.device)
+    if bench.device.type == "cpu":
+        highest -= begun  # Python and its libraries are nobody's cost
+    return {
+        "seconds": statistics.median(seconds[1:]),
+        "peak": highest,
+        "above": highest - weights,
+        "expert": side.expert_bytes,
+    }
 
 
-def peak(device: str) -> int:
-    if device == "cuda":
-        import torch
+def peak(device: Any) -> int:
+    """Highest memory so far: of the GPU's allocator, or of this process."""
+    import torch
 
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+
+def forget_peak(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def in_turns(given: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Start every side in processes of its own, round after round."""
+    import torch
+
+    # One process for all cases saves loading 7B; on a CPU memory that was freed would count.
+    together = torch.cuda.is_available()
+    cases = [(b, c) for c in given.checkpointing for b in given.batch]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in given.sides}
+    for _ in range(given.rounds):
+        for name in given.sides:
+            for batch, checkpointing in [(None, None)] if together else cases:
+                options = {
+                    "size": given.size,
+                    "steps": given.steps,
+                    "batch": ",".join(map(str, given.batch if batch is None else [batch])),
+                    "checkpointing": ",".join(
+                        "on" if c else "off"
+                        for c in (given.checkpointing if checkpointing is None else [checkpointing])
+                    ),
+                }
+                words = [f"--{key}={value}" for key, value in options.items()]
+                done = subprocess.run(
+                    [sys.executable, __file__, f"--side={name}", f"--student={folder}", *words],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                )
+                found[name] += json.loads(done.stdout.splitlines()[-1])
+                print(f"{name} {options['batch']} done", file=sys.stderr)
+    return found
+
+
+def middle(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Medians over the rounds, by case and side, with ratios to plain."""
+    grouped: dict[tuple[bool, int, str], list[dict[str, Any]]] = {}
+    for name, runs in found.items():
+        for run in runs:
+            grouped.setdefault((run["checkpointing"], run["batch"], name), []).append(run)
+    rows = []
+    plain: dict[str, Any] = {}
+    order = {name: place for place, name in enumerate(NAMES)}
+    for key in sorted(grouped, key=lambda key: (key[0], key[1], order[key[2]])):
+        runs, name = grouped[key], key[2]
+        row: dict[str, Any] = {"checkpointing": key[0], "batch": key[1], "side": name}
+        if any("full" in run for run in runs):
+            rows.append({**row, "full": True})
+            continue
+        for value in ("seconds", "peak", "above", "expert"):
+            row[value] = statistics.median(run[value] for run in runs)
+        plain = row if name == "plain" else plain
+        same = plain and (plain["checkpointing"], plain["batch"]) == key[:2]
+        for value in ("seconds", "peak", "above"):
+            row[f"{value}_ratio"] = row[value] / plain[value] if same else None
+        rows.append(row)
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print(
+        f"{'checkpt':8}{'batch':>5}  {'side':8}{'s/step':>9}{'ratio':>7}"
+        f"{'peak GB':>9}{'ratio':>7}{'above GB':>10}{'ratio':>7}{'expert GB':>11}"
+    )
+    for row in rows:
+        head = f"{'on' if row['checkpointing'] else 'off':8}{row['batch']:5}  {row['side']:8}"
+        if "full" in row:
+            print(f"{head}  the GPU's memory is full")
+            continue
+        ratios = [
+            "" if row[f"{value}_ratio"] is None else f"{row[f'{value}_ratio']:.3f}"
+            for value in ("seconds", "peak", "above")
+        ]
+        print(
+            f"{head}{row['seconds']:9.3f}{ratios[0]:>7}{row['peak'] / 1e9:9.2f}{ratios[1]:>7}"
+            f"{row['above'] / 1e9:10.2f}{ratios[2]:>7}{row['expert'] / 1e9:11.2f}"
+        )
+    for row in rows:
+        if row["side"] == "ours" and row.get("seconds_ratio"):
+            told = ", ".join(
+                f"{name} {row[f'{name}_ratio'] - 1:+.1%} (goal at 7B +{goal - 1:.0%}, "
+                f"{'met' if row[f'{name}_ratio'] <= goal else 'missed'})"
+                for name, goal in GOALS.items()
+            )
+            kind = "with" if row["checkpointing"] else "without"
+            print(f"ours, batch {row['batch']}, {kind} checkpointing: {told}")
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    from importlib.metadata import version
+
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft", "deepspeed")},
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    for name, value in (("batch", 2), ("width", 512), ("layers", 8), ("rounds", 3), ("steps", 5)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def switches(text: str) -> list[bool]:
+        return [{"off": False, "on": True}[word] for word in text.split(",")]
+
+    def numbers(text: str) -> list[int]:
+        return [int(word) for word in text.split(",")]
+
+    parser.add_argument("--size", choices=("toy", "7b"), default="toy", help="of the student")
+    parser.add_argument("--batch", type=numbers, default=[2], help="conversations, as in 1,4,8")
+    parser.add_argument("--checkpointing", type=switches, default=[False], help="off, on or off,on")
+    parser.add_argument("--sides", type=lambda text: text.split(","), default=list(NAMES))
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every side")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps a turn, after one more")
+    parser.add_argument("--side", choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--student", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.one:
-        print(json.dumps(measure(given.one, given.student, given.batch, given.steps)))
+    if given.side:
+        print(json.dumps(measure(given)))
         return
-    from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
+    from sides import SIZES, small_student
 
+    from medalign.trainer.quiet import quiet_libraries
+
+    quiet_libraries()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "student"
-        sizes = TinyStudent(width=given.width, layers=given.layers, heads=8, key_heads=4)
-        make_student(folder, DEMO_TEXTS, sizes)
-        found: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
-        for _ in range(given.rounds):
-            for variant in VARIANTS:
-                words = [__file__, "--one", variant, "--student", str(folder)]
-                options = ["--batch", str(given.batch), "--steps", str(given.steps)]
-                done = subprocess.run(
-                    [sys.executable, *words, *options], capture_output=True, text=True, check=True
-                )
-                found[variant].append(json.loads(done.stdout.splitlines()[-1]))
-    rows = {
-        variant: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "bytes")}
-        for variant, runs in found.items()
-    }
-    print(f"{'variant':8} {'seconds':>9} {'ratio':>6} {'peak MB':>9} {'ratio':>6}")
-    for variant, row in rows.items():
-        print(
-            f"{variant:8} {row['seconds']:9.3f} {row['seconds'] / rows['plain']['seconds']:6.2f} "
-            f"{row['bytes'] / 2**20:9.0f} {row['bytes'] / rows['plain']['bytes']:6.2f}"
-        )
-    sizes_used = {key: value for key, value in vars(given).items() if isinstance(value, int)}
-    print(json.dumps({"rows": rows, **sizes_used, "machine": platform.machine()}))
+        small_student(folder, SIZES[given.size])
+        rows = middle(in_turns(given, folder))
+    show(rows)
+    print(json.dumps({"size": given.size, "rows": rows, "machine": machine()}))
 
 
 if __name__ == "__main__":

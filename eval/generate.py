@@ -3,18 +3,18 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from ..pipeline.manifest import Record, read_manifest
-from ..trainer.batch import Batch, collate
+from ..trainer.batch import Batch
 from ..trainer.data import Conversations
 from ..trainer.student import llava_of
 from ..trainer.students.spec import StudentSpec
+from ..trainer.workers import micro_batches
 from .answer_log import AnswerLog
 from .answers import Answer, AnswersError, gold
 from .decoding import Decoder
@@ -79,33 +79,23 @@ def generate(
             samples = Conversations(
                 open_records, images, spec, 0, None, ask=True, alpha=source.alpha
             )
-            for batch, asked in _batches(samples, batch_size, workers):
-                skipped = dict(batch.skipped)
-                unreadable += batch.skipped
-                for answer in _answers(model, spec, decoder, batch, asked, device):
-                    if answer.id not in skipped:
-                        log.append(answer)
-                        answered += 1
-                if progress is not None:
-                    progress(reused + answered + len(unreadable), len(records))
+            numbers = range(len(samples))
+            order = [list(numbers[k : k + batch_size]) for k in numbers[::batch_size]]
+            pad = spec.processor.tokenizer.pad_token_id or 0
+            with closing(micro_batches(samples, order, pad, workers, left=True)) as batches:
+                for places, batch in zip(order, batches, strict=True):
+                    asked = [open_records[k] for k in places]
+                    skipped = dict(batch.skipped)
+                    unreadable += batch.skipped
+                    for answer in _answers(model, spec, decoder, batch, asked, device):
+                        if answer.id not in skipped:
+                            log.append(answer)
+                            answered += 1
+                    if progress is not None:
+                        progress(reused + answered + len(unreadable), len(records))
     return Answered(
         records=len(records), reused=reused, answered=answered, unreadable=tuple(unreadable)
     )
-
-
-def _batches(
-    samples: Conversations, batch_size: int, workers: int
-) -> Iterator[tuple[Batch, Sequence[Record]]]:
-    pad = samples.student.processor.tokenizer.pad_token_id
-    loader: Any = DataLoader(
-        samples,
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=partial(collate, pad_id=0 if pad is None else pad, left=True),
-        generator=torch.Generator(),
-    )
-    for number, batch in enumerate(loader):
-        yield batch, samples.records[number * batch_size : number * batch_size + len(batch.ids)]
 
 
 @torch.inference_mode()

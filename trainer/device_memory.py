@@ -25,6 +25,8 @@ def explained(recipe: Recipe, doing: str) -> Iterator[None]:
     """
     try:
         yield
+    except DeviceMemoryError:
+        raise
     except (RuntimeError, ValueError) as error:
         if not any(isinstance(e, torch.OutOfMemoryError) for e in (error, error.__cause__)):
             raise

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,12 +16,13 @@ from ..teacher_cache.schema import TeacherCacheError
 from .batch import Batch, Sample
 from .contest import Contest
 from .conversation import IGNORED
-from .data import Conversations, micro_batches
+from .data import Conversations
 from .engine import Engine
 from .objective import Share
 from .ranks import Ranks
 from .recipe import Recipe
 from .run_folder import RunFolder
+from .workers import micro_batches
 
 
 class NothingHeldOutError(ValueError):
@@ -197,16 +198,17 @@ class HeldOut:
         terms = torch.zeros(3, dtype=torch.float64, device=ranks.device)
         counts = np.zeros(2)
         skipped: list[tuple[str, str]] = []
-        for batch in self._batches(ranks):
-            refused, stopping = ranks.sum([float(len(batch.refused)), float(asked())])
-            if refused:
-                _refuse(batch, ranks)
-            if stopping:
-                return None
-            _, part = engine(batch.to(ranks.device, dtype), Share(1.0, 1.0))
-            terms += part
-            counts += (batch.answer_tokens, batch.teacher_images)
-            skipped += batch.skipped
+        with closing(self._batches(ranks)) as batches:
+            for batch in batches:
+                refused, stopping = ranks.sum([float(len(batch.refused)), float(asked())])
+                if refused:
+                    _refuse(batch, ranks)
+                if stopping:
+                    return None
+                _, part = engine(batch.to(ranks.device, dtype), Share(1.0, 1.0))
+                terms += part
+                counts += (batch.answer_tokens, batch.teacher_images)
+                skipped += batch.skipped
         if not ranks.sum([float(counts[0])])[0]:
             everywhere = [item for items in ranks.gather(skipped) for item in items]
             why = "no answers"
@@ -215,14 +217,22 @@ class HeldOut:
             raise NothingHeldOutError(f"nothing to validate on, for instance {why}")
         return [*terms.tolist(), *counts.tolist(), float(len(skipped))]
 
-    def _batches(self, ranks: Ranks) -> Iterator[Batch]:
+    def _batches(self, ranks: Ranks) -> Generator[Batch]:
         order = HeldOutOrder(
             samples=len(self._samples),
             batch_size=self._recipe.data.batch_size,
             rank=ranks.rank,
             world=ranks.world,
         )
-        return micro_batches(Padded(self._samples), order, self._pad_id, self._recipe.data.workers)
+        data = self._recipe.data
+        return micro_batches(
+            Padded(self._samples),
+            order,
+            self._pad_id,
+            data.workers,
+            prefetch=data.prefetch,
+            start_method=data.start_method,
+        )
 
 
 @contextmanager

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from ..pipeline.manifest import read_manifest
+from ..pipeline.manifest import checked_records
 from ..teacher_cache.certificate import read_certificate
 from ..teacher_cache.reader import TeacherCache
 from .agreement import absolute, check_agreement
 from .data import Selection, select
 from .held_out import choose
 from .loggers import check_installed
+from .packed import PackedRecords
 from .recipe import Recipe, RecipeError
 from .students.families import FAMILIES
 from .students.spec import StudentSpec, read_config, read_student
@@ -76,7 +77,7 @@ def prepare(
     check_agreement(recipe, opened, student)
     check_precision(recipe)
     zero_config(recipe, bf16=uses_bf16(recipe), world=world)  # refused now, not after loading
-    selection = select(read_manifest(manifest), opened, recipe.data.on_missing)
+    selection = select(checked_records(manifest), opened, recipe.data.on_missing)
     per_step = recipe.data.batch_size * recipe.data.accumulation * world
     steps = recipe.run.steps
     if steps is None:
@@ -103,12 +104,11 @@ def _held_out(manifest: Path, cache: TeacherCache | None, recipe: Recipe) -> Sel
     if cache is None and by in ("vis", "att"):
         raise RecipeError(f"validation.keep_best is {by}, which is not measured without --cache")
     try:
-        records = read_manifest(manifest)
-        found = select(records, cache, recipe.data.on_missing)
+        found = select(checked_records(manifest), cache, recipe.data.on_missing)
     except ValueError as error:
         raise RecipeError(f"validation.manifest: {error}") from error
-    kept = [found.records[k] for k in choose(len(found.records), recipe.validation.samples)]
-    return replace(found, records=tuple(kept))
+    kept = choose(len(found.records), recipe.validation.samples)
+    return replace(found, records=PackedRecords(found.records[k] for k in kept))
 
 
 def describe(plan: Prepared, say: Say) -> None:

@@ -147,6 +147,19 @@ class DataSection(_Section):
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode images and read the cache; 0 does it in the training process."""
 
+    prefetch: Positive = 2
+    """Steps that the workers read ahead; bounds memory at prefetch * accumulation micro-batches,
+    but at least one a worker."""
+
+    start_method: Literal["auto", "fork", "spawn"] = "auto"
+    """How worker processes start; `auto` forks where the system can. `spawn` starts slower and
+    copies the manifest's text to every worker, but works beside libraries that do not stand a
+    fork."""
+
+    group_by_length: bool = False
+    """Put conversations of similar length (estimated from their text and images) into the same
+    steps, so that less is padded; every epoch still visits each once."""
+
     cache_folder: str | None = None
     """Local folder that keeps rows of a teacher cache behind a URL, so that they are fetched once;
     None takes `MEDALIGN_CACHE_FOLDER`, and keeps nothing where that is not set either."""

@@ -24,6 +24,8 @@ FREE_KEYS: Final = frozenset(
         "data.cache_gb",
         "data.images",
         "data.manifest",  # its records are in the identity
+        "data.prefetch",
+        "data.start_method",
         "data.workers",
         "deepspeed.config",
         "deepspeed.offload",

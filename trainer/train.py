@@ -1,7 +1,8 @@
 """One training run from a recipe to a run folder: check everything, load, train, finish."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,20 +16,23 @@ from .agreement import cache_identity, records_digest
 from .batch import Batch
 from .checkpoint import load_checkpoint
 from .contest import Best
-from .data import Conversations, StepOrder, micro_batches
+from .data import Conversations
 from .device_memory import explained
 from .engine import Engine
 from .environment import environment_of
+from .estimate import estimated_lengths
 from .held_out import HeldOut
 from .loggers import Logger, Loggers, open_loggers
 from .loop import Loop, Step
 from .objective import Objective
+from .order import Lengths, StepOrder
 from .prepare import Prepared, Say, attention_kernel, describe, prepare, uses_bf16
 from .ranks import Ranks, sharded_loading
 from .recipe import Recipe, RecipeError
 from .run_folder import RunFolder, step_of
 from .student import add_adapter, checkpoint_activations, load_base
 from .students.spec import student_digest
+from .workers import micro_batches
 from .zero_config import zero_config, zero_stage
 
 
@@ -126,8 +130,9 @@ def _train_in(
         with explained(plan.recipe, "loading the student"):
             loop = _load(plan, folder, ranks, loggers, held_out)
             _restore(loop, checkpoint, start, say)
-        with explained(plan.recipe, "measuring held-out conversations, or saving"):
-            done, saved = loop.run(_batches(plan, loop, start), start, note)
+        told = explained(plan.recipe, "measuring held-out conversations, or saving")
+        with told, closing(_batches(plan, loop, start)) as batches:
+            done, saved = loop.run(batches, start, note)
     newest, best = saved or checkpoint, None
     if newest is not None and done >= plan.steps:
         best = _finish(folder, newest, held_out, ranks)
@@ -258,7 +263,7 @@ def _load(
     )
 
 
-def _batches(plan: Prepared, loop: Loop, start: int) -> Iterator[Batch]:
+def _batches(plan: Prepared, loop: Loop, start: int) -> Generator[Batch]:
     samples = samples_of(plan)
     order = step_order(plan, len(samples), loop.engine.ranks, start, plan.steps)
     return read_ahead(plan, samples, order)
@@ -283,15 +288,29 @@ def step_order(plan: Prepared, length: int, ranks: Ranks, start: int, stop: int)
         world=ranks.world,
         start=start,
         stop=stop,
+        lengths=_lengths(plan) if data.group_by_length else None,
     )
+
+
+def _lengths(plan: Prepared) -> Lengths:
+    images = plan.student.encoder.tokens_per_image
+    return estimated_lengths(plan.selection.records, images, plan.recipe.data.max_length)
 
 
 def read_ahead(
     plan: Prepared, samples: Conversations, order: Sampler[list[int]]
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Micro-batches in an order, read as the recipe says."""
     data = plan.recipe.data
-    return micro_batches(samples, order, pad_id(plan), data.workers, data.accumulation)
+    return micro_batches(
+        samples,
+        order,
+        pad_id(plan),
+        data.workers,
+        data.accumulation,
+        prefetch=data.prefetch,
+        start_method=data.start_method,
+    )
 
 
 def pad_id(plan: Prepared) -> int:

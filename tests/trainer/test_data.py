@@ -1,5 +1,4 @@
 import json
-import pickle  # noqa: TID251 - what a spawned worker receives
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,21 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.trainer.batch import collate
-from medalign.trainer.data import (
-    Conversations,
-    MissingTeacherError,
-    StepOrder,
-    micro_batches,
-    sample_at,
-    select,
-)
+from medalign.trainer.data import Conversations, MissingTeacherError, select
 from medalign.trainer.students.spec import read_student
 from medalign.trainer.teacher import Patches, Teacher
 
@@ -32,65 +22,6 @@ def patches_of(teacher: Teacher) -> torch.Tensor:
     assert isinstance(teacher.spatial, Patches)
     features: torch.Tensor = teacher.spatial.features
     return features
-
-
-@given(
-    length=st.integers(1, 50),
-    seed=st.integers(0, 10),
-    epoch=st.integers(0, 5),
-)
-def test_every_epoch_visits_each_sample_once(length: int, seed: int, epoch: int) -> None:
-    begin = epoch * length
-    order = [sample_at(p, length, seed) for p in range(begin, begin + length)]
-    assert sorted(order) == list(range(length))
-
-
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        return [sample_at(epoch * 40 + p, 40, seed) for p in range(40)]
-
-    orders = [tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)]
-    assert len(set(orders)) == 9
-
-
-@given(
-    length=st.integers(1, 30),
-    batch_size=st.integers(1, 4),
-    accumulation=st.integers(1, 3),
-    world=st.integers(1, 3),
-    start=st.integers(0, 4),
-)
-def test_a_step_holds_the_same_samples_for_every_number_of_ranks_and_any_start(
-    length: int, batch_size: int, accumulation: int, world: int, start: int
-) -> None:
-    def steps(world: int, batch_size: int, accumulation: int, start: int) -> list[list[int]]:
-        ranks = [
-            list(
-                StepOrder(
-                    length=length,
-                    seed=3,
-                    batch_size=batch_size,
-                    accumulation=accumulation,
-                    rank=rank,
-                    world=world,
-                    start=start,
-                    stop=6,
-                )
-            )
-            for rank in range(world)
-        ]
-        return [
-            sorted(
-                k
-                for micro in ranks
-                for part in micro[s * accumulation : (s + 1) * accumulation]
-                for k in part
-            )
-            for s in range(6 - start)
-        ]
-
-    whole = steps(1, batch_size * accumulation * world, 1, 0)
-    assert steps(world, batch_size, accumulation, start) == whole[start:]
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -164,48 +95,18 @@ def test_an_unreadable_image_is_skipped_without_weight_and_named(
     assert len(batch.pixel_values) == 2
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 def test_a_changed_image_is_refused_naming_both_sides(
-    dataset: Dataset, students: Callable[..., Path], workers: int
+    dataset: Dataset, students: Callable[..., Path]
 ) -> None:
     manifest, images, store = dataset(images=3, records=3)
     (images / "1.png").write_bytes((images / "2.png").read_bytes())
     samples = Conversations(
         read_manifest(manifest), images, read_student(students()), 512, TeacherCache.open(store)
     )
-    order = StepOrder(3, 0, 3, 1, 0, 1, 0, 1)
-    (batch,) = micro_batches(samples, order, 0, workers)
+    batch = collate([samples[k] for k in range(3)], 0)
     assert len(batch.refused) == 1
     assert re.search(r"1\.png.*sha256.*restore the image", batch.refused[0])
     assert batch.teacher_images == 2
-
-
-def test_worker_processes_change_no_batch(dataset: Dataset, students: Callable[..., Path]) -> None:
-    manifest, images, store = dataset(images=5, records=9)
-    samples = Conversations(
-        read_manifest(manifest), images, read_student(students()), 512, TeacherCache.open(store)
-    )
-    order = StepOrder(9, 0, 2, 2, 0, 1, 1, 4)
-    one, two = (list(micro_batches(samples, order, 0, w)) for w in (0, 2))
-    assert len(one) == len(two) == 6
-    for a, b in zip(one, two, strict=True):
-        assert a.ids == b.ids
-        assert torch.equal(a.input_ids, b.input_ids)
-        assert a.teacher is not None
-        assert b.teacher is not None
-        assert torch.equal(patches_of(a.teacher), patches_of(b.teacher))
-
-
-def test_a_set_can_be_sent_to_a_spawned_process(
-    dataset: Dataset, students: Callable[..., Path]
-) -> None:
-    manifest, images, store = dataset(images=2, records=2)
-    samples = Conversations(
-        read_manifest(manifest), images, read_student(students()), 512, TeacherCache.open(store)
-    )
-    _ = samples[0]  # with handles open
-    again = pickle.loads(pickle.dumps(samples))
-    assert np.array_equal(again[1].pixels[0], samples[1].pixels[0])
 
 
 TEXT_ONLY = {
@@ -242,3 +143,69 @@ def test_a_cache_of_other_images_is_refused(dataset: Dataset, tmp_path: Path) ->
     other.write_text(json.dumps(STRANGE) + "\n")
     with pytest.raises(MissingTeacherError, match="none of 1 records has its images in the cache"):
         select(read_manifest(other), TeacherCache.open(store), "drop")
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(texts)]
+
+
+MIXED = [
+    {
+        "id": "pair",
+        "image": ["0.png", "strange.png"],
+        "conversations": turns("<image><image>\nWhich organ is shown?", "the lungs"),
+    },
+    {
+        "id": "long",
+        "image": ["1.png", "2.png"],
+        "conversations": turns(
+            "<image>\nIs this an X-ray?", "yes", "Which organ?", "the lungs", "<image>\nAnd?", "no"
+        ),
+    },
+    TEXT_ONLY,
+]
+
+
+def test_of_two_images_the_one_that_the_cache_has_still_teaches(
+    dataset: Dataset, students: Callable[..., Path]
+) -> None:
+    manifest, images, store = dataset(images=3, records=1, extra=MIXED)
+    (images / "strange.png").write_bytes((images / "1.png").read_bytes())
+    cache = TeacherCache.open(store)
+    chosen = select(read_manifest(manifest), cache, "lm_only")
+    assert (len(chosen.records), chosen.text_only, chosen.without_teacher) == (4, 1, 1)
+    samples = Conversations(chosen.records, images, read_student(students()), 512, cache)
+    batch = collate([samples[k] for k in range(4)], 0)
+    assert batch.ids == ("r0", "pair", "long", "text")
+    assert (batch.skipped, batch.refused) == ((), ())
+    # Every image is shown to the student; four of the five have a teacher.
+    assert batch.pixel_values is not None
+    assert len(batch.pixel_values) == 5
+    assert batch.teacher is not None
+    look = batch.teacher.look
+    assert look.owner.tolist() == [0, 1, 2, 2]
+    for k, name in enumerate(("0.png", "0.png", "1.png", "2.png")):
+        assert np.array_equal(patches_of(batch.teacher)[k], cache[name].features)
+    # The first of the pair teaches, at the first half of the pair's image tokens.
+    token = samples.student.encoder.image_token_id
+    places = torch.nonzero(batch.input_ids[1] == token).flatten()
+    assert torch.equal(look.cols[1], places[: len(places) // 2])
+    # Each of two images is asked about in its own turn, text-only turns between them included.
+    first, second = (look.rows[k][look.rows_ok[k]] for k in (2, 3))
+    assert first.max() < look.cols[3].min() <= look.cols[3].max() < second.min()
+
+
+def test_drop_leaves_out_a_record_of_which_one_image_is_missing(dataset: Dataset) -> None:
+    manifest, _, store = dataset(images=3, records=1, extra=MIXED)
+    chosen = select(read_manifest(manifest), TeacherCache.open(store), "drop")
+    assert [record.id for record in chosen.records] == ["r0", "long", "text"]
+    assert (chosen.dropped, chosen.text_only, chosen.without_teacher) == (1, 1, 0)
+    assert chosen.reasons == {"not in the cache": 1}
+    with pytest.raises(MissingTeacherError, match=r"record 'pair': image 'strange.png'"):
+        select(read_manifest(manifest), TeacherCache.open(store), "fail")
+
+
+def test_without_a_cache_every_record_is_kept(dataset: Dataset) -> None:
+    manifest, _, _ = dataset(images=3, records=1, extra=MIXED)
+    chosen = select(read_manifest(manifest), None, "fail")
+    assert (len(chosen.records), chosen.dropped, chosen.without_teacher) == (4, 0, 0)

@@ -83,7 +83,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
 
 
+def test_a_run_grouped_by_length_resumes_in_the_same_order_with_and_without_workers(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    data, student = dataset(), students()
+    grouped = {"data.group_by_length": True, "run.steps": 4}
+    _, whole = run(recipe(**grouped), data, student, tmp_path / "whole")
+    _, plain = run(recipe(**{"run.steps": 1}), data, student, tmp_path / "plain")
+    assert plain[0].lm != whole[0].lm
+    run(recipe(**grouped), data, student, tmp_path / "cut", stop_after=3)
+    ahead = {"data.workers": 1, "data.prefetch": 1, "data.start_method": "fork"}
+    _, rest = run(recipe(**grouped, **ahead), data, student, tmp_path / "cut")
+    assert [s.lm for s in rest] == [s.lm for s in whole[2:]]
+    a, b = weights(tmp_path / "whole/adapter"), weights(tmp_path / "cut/adapter")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
 def test_a_step_is_the_same_for_every_split_through_the_engine(
+    grouped: bool,
     dataset: Dataset,
     students: Callable[..., Path],
     recipe: Callable[..., Recipe],
@@ -91,8 +112,12 @@ def test_a_step_is_the_same_for_every_split_through_the_engine(
 ) -> None:
     data, student = dataset(), students()
     found = []
-    for size, accumulation in ((4, 1), (2, 2), (1, 4)):
-        split = {"data.batch_size": size, "data.accumulation": accumulation}
+    for size, accumulation in ((4, 1), (1, 4)) if grouped else ((4, 1), (2, 2), (1, 4)):
+        split = {
+            "data.batch_size": size,
+            "data.accumulation": accumulation,
+            "data.group_by_length": grouped,
+        }
         chosen = recipe(**split, **{"lora.dropout": 0.0, "run.steps": 3})
         _, steps = run(chosen, data, student, tmp_path / f"split-{size}")
         found.append([(s.lm, s.vis, s.att, s.grad_norm) for s in steps])
@@ -286,7 +311,7 @@ def test_a_gpu_that_is_full_before_or_after_a_step_says_so_too(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(*_args: Any) -> None:
+    def full(*_args: Any, **_options: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     data, student = dataset(), students()

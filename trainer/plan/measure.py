@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,13 @@ from torch.utils.data import Sampler
 
 from ...teacher_cache.schema import TeacherCacheError
 from ..batch import Batch
-from ..data import Conversations, StepOrder
+from ..data import Conversations
 from ..engine import Engine
 from ..host import memory_bytes
 from ..memory import Memory
 from ..memory_used import peak_bytes
 from ..objective import Share
+from ..order import StepOrder
 from ..prepare import Prepared
 from ..ranks import Ranks
 from ..train import load_engine, precision, read_ahead, step_order
@@ -95,8 +97,9 @@ def measure(plan: Prepared, samples: Conversations, longest: list[int], ranks: R
     before = 0 if ranks.device.type == "cuda" else peak_bytes()
     _, engine = load_engine(plan.recipe, plan.student.path, ranks)
     stepper = _Stepper(engine, precision(plan.recipe), plan.recipe.data.accumulation)
-    parts = stepper.longest(batches)
-    timed = [stepper.timed(batches) for _ in range(TIMED)]
+    with closing(batches):
+        parts = stepper.longest(batches)
+        timed = [stepper.timed(batches) for _ in range(TIMED)]
     totals = ranks.gather(timed)
     taken, whole = _taken(ranks.device)
     return Measured(
