@@ -127,7 +127,8 @@ class Bench:
     def base(self, attention: str = "sdpa") -> Any:
         """The random student, made where it runs; a 7B model is never on disk."""
         if self.size is SIZES["toy"]:
-            model = load_base(self.spec.path, self.dtype, attention).to(self.device)
+            model = load_base(self.spec.path, self.dtype).to(self.device)
+            model.set_attn_implementation(attention)  # `load_base` refuses eager
         else:
             model = self._made(self.device, attention)
         if self.checkpointing:
