@@ -1,10 +1,12 @@
 import errno
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,29 +48,18 @@ class KilledError(BaseException):
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     """Kill at the `call`-th rename or deletion of a folder, a deletion after its first file."""
-    rename, calls = Path.rename, 0
-
-    def counted() -> bool:
-        nonlocal calls
-        calls += 1
-        return calls == call
+    rename, rmtree, calls = Path.rename, shutil.rmtree, itertools.count(1)
 
     def killed_rename(self: Path, target: Path) -> Path:
-        if self.is_dir() and counted():
+        if next(calls) == call:
             raise KilledError
         return rename(self, target)
 
-    def killed_rmtree(path: Path, *_args: object, **_options: object) -> None:
-        if not path.exists():
-            return
-        killed = counted()
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            file.unlink()
-            if killed:
-                raise KilledError
-        for below in sorted((p for p in path.rglob("*")), reverse=True):
-            below.rmdir()
-        path.rmdir()
+    def killed_rmtree(path: Path, **options: Any) -> None:
+        if path.exists() and next(calls) == call:
+            next(file for file in sorted(path.rglob("*")) if file.is_file()).unlink()
+            raise KilledError
+        rmtree(path, **options)
 
     monkeypatch.setattr(Path, "rename", killed_rename)
     monkeypatch.setattr(shutil, "rmtree", killed_rmtree)
