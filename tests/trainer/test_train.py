@@ -35,6 +35,7 @@ def run(
     student: Path,
     out: Path,
     stop_after: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> tuple[Result | None, list[Step]]:
     steps: list[Step] = []
@@ -47,7 +48,7 @@ def run(
     manifest, images, cache = data
     chosen = with_paths(recipe, student=student, manifest=manifest, images=images)
     try:
-        result = train(chosen, cache, out, say=lambda _: None, report=report, **options)
+        result = train(chosen, cache, out, say=say, report=report, **options)
     except StopHereError:
         return None, steps
     return result, steps
@@ -160,6 +161,34 @@ def test_an_image_lost_since_is_skipped_and_counted(
     assert result is not None
     assert {record for record, _ in result.skipped} <= {"r3"}
     assert sum(step.skipped for step in steps) == len(result.skipped) > 0
+
+
+def test_a_full_disk_under_the_lines_of_a_run_is_told_once_and_ends_nothing(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest, images, store = dataset()
+    for name in ("2.png", "3.png", "4.png"):
+        (images / name).unlink()
+    open_file, said = Path.open, []
+
+    def full(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if self.suffix == ".jsonl" and "a" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return open_file(self, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    result, steps = run(
+        recipe(), (manifest, images, store), students(), tmp_path / "run", say=said.append
+    )
+    assert result is not None
+    assert [step.step for step in steps] == [1, 2, 3, 4]
+    assert sum(step.skipped > 0 for step in steps) > 1
+    told = [line for line in said if "the run goes on without: [Errno 28] No space" in line]
+    assert sorted(line.split()[0] for line in told) == ["JsonLines", "skipped.jsonl"]
 
 
 def test_a_full_disk_while_saving_is_told_and_keeps_the_checkpoint_before(
