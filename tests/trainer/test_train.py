@@ -20,7 +20,7 @@ from medalign.trainer.loop import (
 )
 from medalign.trainer.prepare import describe, prepare, with_paths
 from medalign.trainer.recipe import Recipe, RecipeError
-from medalign.trainer.train import Result, train
+from medalign.trainer.train import Result, adapted, train
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
 
@@ -76,6 +76,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
         assert (got.lm, got.vis, got.att, got.grad_norm, got.lr) == (
             wanted.lm, wanted.vis, wanted.att, wanted.grad_norm, wanted.lr,
         )  # fmt: skip
+    assert [s.epoch for s in whole] == [0.5, 1.0, 1.5, 2.0, 2.5]  # 4 of 8 records a step
+    assert [s.epoch for s in rest] == [1.5, 2.0, 2.5]
     a, b = weights(tmp_path / "whole/adapter"), weights(tmp_path / "cut/adapter")
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -98,6 +100,42 @@ def test_a_step_is_the_same_for_every_split_through_the_engine(
         found.append([(s.lm, s.vis, s.att, s.grad_norm) for s in steps])
     for other in found[1:]:
         assert torch.allclose(torch.tensor(other), torch.tensor(found[0]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_recomputed_activations_leave_every_number_as_it_was(
+    stage: int,
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With dropout, whose masks must be the same when a layer is computed again."""
+    forwards = []
+
+    def watched(base: Any, chosen: Recipe) -> Any:
+        layer = base.get_submodule("model.language_model.layers.1.mlp")
+        forwards.append(0)
+
+        def count(*_: object) -> None:
+            forwards[-1] += 1
+
+        layer.register_forward_pre_hook(count)  # a second pass may end within the layer
+        return adapted(base, chosen)
+
+    monkeypatch.setattr("medalign.trainer.train.adapted", watched)
+    data, student, found = dataset(), students(), []
+    for recomputing in (False, True):
+        setting = {"student.gradient_checkpointing": recomputing}
+        chosen = recipe(**setting, **{"deepspeed.stage": stage, "run.steps": 3})
+        _, steps = run(chosen, data, student, tmp_path / str(recomputing))
+        found.append([(s.loss, s.lm, s.vis, s.att, s.grad_norm) for s in steps])
+    assert forwards == [3 * 2, 2 * 3 * 2]  # once and twice in each of two micro-steps
+    assert torch.allclose(torch.tensor(found[1]), torch.tensor(found[0]), rtol=1e-5)
+    a, b = weights(tmp_path / "False/adapter"), weights(tmp_path / "True/adapter")
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[key], b[key], atol=2e-4) for key in a)  # a 50th of an update
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
