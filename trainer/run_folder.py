@@ -35,6 +35,7 @@ FREE_KEYS: Final = frozenset(
         "run.keep",
         "run.save_every",
         "run.timeout_minutes",
+        "student.dtype",  # the precision that it comes to is in the identity
         "student.path",  # the student's digest is in the identity
         "validation.every",
         "validation.images",

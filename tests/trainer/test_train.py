@@ -288,6 +288,28 @@ def test_another_student_or_other_records_are_not_resumed(
         run(chosen, data, student, tmp_path / "run")
 
 
+def test_a_run_of_a_gpu_goes_on_without_one_only_in_its_own_precision(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, student, out = dataset(), students(), tmp_path / "run"
+
+    def chosen(dtype: str) -> Recipe:
+        return recipe(**{"student.dtype": dtype, "deepspeed.stage": 1})
+
+    with monkeypatch.context() as patch:  # what auto comes to on a GPU
+        patch.setattr("medalign.trainer.train.uses_bf16", lambda _recipe: True)
+        patch.setattr("medalign.trainer.prepare.uses_bf16", lambda _recipe: True)
+        run(chosen("auto"), data, student, out, stop_after=3)
+    with pytest.raises(RecipeError, match=r"another precision \('bf16', now 'fp32'\)"):
+        run(chosen("auto"), data, student, out)
+    _, rest = run(chosen("bf16"), data, student, out)
+    assert [step.step for step in rest] == [3, 4]
+
+
 def test_bf16_without_zero_is_refused_before_anything_is_loaded(
     dataset: Dataset,
     students: Callable[..., Path],
