@@ -211,7 +211,8 @@ def test_a_full_disk_under_the_lines_of_a_run_is_told_once_and_ends_nothing(
     manifest, images, store = dataset()
     for name in ("2.png", "3.png", "4.png"):
         (images / name).unlink()
-    open_file, said = Path.open, []
+    open_file = Path.open
+    said: list[str] = []
 
     def full(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
         if self.suffix == ".jsonl" and "a" in mode:
