@@ -50,10 +50,11 @@ class Contest:
         return value is not None and (best is None or value < best.value)
 
     def _measured(self, checkpoint: Path) -> Best | None:
+        """What was measured; None where nothing was, or the file is damaged."""
         try:
             found = json.loads((checkpoint / MEASURED).read_text())
-        except FileNotFoundError:
+            if found["records"] != self.records or found[self.by] is None:
+                return None
+            return Best(checkpoint, int(found["step"]), self.by, float(found[self.by]))
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        if found["records"] != self.records or found[self.by] is None:
-            return None
-        return Best(checkpoint, found["step"], self.by, found[self.by])

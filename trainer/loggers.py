@@ -10,6 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -179,10 +180,7 @@ class Loggers:
 
     def open(self, make: Callable[[], Logger], name: str) -> None:
         """Add a logger; one that cannot be opened is told and left out."""
-        try:
-            self._loggers.append(make())
-        except Exception as error:
-            self._tell(name, error)
+        self.attempt(name, lambda: self._loggers.append(make()))
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
         """Give numbers to every logger."""
@@ -192,18 +190,19 @@ class Loggers:
         """Tell every logger of a checkpoint."""
         self._each(lambda logger: logger.saved(step, best))
 
+    def attempt(self, name: str, write: Callable[[], None]) -> None:
+        """Write something down; that it failed is told once of each name, and ends nothing."""
+        try:
+            write()
+        except Exception as error:
+            if name not in self._told:
+                self._told.add(name)
+                first = next(iter(str(error).splitlines()), type(error).__name__)
+                self._say(f"{name} takes no numbers, the run goes on without: {first}")
+
     def _each(self, use: Callable[[Logger], None]) -> None:
         for logger in self._loggers:
-            try:
-                use(logger)
-            except Exception as error:
-                self._tell(type(logger).__name__, error)
-
-    def _tell(self, name: str, error: Exception) -> None:
-        if name not in self._told:
-            self._told.add(name)
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            self._say(f"{name} takes no numbers, the run goes on without: {first}")
+            self.attempt(type(logger).__name__, partial(use, logger))
 
     def __enter__(self) -> Self:
         return self

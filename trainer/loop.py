@@ -130,6 +130,8 @@ class Loop:
                 found = self._validate(held_out, start, stop)
                 if start and self._is_best(found):
                     saved = self._save(start, found)
+                if found is None or self._any(stop.asked):
+                    return start, saved
             for step in range(start + 1, self.steps + 1):
                 self._step(batches, step, report)
                 # Asked to stop, a run saves first; it is measured when it goes on.
@@ -282,7 +284,10 @@ class Loop:
         if self.engine.ranks.rank == 0:
             self.loggers.log("train", measured.step, measured.values())
             if everywhere:
-                self.folder.append_skipped(measured.step, tuple(everywhere))
+                skipped = tuple(everywhere)
+                self.loggers.attempt(
+                    "skipped.jsonl", lambda: self.folder.append_skipped(measured.step, skipped)
+                )
             report(measured)
 
     def _sum(self, *values: float) -> list[float]:

@@ -35,7 +35,8 @@ class StudentSection(_Section):
     """
 
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Weights and activations; `auto` is bf16 on a GPU and fp32 on a CPU."""
+    """Weights and activations; `auto` is bf16 on a GPU and fp32 on a CPU. A resumed run must come
+    to the same one."""
 
     attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
     """Attention kernel of every layer; `auto` is FlashAttention where it is installed and the run

@@ -14,6 +14,7 @@ from ..teacher_cache.durable import make_folder, write_durably
 from .contest import Best, Contest
 from .json_lines import append_lines, read_lines
 from .recipe import Recipe, RecipeError
+from .swap import drop_folder, put_folder, recover
 
 # Changing these leaves every number of the run as it was, or moves files about.
 FREE_KEYS: Final = frozenset(
@@ -36,6 +37,7 @@ FREE_KEYS: Final = frozenset(
         "run.keep",
         "run.save_every",
         "run.timeout_minutes",
+        "student.dtype",  # the precision that it comes to is in the identity
         "student.path",  # the student's digest is in the identity
         "validation.every",
         "validation.images",
@@ -100,6 +102,7 @@ class RunFolder:
                 self._check_same(recipe, identity)
         make_folder(self.checkpoints)
         self._take()
+        recover(self.checkpoints, self._writing, is_complete)
         write_durably(self.path / "identity.json", _json(identity))
         write_durably(self.path / "recipe.yaml", recipe.to_yaml().encode())
         return self.newest()
@@ -144,7 +147,8 @@ class RunFolder:
     def publish(self, partial: Path, step: int, keep: int, contest: Contest | None = None) -> Path:
         """Turn a fully written folder into checkpoint `step-N` and drop old ones.
 
-        `last` points at it, and `best` at the winner of the contest, which is never dropped.
+        `last` points at it, and `best` at the winner of the contest, which is never dropped. A
+        kill at any time leaves every checkpoint that counts whole.
 
         Args:
             partial: from `partial_checkpoint`, with everything in it.
@@ -154,17 +158,14 @@ class RunFolder:
         """
         target = self.checkpoints / f"step-{step}"
         seal_folder(partial)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        put_folder(partial, target)
         _point(self.checkpoints / "last", target.name)
         complete = self._complete()
         best = self.best(contest)
-        if best is not None:
-            _point(self.checkpoints / "best", best.checkpoint.name)
+        self._point_at_best(best)
         for old in complete[:-keep]:
             if best is None or old != best.checkpoint:
-                shutil.rmtree(old)
+                drop_folder(old)
         return target
 
     def best(self, contest: Contest | None) -> Best | None:
@@ -180,18 +181,34 @@ class RunFolder:
         found = (path for path in self.checkpoints.glob("step-*") if is_complete(path))
         return sorted(found, key=step_of)
 
+    @property
+    def _writing(self) -> Path:
+        return self.checkpoints / ".writing"
+
     def partial_checkpoint(self) -> Path:
         """An empty folder to write a checkpoint into."""
-        partial = self.checkpoints / ".writing"
-        shutil.rmtree(partial, ignore_errors=True)
-        make_folder(partial)
-        return partial
+        shutil.rmtree(self._writing, ignore_errors=True)
+        make_folder(self._writing)
+        return self._writing
 
     def finish(self, last: Path, best: Best | None = None) -> None:
-        """Copy the adapters of the last and the best checkpoint to where users look for them."""
+        """Copy the adapters of the last and the best checkpoint to where users look for them.
+
+        Without a best one, that of an earlier contest is taken away.
+        """
         self._copy_adapter(last, self.adapter)
+        self._point_at_best(best)
         if best is not None:
             self._copy_adapter(best.checkpoint, self.best_adapter)
+        elif self.best_adapter.is_dir():
+            shutil.rmtree(self.best_adapter)
+
+    def _point_at_best(self, best: Best | None) -> None:
+        link = self.checkpoints / "best"
+        if best is None:
+            link.unlink(missing_ok=True)
+        else:
+            _point(link, best.checkpoint.name)
 
     def _copy_adapter(self, checkpoint: Path, target: Path) -> None:
         partial = self.path / f".{target.name}.writing"

@@ -195,6 +195,8 @@ def _identity(plan: Prepared, ranks: Ranks) -> dict[str, Any]:
         "student": student_digest(plan.student.path),
         "records": records_digest(plan.selection.records),
         "per_step": data.batch_size * data.accumulation * ranks.world,
+        # student.dtype may be auto, which is not the same on every machine.
+        "precision": "bf16" if uses_bf16(plan.recipe) else "fp32",
     }
 
 

@@ -309,6 +309,36 @@ def test_a_run_asked_to_stop_while_it_measures_saves_and_measures_when_it_goes_o
     assert same_weights(best[0] / "adapter", best[1] / "adapter")
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_run_asked_to_stop_in_its_first_evaluation_trains_no_step(
+    held_out: Given,
+    students: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    late: bool,
+) -> None:
+    """`late` is after the last batch: what was measured is kept."""
+    data, validating = held_out
+    sums = HeldOut._sums
+
+    def interrupted(self: HeldOut, *args: Any) -> Any:
+        found = sums(self, *args) if late else None
+        signal.raise_signal(signal.SIGTERM)
+        return found if late else sums(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldOut, "_sums", interrupted)
+        stopped = run(validating(), data, students(), tmp_path / "run")
+    assert stopped is not None
+    assert (stopped.steps, stopped.last) == (0, None)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert (tmp_path / "run" / "validation.jsonl").exists() is late
+    again = run(validating(), data, students(), tmp_path / "run")
+    assert again is not None
+    assert again.steps == 5
+    assert [line["step"] for line in lines(tmp_path / "run")] == [0, 2, 4, 5]
+
+
 def test_the_command_says_which_adapter_is_which(
     held_out: Given,
     students: Callable[..., Path],

@@ -1,11 +1,16 @@
 import errno
+import itertools
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from medalign.trainer.contest import Best, Contest
 from medalign.trainer.recipe import Recipe, RecipeError
 from medalign.trainer.run_folder import RunFolder, check_bytes, is_complete
 
@@ -20,12 +25,44 @@ def folder(tmp_path: Path, recipe: Callable[..., Recipe]) -> Iterator[RunFolder]
     made.release()
 
 
-def write(folder: RunFolder, step: int, text: str = "weights", keep: int = 2) -> Path:
+def write(
+    folder: RunFolder,
+    step: int,
+    text: str = "weights",
+    keep: int = 2,
+    measured: str | None = None,
+    contest: Contest | None = None,
+) -> Path:
     partial = folder.partial_checkpoint()
     (partial / "adapter").mkdir()
     (partial / "adapter" / "w").write_text(f"{text} {step}")
-    published: Path = folder.publish(partial, step, keep)
+    if measured is not None:
+        (partial / "validation.json").write_text(measured)
+    published: Path = folder.publish(partial, step, keep, contest)
     return published
+
+
+class KilledError(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Kill at the `call`-th rename or deletion of a folder, a deletion after its first file."""
+    rename, rmtree, calls = Path.rename, shutil.rmtree, itertools.count(1)
+
+    def killed_rename(self: Path, target: Path) -> Path:
+        if next(calls) == call:
+            raise KilledError
+        return rename(self, target)
+
+    def killed_rmtree(path: Path, **options: Any) -> None:
+        if path.exists() and next(calls) == call:
+            next(file for file in sorted(path.rglob("*")) if file.is_file()).unlink()
+            raise KilledError
+        rmtree(path, **options)
+
+    monkeypatch.setattr(Path, "rename", killed_rename)
+    monkeypatch.setattr(shutil, "rmtree", killed_rmtree)
 
 
 def test_a_second_process_is_kept_out_until_the_first_ends(
@@ -116,3 +153,100 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path, recipe: Callable[..., Reci
     (tmp_path / "run").write_text("")
     with pytest.raises(RecipeError, match="is no folder"):
         RunFolder(tmp_path / "run").begin(recipe(), SAME, resume=True)
+
+
+def names(folder: RunFolder) -> list[str]:
+    below = folder.checkpoints.iterdir()
+    return sorted(path.name for path in below if path.is_dir() and not path.is_symlink())
+
+
+@pytest.mark.parametrize("call", range(1, 5))
+def test_a_kill_while_a_checkpoint_is_written_again_leaves_it_whole(
+    folder: RunFolder,
+    recipe: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+    call: int,
+) -> None:
+    write(folder, 1, "old")
+    with monkeypatch.context() as patch:
+        kill_at(patch, call)
+        with pytest.raises(KilledError):
+            write(folder, 1, "new")
+    folder.release()
+    kept = folder.begin(recipe(), SAME, resume=True)
+    assert kept == folder.checkpoints / "step-1"
+    check_bytes(kept)
+    # The new one is whole before the old one is touched: only a kill before that goes back.
+    assert (kept / "adapter" / "w").read_text() == ("old 1" if call == 1 else "new 1")
+    assert names(folder) == ["step-1"]
+
+
+def test_a_new_checkpoint_that_is_lost_gives_way_to_the_one_it_was_to_replace(
+    folder: RunFolder, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, 1, "old")
+    with monkeypatch.context() as patch:
+        kill_at(patch, 2)
+        with pytest.raises(KilledError):
+            write(folder, 1, "new")
+    (folder.checkpoints / ".writing" / "adapter" / "w").write_text("")  # a loss of power, say
+    folder.release()
+    kept = folder.begin(recipe(), SAME, resume=True)
+    assert kept is not None
+    assert (kept / "adapter" / "w").read_text() == "old 1"
+    assert names(folder) == ["step-1"]
+
+
+@pytest.mark.parametrize("call", [2, 3])
+def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_nothing_of_it(
+    folder: RunFolder,
+    recipe: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+    call: int,
+) -> None:
+    write(folder, 1, keep=1)
+    with monkeypatch.context() as patch:
+        kill_at(patch, call)
+        with pytest.raises(KilledError):
+            write(folder, 2, keep=1)
+    folder.release()
+    assert folder.begin(recipe(), SAME, resume=True) == folder.checkpoints / "step-2"
+    assert all(is_complete(folder.checkpoints / name) for name in names(folder))
+    write(folder, 3, keep=1)
+    assert names(folder) == ["step-3"]
+
+
+def measured(step: int, lm: float, records: str = "mine") -> str:
+    return json.dumps({"step": step, "lm": lm, "records": records})
+
+
+def test_where_nothing_has_won_yet_no_earlier_winner_is_shown(folder: RunFolder) -> None:
+    mine, other = Contest("lm", "mine"), Contest("lm", "other")
+    first = write(folder, 1, measured=measured(1, 0.5), contest=mine)
+    folder.finish(first, folder.best(mine))
+    best = folder.checkpoints / "best"
+    assert best.resolve() == first.resolve()
+    assert (folder.best_adapter / "w").read_text() == "weights 1"
+    for step in (2, 3):
+        last = write(folder, step, contest=other)
+    assert not best.is_symlink()
+    folder.finish(last, folder.best(other))
+    assert not folder.best_adapter.exists()
+
+
+def test_a_finished_run_shows_the_winner_of_another_contest(folder: RunFolder) -> None:
+    first = write(folder, 1, measured=measured(1, 0.5, "old"), contest=Contest("lm", "old"))
+    last = write(folder, 2, measured=measured(2, 0.7, "new"), contest=Contest("lm", "old"))
+    assert (folder.checkpoints / "best").resolve() == first.resolve()
+    folder.finish(last, folder.best(Contest("lm", "new")))
+    assert (folder.checkpoints / "best").resolve() == last.resolve()
+    assert (folder.best_adapter / "w").read_text() == "weights 2"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"records": "mine", "lm": "low"}', "\0\0"])
+def test_a_damaged_measurement_counts_as_none(folder: RunFolder, text: str) -> None:
+    contest = Contest("lm", "mine")
+    write(folder, 1, measured=text, contest=contest)
+    assert folder.best(contest) is None
+    second = write(folder, 2, measured=measured(2, 0.5), contest=contest)
+    assert folder.best(contest) == Best(second, 2, "lm", 0.5)

@@ -21,7 +21,7 @@ from medalign.trainer.loop import (
 )
 from medalign.trainer.prepare import describe, prepare, with_paths
 from medalign.trainer.recipe import Recipe, RecipeError
-from medalign.trainer.train import Result, train
+from medalign.trainer.train import Result, adapted, train
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
 
@@ -36,6 +36,7 @@ def run(
     student: Path,
     out: Path,
     stop_after: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> tuple[Result | None, list[Step]]:
     steps: list[Step] = []
@@ -48,7 +49,7 @@ def run(
     manifest, images, cache = data
     chosen = with_paths(recipe, student=student, manifest=manifest, images=images)
     try:
-        result = train(chosen, cache, out, say=lambda _: None, report=report, **options)
+        result = train(chosen, cache, out, say=say, report=report, **options)
     except StopHereError:
         return None, steps
     return result, steps
@@ -76,6 +77,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
         assert (got.lm, got.vis, got.att, got.grad_norm, got.lr) == (
             wanted.lm, wanted.vis, wanted.att, wanted.grad_norm, wanted.lr,
         )  # fmt: skip
+    assert [s.epoch for s in whole] == [0.5, 1.0, 1.5, 2.0, 2.5]  # 4 of 8 records a step
+    assert [s.epoch for s in rest] == [1.5, 2.0, 2.5]
     a, b = weights(tmp_path / "whole/adapter"), weights(tmp_path / "cut/adapter")
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -123,6 +126,42 @@ def test_a_step_is_the_same_for_every_split_through_the_engine(
         found.append([(s.lm, s.vis, s.att, s.grad_norm) for s in steps])
     for other in found[1:]:
         assert torch.allclose(torch.tensor(other), torch.tensor(found[0]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_recomputed_activations_leave_every_number_as_it_was(
+    stage: int,
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With dropout, whose masks must be the same when a layer is computed again."""
+    forwards = []
+
+    def watched(base: Any, chosen: Recipe) -> Any:
+        layer = base.get_submodule("model.language_model.layers.1.mlp")
+        forwards.append(0)
+
+        def count(*_: object) -> None:
+            forwards[-1] += 1
+
+        layer.register_forward_pre_hook(count)  # a second pass may end within the layer
+        return adapted(base, chosen)
+
+    monkeypatch.setattr("medalign.trainer.train.adapted", watched)
+    data, student, found = dataset(), students(), []
+    for recomputing in (False, True):
+        setting = {"student.gradient_checkpointing": recomputing}
+        chosen = recipe(**setting, **{"deepspeed.stage": stage, "run.steps": 3})
+        _, steps = run(chosen, data, student, tmp_path / str(recomputing))
+        found.append([(s.loss, s.lm, s.vis, s.att, s.grad_norm) for s in steps])
+    assert forwards == [3 * 2, 2 * 3 * 2]  # once and twice in each of two micro-steps
+    assert torch.allclose(torch.tensor(found[1]), torch.tensor(found[0]), rtol=1e-5)
+    a, b = weights(tmp_path / "False/adapter"), weights(tmp_path / "True/adapter")
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[key], b[key], atol=2e-4) for key in a)  # a 50th of an update
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
@@ -188,6 +227,35 @@ def test_an_image_lost_since_is_skipped_and_counted(
     assert sum(step.skipped for step in steps) == len(result.skipped) > 0
 
 
+def test_a_full_disk_under_the_lines_of_a_run_is_told_once_and_ends_nothing(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest, images, store = dataset()
+    for name in ("2.png", "3.png", "4.png"):
+        (images / name).unlink()
+    open_file = Path.open
+    said: list[str] = []
+
+    def full(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if self.suffix == ".jsonl" and "a" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return open_file(self, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    result, steps = run(
+        recipe(), (manifest, images, store), students(), tmp_path / "run", say=said.append
+    )
+    assert result is not None
+    assert [step.step for step in steps] == [1, 2, 3, 4]
+    assert sum(step.skipped > 0 for step in steps) > 1
+    told = [line for line in said if "the run goes on without: [Errno 28] No space" in line]
+    assert sorted(line.split()[0] for line in told) == ["JsonLines", "skipped.jsonl"]
+
+
 def test_a_full_disk_while_saving_is_told_and_keeps_the_checkpoint_before(
     dataset: Dataset,
     students: Callable[..., Path],
@@ -245,6 +313,28 @@ def test_another_student_or_other_records_are_not_resumed(
         chosen = recipe(**{"data.accumulation": 3})
     with pytest.raises(RecipeError, match=f"trained with another {what}"):
         run(chosen, data, student, tmp_path / "run")
+
+
+def test_a_run_of_a_gpu_goes_on_without_one_only_in_its_own_precision(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, student, out = dataset(), students(), tmp_path / "run"
+
+    def chosen(dtype: str) -> Recipe:
+        return recipe(**{"student.dtype": dtype, "deepspeed.stage": 1})
+
+    with monkeypatch.context() as patch:  # what auto comes to on a GPU
+        patch.setattr("medalign.trainer.train.uses_bf16", lambda _recipe: True)
+        patch.setattr("medalign.trainer.prepare.uses_bf16", lambda _recipe: True)
+        run(chosen("auto"), data, student, out, stop_after=3)
+    with pytest.raises(RecipeError, match=r"another precision \('bf16', now 'fp32'\)"):
+        run(chosen("auto"), data, student, out)
+    _, rest = run(chosen("bf16"), data, student, out)
+    assert [step.step for step in rest] == [3, 4]
 
 
 def test_bf16_without_zero_is_refused_before_anything_is_loaded(
