@@ -242,10 +242,11 @@ class Examination:
 
 def _ranks(recipe: Recipe) -> int:
     """Ranks that the user's DeepSpeed file is written for; 1 where it leaves that open."""
-    if recipe.deepspeed.config is None:
+    config = recipe.deepspeed.config
+    if config is None:
         return 1
     try:
-        said = json.loads(Path(recipe.deepspeed.config).read_text()).get("train_batch_size")
+        said = json.loads(Path(config).read_text()).get("train_batch_size")
     except (OSError, ValueError, AttributeError):
         return 1  # what is wrong with the file is said where it is read
     each = recipe.data.batch_size * recipe.data.accumulation

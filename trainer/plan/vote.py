@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -30,7 +30,7 @@ class Votes:
 
     def __init__(self, ranks: Ranks, timeout_minutes: float) -> None:
         self._ranks = ranks
-        self._group = None
+        self._group: Any = None
         if ranks.world > 1:
             self._group = torch.distributed.new_group(
                 backend="gloo", timeout=timedelta(minutes=timeout_minutes)

@@ -45,7 +45,9 @@ def test_each_mean_of_each_model_is_held_to_the_limit(mean: str, model: str, val
     fine = Gap(tokens=9, answer_tokens=2, max_abs=0.0, kl=9e-8, answer_kl=9e-8)
     passing = Checked(record=1, images=1, merged=fine, exported=fine, pixels=0.0)
     judge([passing], 1e-7)
-    failing = replace(passing, **{model: replace(fine, **{mean: value})})
+    moved: dict[str, Any] = {mean: value}
+    changed: dict[str, Any] = {model: replace(fine, **moved)}
+    failing = replace(passing, **changed)
     with pytest.raises(GateError, match=r"record 1: .* moved the mean KL by (2e-07|nan), allowed"):
         judge([passing, failing], 1e-7)
 

@@ -22,6 +22,7 @@ from medalign.trainer.plan.plan import make_plan
 from medalign.trainer.quiet import quiet_libraries
 from medalign.trainer.ranks import Ranks
 from medalign.trainer.recipe import Recipe
+from medalign.trainer.train import read_ahead
 
 
 def full(*_: Any) -> None:
@@ -33,7 +34,6 @@ def changed(*given: Any) -> Iterator[Batch]:
         yield replace(batch, refused=("image 3.png changed",))
 
 
-read_ahead = measure.read_ahead
 FAULTS: dict[str, Callable[[], Any]] = {
     "little memory": lambda: patch.object(attempt, "free_memory_bytes", lambda: 1_000_000),
     "full in a step": lambda: patch.object(Engine, "__call__", full),
