@@ -190,9 +190,11 @@ class Examination:
         return check
 
     def _held_out(self) -> Iterator[Planned]:
-        if self.recipe is None or self.recipe.validation.manifest is None:
+        if self.recipe is None:
             return
         validation = self.recipe.validation
+        if validation.manifest is None:
+            return
         yield "held-out manifest", partial(self._read_held_out, Path(validation.manifest))
         if self.held_out and self.cache is not None:
             yield "held-out rows", partial(self._held_out_rows, self.cache)
