@@ -4,15 +4,14 @@ A checkpoint holds whole float32 parameters and Adam moments by parameter name, 
 depend on the number of ranks or the ZeRO stage that wrote it.
 """
 
-import errno
 import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .contest import MEASURED, Contest
+from .disk_errors import disk_errors
 from .engine import Engine
 from .run_folder import RunFolder, check_bytes
 from .student import save_adapter
@@ -59,14 +58,8 @@ def save_checkpoint(
         save_adapter(student, weights, partial / "adapter", about)
         return folder.publish(partial, step, keep, contest)
 
-    try:
+    with disk_errors(folder.checkpoints):
         return engine.ranks.first(write)
-    except SafetensorError as error:
-        # safetensors has an error type of its own for what the file system says.
-        full = "No space left" in str(error)
-        number = errno.ENOSPC if full else errno.EIO
-        where = str(folder.checkpoints)
-        raise OSError(number, "no space left" if full else str(error), where) from error
 
 
 def load_checkpoint(checkpoint: Path, engine: Engine) -> int:

@@ -16,7 +16,7 @@ from transformers import BitsAndBytesConfig
 from .recipe import LoraSection
 from .students.families import FAMILIES, family_of
 from .students.probe import attach
-from .students.spec import StudentError, first_line, read_config
+from .students.spec import OWN_CODE, StudentError, first_line, read_config
 
 Quantization = Literal["none", "nf4"]
 
@@ -58,7 +58,7 @@ def load_base(
             path,
             dtype=dtype,
             attn_implementation=attention,
-            local_files_only=True,
+            **OWN_CODE,
             output_loading_info=True,
             device_map=None if sharded or device.type == "cpu" else {"": device},
             quantization_config=None if quantize == "none" else _nf4(dtype),

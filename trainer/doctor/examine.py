@@ -1,8 +1,9 @@
 """Every check that the arguments allow, one after the other; none hides another."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -59,7 +60,8 @@ class Examination:
         scratch: where the student that is called `demo` is made.
         checks: outcomes, in order.
         previews: (record id, conversation) of a few samples.
-        recipe, records, found, cache, student: what could be read; `found` are image files.
+        recipe, records, held_out, found, cache, student: what could be read; `found` are image
+            files.
     """
 
     request: Request
@@ -68,6 +70,7 @@ class Examination:
     previews: list[tuple[str, Encoded]] = field(default_factory=list)
     recipe: Recipe | None = None
     records: list[Record] = field(default_factory=list)
+    held_out: list[Record] = field(default_factory=list)
     found: list[str] = field(default_factory=list)
     cache: TeacherCache | None = None
     student: StudentSpec | None = None
@@ -75,7 +78,8 @@ class Examination:
     def run(self) -> None:
         """Make every check that can be made."""
         parts = (self._recipe, self._machine, self._student, self._cache, self._agree)
-        for part in (*parts, self._manifest, self._images, self._conversations):
+        data = (self._manifest, self._images, self._held_out, self._conversations)
+        for part in (*parts, *data):
             for name, look in part():
                 self.checks.append(_guarded(name, look))
 
@@ -88,11 +92,15 @@ class Examination:
             self.recipe = Recipe.from_yaml(find_recipe(name))
             check_precision(self.recipe)
             check_installed(self.recipe.log)
-            zero_config(self.recipe, bf16=uses_bf16(self.recipe), world=1)
+            ranks = _ranks(self.recipe)
+            zero_config(self.recipe, bf16=uses_bf16(self.recipe), world=ranks)
         except RecipeError as error:
             return Check("recipe", "failed", str(error), "mend the recipe")
         loss = self.recipe.loss
         text = f"{name}: layer {loss.layer}, alpha {loss.alpha}, beta {loss.beta}"
+        if ranks > 1:
+            text += f"; train_batch_size in {self.recipe.deepspeed.config} is that of {ranks} ranks"
+            return Check("recipe", "warning", text, f"start {ranks} ranks, or write 'auto' there")
         return Check("recipe", "ok", text)
 
     def _machine(self) -> Iterator[Planned]:
@@ -181,6 +189,31 @@ class Examination:
         self.found, check = dataset.present(self.records, folder)
         return check
 
+    def _held_out(self) -> Iterator[Planned]:
+        if self.recipe is None:
+            return
+        validation = self.recipe.validation
+        if validation.manifest is None:
+            return
+        yield "held-out manifest", partial(self._read_held_out, Path(validation.manifest))
+        if self.held_out and self.cache is not None:
+            yield "held-out rows", partial(self._held_out_rows, self.cache)
+        folder = Path(validation.images) if validation.images else self._path("images")
+        if folder is not None and (self.held_out or validation.images):
+            yield "held-out images", partial(self._find_held_out, folder)
+
+    def _read_held_out(self, path: Path) -> Check:
+        self.held_out, check = dataset.read_records(path)
+        return replace(check, name="held-out manifest")
+
+    def _held_out_rows(self, cache: TeacherCache) -> Check:
+        return replace(dataset.covered(self.held_out, cache), name="held-out rows")
+
+    def _find_held_out(self, folder: Path) -> Check:
+        _, check = dataset.present(self.held_out, folder)
+        advice = "is validation.images right?" if check.status == "failed" else ""
+        return replace(check, name="held-out images", advice=advice)
+
     def _conversations(self) -> Iterator[Planned]:
         if self.records and self.student is not None:
             yield "lengths", partial(self._measure, self.student)
@@ -207,6 +240,19 @@ class Examination:
             written = section.path if name == "student" else getattr(section, name)
             given = None if written is None else Path(written)
         return given
+
+
+def _ranks(recipe: Recipe) -> int:
+    """Ranks that the user's DeepSpeed file is written for; 1 where it leaves that open."""
+    config = recipe.deepspeed.config
+    if config is None:
+        return 1
+    try:
+        said = json.loads(Path(config).read_text()).get("train_batch_size")
+    except (OSError, ValueError, AttributeError):
+        return 1  # what is wrong with the file is said where it is read
+    each = recipe.data.batch_size * recipe.data.accumulation
+    return said // each if isinstance(said, int) and said > 0 and said % each == 0 else 1
 
 
 def _guarded(name: str, look: Callable[[], Check]) -> Check:

@@ -100,10 +100,11 @@ def _what(card: Card) -> Iterator[str]:
 def _use(card: Card) -> str:
     trust = "" if card.layer is None else ", trust_remote_code=True"
     note = (
-        "A plain Llava folder: `vllm serve DIR` serves it.\n"
+        "A plain Llava folder: servers that know Llava should serve it, such as "
+        "`vllm serve DIR`, which was not run.\n"
         if card.layer is None
         else "The rotation cannot be merged into a plain Llava, so this folder brings its own code "
-        "(`modeling_medalign_llava.py`), and servers that know Llava by name (vLLM) refuse it.\n"
+        "(`modeling_medalign_llava.py`), and servers that know Llava by name cannot serve it.\n"
     )
     return f"""\
 ```python

@@ -1,20 +1,18 @@
 """One model out of base and adapter, written under the names that its source uses."""
 
-import errno
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ...teacher_cache.durable import write_durably
+from ..disk_errors import disk_errors
 from .folder import as_json
 from .origin import ExportError
 
@@ -70,7 +68,7 @@ def write_model(
     """
     tensors = _by_source_name(llava, source, layer)
     plan = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
-    with _disk_errors(folder):
+    with disk_errors(folder):
         for file, names in plan.filename_to_tensors.items():
             # Cloned: files hold no two tensors of one storage, and nothing but the tensor.
             shard = {name: tensors[name].detach().cpu().clone().contiguous() for name in names}
@@ -140,14 +138,3 @@ def _source_names(source: Path) -> dict[str, str]:
 
 def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turn safetensors' own error into what the file system said."""
-    try:
-        yield
-    except SafetensorError as error:
-        full = "No space left" in str(error)
-        number = errno.ENOSPC if full else errno.EIO
-        raise OSError(number, "no space left" if full else str(error), str(folder)) from error

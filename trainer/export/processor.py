@@ -11,7 +11,7 @@ from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
 from ...pipeline.manifest import Record
 from ..conversation import PLACEHOLDER
-from ..students.spec import StudentSpec
+from ..students.spec import OWN_CODE, StudentSpec
 from .gate import GateError
 
 
@@ -46,8 +46,7 @@ def write_processor(spec: StudentSpec, geometry: str, config: Any, folder: Path)
 def read_processor(folder: Path) -> Any:
     """Read an exported processor as its card says; it needs none of the folder's code."""
     load: Any = AutoProcessor.from_pretrained
-    # Without a word on trust, transformers would ask the user at the terminal.
-    return load(folder, backend="pil", local_files_only=True, trust_remote_code=False)
+    return load(folder, backend="pil", **OWN_CODE)
 
 
 def conversation(processor: Any, spec: StudentSpec, record: Record) -> list[dict[str, Any]]:

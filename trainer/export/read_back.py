@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..student import load_base
-from ..students.spec import StudentSpec
+from ..students.spec import OWN_CODE, StudentSpec
 from .gate import Checked, GateError, gap
 from .modeling_medalign_llava import MedAlignLlavaForConditionalGeneration
 from .processor import conversation, process, read_processor
@@ -33,7 +33,7 @@ def read_back(folder: Path, layer: int | None, dtype: torch.dtype) -> Any:
     load: Any = MedAlignLlavaForConditionalGeneration.from_pretrained
     model = load(
         folder,
-        local_files_only=True,
+        **OWN_CODE,
         dtype=dtype,
         device_map=None if device.type == "cpu" else {"": device},
     )

@@ -4,14 +4,13 @@ from typing import Final
 
 import torch
 
-from ..amounts import of_bytes
 from ..data import Conversations
 from ..host import free_memory_bytes
 from ..prepare import Prepared
 from ..ranks import Ranks
-from ..students.spec import StudentError
 from .advice import Case
 from .measure import Measured, measure
+from .vote import FullError, Votes
 
 CPU_PARAMETERS: Final = 500_000_000
 """Most parameters of a student whose step is taken on a CPU."""
@@ -22,15 +21,16 @@ FULL: Final = "out of memory"
 
 
 def attempt(
-    run: Prepared, samples: Conversations, longest: list[int], here: Case
+    run: Prepared, samples: Conversations, longest: list[int], here: Case, ranks: Ranks
 ) -> tuple[Measured | None, str]:
-    """Take real steps, or say why not.
+    """Take real steps, or say why not; every rank comes to the same end. All ranks must call.
 
     Args:
         run: whose student is loaded.
         samples: of the run.
         longest: record numbers of the micro-batch that the peak is measured with.
         here: the run on this machine, by formula.
+        ranks: that take the steps.
 
     Returns:
         The measurement and an empty string, or None and the reason.
@@ -38,16 +38,15 @@ def attempt(
     Raises:
         ValueError: as training would.
     """
-    if not torch.cuda.is_available() and (reason := _too_large(here)):
+    votes = Votes(ranks, run.recipe.run.timeout_minutes)
+    gpu = torch.cuda.is_available()
+    # Free memory is another number on every rank, and a rank alone would wait for the others.
+    if reason := votes.first("" if gpu else _too_large(here)):
         return None, reason
     try:
-        return measure(run, samples, longest, Ranks(run.recipe.run.timeout_minutes)), ""
-    except (torch.OutOfMemoryError, StudentError) as error:
-        # A student whose weights alone are too much is told of as one that cannot be loaded.
-        if not any(isinstance(e, torch.OutOfMemoryError) for e in (error, error.__cause__)):
-            raise
-        full = of_bytes(torch.cuda.max_memory_allocated())
-        return None, f"{FULL}: more is needed than the {full} that were taken when it was full"
+        return measure(run, samples, longest, ranks, votes), ""
+    except FullError as error:
+        return None, f"{FULL}: {error}"
 
 
 def _too_large(here: Case) -> str:

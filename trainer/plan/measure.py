@@ -4,8 +4,10 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from ...teacher_cache.schema import TeacherCacheError
@@ -21,6 +23,7 @@ from ..prepare import Prepared
 from ..ranks import Ranks
 from ..train import load_engine, precision, read_ahead, step_order
 from . import held
+from .vote import Votes
 
 TIMED = 2
 """Steps that are timed, after one of the longest conversations."""
@@ -84,19 +87,21 @@ class PlanOrder(Sampler[list[int]]):
         return self.accumulation + len(self.own)
 
 
-def measure(plan: Prepared, samples: Conversations, longest: list[int], ranks: Ranks) -> Measured:
-    """Load the real student and take real steps; nothing is written.
+def measure(
+    plan: Prepared, samples: Conversations, longest: list[int], ranks: Ranks, votes: Votes
+) -> Measured:
+    """Load the real student and take real steps; nothing is written. All ranks must call.
 
     Raises:
         ValueError: as training would: the student cannot be loaded, an image changed.
-        torch.OutOfMemoryError: the device is too small.
+        FullError: a device is too small.
     """
     own = step_order(plan, len(samples), ranks, 0, TIMED)
     order = PlanOrder(tuple(longest), plan.recipe.data.accumulation, own)
     batches = read_ahead(plan, samples, order)
     before = 0 if ranks.device.type == "cuda" else peak_bytes()
-    _, engine = load_engine(plan.recipe, plan.student.path, ranks)
-    stepper = _Stepper(engine, precision(plan.recipe), plan.recipe.data.accumulation)
+    _, engine = votes.together(lambda: load_engine(plan.recipe, plan.student.path, ranks))
+    stepper = _Stepper(engine, precision(plan.recipe), plan.recipe.data.accumulation, votes)
     with closing(batches):
         parts = stepper.longest(batches)
         timed = [stepper.timed(batches) for _ in range(TIMED)]
@@ -110,15 +115,16 @@ def measure(plan: Prepared, samples: Conversations, longest: list[int], ranks: R
         seconds=Seconds(
             data_wait=_slowest(totals, 0), passes=_slowest(totals, 1), update=_slowest(totals, 2)
         ),
-        skipped=tuple(stepper.skipped),
+        skipped=tuple(item for skipped in ranks.gather(stepper.skipped) for item in skipped),
     )
 
 
 class _Stepper:
     """Steps of an engine, as the training loop takes them, with a watch in hand."""
 
-    def __init__(self, engine: Engine, dtype: torch.dtype, accumulation: int) -> None:
+    def __init__(self, engine: Engine, dtype: torch.dtype, accumulation: int, votes: Votes) -> None:
         self.engine = engine
+        self.votes = votes
         self.device = engine.ranks.device
         self.dtype = dtype
         self.accumulation = accumulation
@@ -134,12 +140,12 @@ class _Stepper:
             batch = batch.to(self.device, self.dtype)
             before = _allocated(self.device)
             with held.Kept(self.engine.engine.module) as kept:
-                loss, _ = self.engine(batch, share)
+                loss = self._forward(batch, share)
             grown = _allocated(self.device) - before if self.device.type == "cuda" else kept.bytes
             activations = max(activations, grown)
-            self.engine.backward(loss)
+            self.votes.together(partial(self.engine.backward, loss))
             parts["gradients"] = held.gradients(self.engine)
-            self.engine.step()
+            self.votes.together(self.engine.step)
         parts["optimiser"] = held.optimiser(self.engine)
         teacher = max(sum(t.nbytes for t in held.tensors_of(b.teacher)) for b in micro)
         return parts | {"activations": activations, "teacher": teacher}
@@ -153,19 +159,24 @@ class _Stepper:
         passes = update = 0.0
         for batch in micro:
             start = self._now()
-            loss, _ = self.engine(batch.to(self.device, self.dtype), share)
-            self.engine.backward(loss)
+            loss = self._forward(batch.to(self.device, self.dtype), share)
+            self.votes.together(partial(self.engine.backward, loss))
             middle = self._now()
-            self.engine.step()
+            self.votes.together(self.engine.step)
             passes += middle - start
             update += self._now() - middle
         return waited, passes, update
 
+    def _forward(self, batch: Batch, share: Share) -> Tensor:
+        # A vote of its own: most of what fills a device does so before the ranks meet in backward.
+        loss, _ = self.votes.together(partial(self.engine, batch, share))
+        return loss
+
     def _read(self, batches: Iterator[Batch]) -> list[Batch]:
         micro = [next(batches) for _ in range(self.accumulation)]
         refused = [reason for batch in micro for reason in batch.refused]
-        if refused:
-            raise TeacherCacheError(refused[0])
+        if reason := self.votes.first(refused[0] if refused else ""):
+            raise TeacherCacheError(reason)
         self.skipped += [item for batch in micro for item in batch.skipped]
         return micro
 

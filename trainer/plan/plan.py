@@ -15,6 +15,7 @@ from ..lengths import Lengths, VisualTokens, measure_lengths
 from ..loop import NothingToLearnError
 from ..memory import Memory, checkpoint_bytes, estimate, step_operations
 from ..prepare import Prepared, prepare, uses_bf16
+from ..ranks import Ranks
 from ..recipe import Recipe
 from ..step_shape import Parameters, Stage
 from ..train import pad_id, samples_of
@@ -60,7 +61,8 @@ class Disk:
 
     Attributes:
         checkpoint: bytes of one.
-        most: bytes of the run folder: `run.keep` checkpoints, one being written, the adapter.
+        most: bytes of the run folder: `run.keep` checkpoints, one being written, the adapter; with
+            `validation.keep_best` also the best checkpoint and its adapter.
         free: bytes on the disk of `--out`.
     """
 
@@ -131,8 +133,9 @@ def make_plan(recipe: Recipe, cache: Path | str | None, out: Path) -> tuple[Prep
     longest, batch = _longest(run, samples, found)
     parameters = count_parameters(run.student.path, recipe)
     here = _case(run, parameters, batch, gpu=torch.cuda.is_available(), world=world)
-    measured, reason = attempt(run, samples, longest, here)
-    if int(os.environ.get("RANK", "0")):
+    ranks = Ranks(recipe.run.timeout_minutes)
+    measured, reason = attempt(run, samples, longest, here, ranks)
+    if ranks.rank:
         return None
     return run, _plan(run, found, batch, here, measured, reason, out)
 
@@ -154,6 +157,7 @@ def _plan(
     fits = peak <= room and not reason.startswith(FULL)
     size = checkpoint_bytes(here.parameters.trained, here.chosen.number_bytes)
     adapter = here.parameters.trained * here.chosen.number_bytes
+    best = int(recipe.validation.keep_best is not None)
     operations = step_operations(case.parameters, case.load, case.chosen)
     seconds = operations * recipe.data.accumulation / (UTILISATION * PEAK_OPERATIONS)
     return Plan(
@@ -168,7 +172,7 @@ def _plan(
         ),
         disk=Disk(
             checkpoint=size,
-            most=(recipe.run.keep + 1) * size + adapter,
+            most=(recipe.run.keep + 1 + best) * size + (1 + best) * adapter,
             free=free_disk_bytes(out),
         ),
         measured=measured,

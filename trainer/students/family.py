@@ -54,6 +54,7 @@ class Family:
     Attributes:
         model_type: as in config.json.
         model_class: its class in transformers, the one that generates.
+        processor_class: the class of its processor.
         projector: path of the module between vision and language that is trained.
         language: path of the language model; it holds the decoder's `layers`, its linear layers
             get LoRA.
@@ -70,6 +71,7 @@ class Family:
 
     model_type: str
     model_class: Any
+    processor_class: Any
     projector: str
     language: str = "model.language_model"
     head: str = "lm_head"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor
-from transformers import Gemma3ForConditionalGeneration
+from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 
 from ...teacher_cache.schema import PatchGrid
 from ..frame import Frame
@@ -82,6 +82,7 @@ def _inputs(config: Any, input_ids: Tensor, _grids: Tensor | None) -> dict[str, 
 GEMMA3: Final = Family(
     model_type="gemma3",
     model_class=Gemma3ForConditionalGeneration,
+    processor_class=Gemma3Processor,
     projector="model.multi_modal_projector",
     # Flash attention knows no mask that looks ahead within an image.
     attentions=("sdpa",),

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from ...pipeline.geometry import GeometryName
 from ...teacher_cache.schema import PatchGrid
@@ -79,6 +79,7 @@ def _inputs(_config: Any, _input_ids: Tensor, _grids: Tensor | None) -> dict[str
 LLAVA: Final = Family(
     model_type="llava",
     model_class=LlavaForConditionalGeneration,
+    processor_class=LlavaProcessor,
     projector="model.multi_modal_projector",
     check=_check,
     sight=_sight,

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from ..frame import Frame
 from .family import Family, StudentError, image_token_of
@@ -64,6 +64,7 @@ def _blank(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, T
 QWEN2_5_VL: Final = Family(
     model_type="qwen2_5_vl",
     model_class=Qwen2_5_VLForConditionalGeneration,
+    processor_class=Qwen2_5_VLProcessor,
     projector="model.visual.merger",
     check=_check,
     sight=_sight,

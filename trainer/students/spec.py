@@ -3,9 +3,9 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from transformers import AutoConfig, AutoProcessor, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from ...pipeline.geometry import GeometryName
 from ...teacher_cache.schema import PatchGrid
@@ -15,6 +15,10 @@ from .family import Family, Sight
 from .family import StudentError as StudentError
 from .family import first_line as first_line
 from .square import Square
+
+OWN_CODE: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
+"""How every folder is read: no network, and no code that the folder brings. Without a word on
+trust, transformers would ask the user at a terminal, and run that code on a `y`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +86,8 @@ def read_student(path: Path, geometry: str = "processor") -> StudentSpec:
     config = read_config(path)
     family = FAMILIES[config.model_type]
     try:
-        load: Any = AutoProcessor.from_pretrained
-        processor = load(path, local_files_only=True)
+        # Not AutoProcessor, which forgets the word on trust where the folder names no class.
+        processor = family.processor_class.from_pretrained(path, **OWN_CODE)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StudentError(f"{path}: cannot read the processor: {first_line(error)}") from error
     sight = family.sight(path, config, processor.image_processor, geometry)
@@ -111,7 +115,7 @@ def read_config(path: Path) -> Any:
     if not (path / "config.json").is_file():
         raise StudentError(f"{path} has no config.json, so it is no Hugging Face model")
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = AutoConfig.from_pretrained(path, **OWN_CODE)
     except (OSError, ValueError, KeyError) as error:
         raise StudentError(f"{path}: cannot read config.json: {first_line(error)}") from error
     if config.model_type not in FAMILIES:
@@ -147,7 +151,7 @@ def _end_ids(path: Path, tokenizer: Any) -> frozenset[int]:
     ends = None
     if (path / "generation_config.json").is_file():
         load: Any = GenerationConfig.from_pretrained
-        ends = load(path, local_files_only=True).eos_token_id
+        ends = load(path, **OWN_CODE).eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     if ends is None:
         raise StudentError(
@@ -160,11 +164,15 @@ def student_digest(path: Path) -> str:
     """SHA-256 that tells one student from another without reading gigabytes of weights.
 
     Covers config.json and, of every weight file, its name, size and first megabyte, which holds
-    the names and shapes of its tensors.
+    the names and shapes of its tensors. Pickled weights are covered too where transformers would
+    read them, which is where there is no model*.safetensors; nothing is unpickled.
     """
     digest = hashlib.sha256((path / "config.json").read_bytes())
-    for file in sorted(path.glob("*.safetensors")):
+    weights = sorted(path.glob("*.safetensors"))
+    if not any(file.name.startswith("model") for file in weights):
+        weights += sorted(path.glob("pytorch_model*.bin"))
+    for file in weights:
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        with file.open("rb") as weights:
-            digest.update(weights.read(1 << 20))
+        with file.open("rb") as opened:
+            digest.update(opened.read(1 << 20))
     return digest.hexdigest()

@@ -319,6 +319,46 @@ def test_paths_of_the_recipe_are_used_where_the_command_line_names_none(
     assert {"manifest", "image files", "student", "lengths"} <= names
 
 
+@pytest.mark.parametrize(
+    ("batch", "status"), [(4, "ok"), ("auto", "ok"), (32, "warning"), (30, "failed")]
+)
+def test_a_deepspeed_file_may_be_written_for_more_ranks_than_one(
+    batch: int | str, status: str, written: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = tmp_path / "zero.json"
+    config.write_text(json.dumps({"train_batch_size": batch, "zero_optimization": {"stage": 2}}))
+    code, found = doctor("--recipe", written(**{"deepspeed.config": str(config)}))
+    check = named(found, "recipe")
+    assert (code, check["status"]) == (int(status == "failed"), status)
+    if status == "warning":
+        assert "is that of 8 ranks" in check["text"]
+        assert check["advice"].startswith("start 8 ranks")
+
+
+def test_held_out_manifest_images_and_rows_of_the_recipe_are_looked_at(
+    dataset: Dataset, written: Callable[..., Path], tmp_path: Path
+) -> None:
+    manifest, images, cache = dataset()
+    recipe = written(**{"validation.manifest": str(manifest)})
+    given = (manifest, "--images", images, "--cache", cache, "--recipe", recipe)
+    code, found = doctor(*given)
+    names = ("held-out manifest", "held-out rows", "held-out images")
+    assert (code, [named(found, name)["status"] for name in names]) == (0, ["ok"] * 3)
+
+    other = json.loads(manifest.read_text().splitlines()[0]) | {"image": "new.png"}
+    (tmp_path / "held.jsonl").write_text(json.dumps(other) + "\n")
+    written(**{"validation.manifest": str(tmp_path / "held.jsonl")})
+    code, found = doctor(*given)
+    assert (code, [named(found, name)["status"] for name in names]) == (1, ["ok", *["failed"] * 2])
+
+    nowhere = {"validation.manifest": str(tmp_path / "no.jsonl")}
+    written(**nowhere, **{"validation.images": str(tmp_path / "no")})
+    code, found = doctor(*given)
+    assert code == 1
+    assert named(found, "held-out manifest")["status"] == "failed"
+    assert named(found, "held-out images")["text"].endswith("no is no folder")
+
+
 def test_the_demo_recipe_is_looked_at_with_its_own_student() -> None:
     code, found = doctor("--recipe", "demo")
     assert code == 0

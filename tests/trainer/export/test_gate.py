@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from medalign.trainer.export import export as job
 from medalign.trainer.export import merge, modeling_medalign_llava, read_back
 from medalign.trainer.export.export import Wish, export
-from medalign.trainer.export.gate import GateError, gap
+from medalign.trainer.export.gate import Checked, Gap, GateError, gap, judge
 from medalign.trainer.export.processor import read_processor
 
 FAST = Wish(images_checked=0)
@@ -35,6 +36,20 @@ def test_the_gap_sees_every_row_of_a_long_conversation() -> None:
     assert gap(reference, other, NONE).max_abs == 1.0
     other[3, 0] = float("nan")
     assert math.isnan(gap(reference, other, NONE).max_abs)
+
+
+@pytest.mark.parametrize("mean", ["kl", "answer_kl"])
+@pytest.mark.parametrize("model", ["merged", "exported"])
+@pytest.mark.parametrize("value", [2e-7, math.nan])
+def test_each_mean_of_each_model_is_held_to_the_limit(mean: str, model: str, value: float) -> None:
+    fine = Gap(tokens=9, answer_tokens=2, max_abs=0.0, kl=9e-8, answer_kl=9e-8)
+    passing = Checked(record=1, images=1, merged=fine, exported=fine, pixels=0.0)
+    judge([passing], 1e-7)
+    moved: dict[str, Any] = {mean: value}
+    changed: dict[str, Any] = {model: replace(fine, **moved)}
+    failing = replace(passing, **changed)
+    with pytest.raises(GateError, match=r"record 1: .* moved the mean KL by (2e-07|nan), allowed"):
+        judge([passing, failing], 1e-7)
 
 
 def test_an_export_within_the_limit_says_its_numbers_and_keeps_them(

@@ -10,8 +10,9 @@ import torch
 from typer.testing import CliRunner
 
 from medalign.cli import app
+from medalign.trainer.engine import Engine
 from medalign.trainer.loop import NothingToLearnError
-from medalign.trainer.plan import attempt
+from medalign.trainer.plan import attempt, measure
 from medalign.trainer.plan import plan as planning
 from medalign.trainer.plan.advice import Case, advise, scaled
 from medalign.trainer.plan.plan import make_plan
@@ -218,12 +219,16 @@ def test_a_full_gpu_is_a_plan_that_does_not_fit(
 ) -> None:
     full = torch.OutOfMemoryError("CUDA out of memory")
 
-    def measure(*_: Any) -> None:
-        if where == "step":
-            raise full
+    def load(*_: Any) -> None:
         raise StudentError("cannot load the student: CUDA out of memory") from full
 
-    monkeypatch.setattr(attempt, "measure", measure)
+    def backward(*_: Any) -> None:
+        raise full
+
+    if where == "loading":
+        monkeypatch.setattr(measure, "load_engine", load)
+    else:
+        monkeypatch.setattr(Engine, "backward", backward)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 123)
     manifest, images, cache = dataset()
     chosen = with_paths(recipe(), student=students(), manifest=manifest, images=images)
@@ -269,6 +274,24 @@ def test_disk_is_what_a_real_checkpoint_takes(
         assert tensors == pytest.approx(disk.checkpoint, rel=0.1)
     whole = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())
     assert whole < disk.most
+
+
+def test_disk_counts_the_best_checkpoint_and_its_adapter_where_they_are_kept(
+    dataset: Dataset, students: Callable[..., Path], recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    manifest, images, cache = dataset()
+    disks = []
+    for by in (None, "lm"):
+        held_out = {"validation.manifest": str(manifest), "validation.keep_best": by}
+        chosen = recipe(**{"run.keep": 2, **held_out})
+        chosen = with_paths(chosen, student=students(), manifest=manifest, images=images)
+        made = make_plan(chosen, cache, tmp_path / "run")
+        assert made is not None
+        disks.append(made[1].disk)
+    plain, best = disks
+    adapter = plain.most - 3 * plain.checkpoint
+    assert best.checkpoint == plain.checkpoint
+    assert best.most == plain.most + plain.checkpoint + adapter
 
 
 def test_advice_takes_the_difference_by_formula_from_what_was_measured(
