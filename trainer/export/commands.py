@@ -69,6 +69,6 @@ def export(
     )
     done = run_export(run, out, wish, typer.echo)
     if done.layer is None:
-        typer.echo(f"export   {out}: a plain Llava folder (vllm serve {out})")
+        typer.echo(f"export   {out}: a plain Llava folder, without code of its own")
     else:
         typer.echo(f"export   {out}: load it with trust_remote_code=True")
