@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 import torch
 
-from ..pipeline.manifest import checked_records
+from ..pipeline.manifest import checked_records, resolve_image
 from ..teacher_cache.certificate import read_certificate
 from ..teacher_cache.reader import TeacherCache
 from .agreement import absolute, check_agreement
@@ -23,6 +24,9 @@ from .students.spec import StudentSpec, read_config, read_student
 from .zero_config import zero_config, zero_stage
 
 Say = Callable[[str], None]
+
+_LOOKED_AT: Final = 32
+"""Records, evenly spread, whose images are looked for before a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,7 @@ def prepare(
     check_precision(recipe)
     zero_config(recipe, bf16=uses_bf16(recipe), world=world)  # refused now, not after loading
     selection = select(checked_records(manifest), opened, recipe.data.on_missing)
+    _check_folder(selection, images)
     per_step = recipe.data.batch_size * recipe.data.accumulation * world
     steps = recipe.run.steps
     if steps is None:
@@ -96,6 +101,21 @@ def prepare(
         held_out=held_out,
         held_out_images=held_out_images,
     )
+
+
+def _check_folder(selection: Selection, images: Path) -> None:
+    """Refuse a folder that holds none of the images that are looked at, before anything is loaded.
+
+    Some may be missing: a conversation without its image is skipped and counted.
+    """
+    records = selection.records
+    stride = max(1, len(records) // _LOOKED_AT)
+    paths = [path for k in range(0, len(records), stride) for path in records[k].images]
+    if paths and not any(resolve_image(images, path).exists() for path in paths):
+        raise RecipeError(
+            f"none of {len(paths)} images that were looked for is under {images} (the first: "
+            f"{paths[0]}); --images must be the folder that the manifest's paths start from"
+        )
 
 
 def _held_out(manifest: Path, cache: TeacherCache | None, recipe: Recipe) -> Selection:

@@ -26,7 +26,8 @@ class StudentSection(_Section):
     """Which model learns."""
 
     path: str | None = None
-    """Folder of a Hugging Face model: llava, gemma3 or qwen2_5_vl; `--student` overrides it."""
+    """Folder of a Hugging Face model: llava, gemma3 or qwen2_5_vl; `--student` overrides it.
+    `demo` makes a tiny one with random weights, `demo-student` beside the run folder."""
 
     geometry: Literal["processor", "pad", "crop", "stretch"] = "processor"
     """How an image becomes the tower's square; `processor` reads it from the image processor.

@@ -17,9 +17,10 @@ from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
 from medalign.trainer.checkpoint import save_checkpoint
 from medalign.trainer.data import Conversations
-from medalign.trainer.held_out import HeldOut, HeldOutOrder, NothingHeldOutError, Validation, choose
+from medalign.trainer.held_out import HeldOut, NothingHeldOutError, Validation, choose
 from medalign.trainer.loop import Step
 from medalign.trainer.objective import Objective
+from medalign.trainer.padded import HeldOutOrder
 from medalign.trainer.prepare import describe, prepare, with_paths
 from medalign.trainer.recipe import Recipe, RecipeError
 from medalign.trainer.student import add_adapter, load_base

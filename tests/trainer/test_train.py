@@ -1,6 +1,8 @@
 import errno
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,8 +211,32 @@ def test_a_folder_without_the_images_is_refused_not_trained_on(
 ) -> None:
     manifest, _, store = dataset()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(NothingToLearnError, match=r"step 1 has nothing to learn .*\.png"):
+    with pytest.raises(RecipeError, match=r"none of 8 images .*\.png\); --images must be"):
         run(recipe(), (manifest, tmp_path / "empty", store), students(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_lost_while_a_run_is_under_way_end_it(
+    dataset: Dataset,
+    students: Callable[..., Path],
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest, images, store = dataset()
+    monkeypatch.setattr("medalign.trainer.prepare._check_folder", lambda *_: None)
+    for path in images.iterdir():
+        path.unlink()
+    with pytest.raises(NothingToLearnError, match=r"step 1 has nothing to learn .*\.png"):
+        run(recipe(), (manifest, images, store), students(), tmp_path / "run")
+
+
+def test_spawned_workers_import_no_student(tmp_path: Path) -> None:
+    code = "import sys; import medalign.trainer.padded; print('peft' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "False"
 
 
 def test_an_image_lost_since_is_skipped_and_counted(
