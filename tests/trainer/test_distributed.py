@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import load_file
 
 from medalign.pipeline.manifest import read_manifest
-from medalign.trainer.data import StepOrder
 from medalign.trainer.json_lines import read_lines
 from medalign.trainer.loop import Step
+from medalign.trainer.order import StepOrder
 from medalign.trainer.recipe import Recipe
 from medalign.trainer.train import train
 
