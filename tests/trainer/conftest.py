@@ -27,12 +27,15 @@ def quiet() -> None:
     quiet_libraries()
 
 
+LINEAR = torch.nn.functional.linear
+
+
 @pytest.fixture(autouse=True)
 def linear() -> Iterator[None]:
     """DeepSpeed's stage 3 puts its own `linear` into torch, for the rest of the process."""
-    before = torch.nn.functional.linear
+    torch.nn.functional.linear = LINEAR  # a fixture of a whole file may have trained before
     yield
-    torch.nn.functional.linear = before
+    torch.nn.functional.linear = LINEAR
 
 
 @pytest.fixture(scope="session")

@@ -194,7 +194,10 @@ def test_a_bug_in_a_worker_keeps_its_traceback(
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_leave_signals_to_the_parent(tmp_path: Path, method: StartMethod) -> None:
+def test_workers_leave_signals_to_the_parent(
+    tmp_path: Path, method: StartMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # a spawned worker imports this file
     batches = micro_batches(Numbers(tmp_path / "log"), alone(30), 0, 1, start_method=method)
     assert next(batches).ids == ("0",)
     pids = readers(tmp_path / "log")

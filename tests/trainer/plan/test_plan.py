@@ -166,8 +166,9 @@ def test_a_plan_of_nothing_that_can_be_used_says_so(
     chosen = with_paths(chosen, student=students(), manifest=manifest, images=images)
     with pytest.raises(NothingToLearnError, match=r"for instance .* data.max_length is 20"):
         make_plan(chosen, cache, tmp_path / "run")
-    (tmp_path / "empty").mkdir()
-    chosen = with_paths(recipe(), student=students(), manifest=manifest, images=tmp_path / "empty")
+    for path in images.iterdir():
+        path.write_bytes(b"no image")
+    chosen = with_paths(recipe(), student=students(), manifest=manifest, images=images)
     with pytest.raises(NothingToLearnError, match=r"for instance .*\.png"):
         make_plan(chosen, cache, tmp_path / "run")
 
