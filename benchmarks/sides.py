@@ -229,7 +229,7 @@ def large_config(spec: StudentSpec, size: Size) -> Any:
     )
 
 
-def _engine_steps(
+def engine_steps(
     bench: Bench, objective: nn.Module, recipe: Recipe, batches: Callable[[], Batch]
 ) -> Iterator[None]:
     engine = Engine(objective, recipe, Ranks(), bf16=bench.dtype == torch.bfloat16)
@@ -247,9 +247,7 @@ def plain(bench: Bench) -> Side:
     recipe = bench.recipe(alpha=0.0, beta=0.0, rotation=False)
     batch = bench.batch(teacher=False)
     objective = Objective(bench.plain_student(), recipe.loss)
-    return Side(
-        _engine_steps(bench, objective, recipe, lambda: batch.to(bench.device, bench.dtype))
-    )
+    return Side(engine_steps(bench, objective, recipe, lambda: batch.to(bench.device, bench.dtype)))
 
 
 def ours(bench: Bench) -> Side:
@@ -257,9 +255,7 @@ def ours(bench: Bench) -> Side:
     recipe = bench.recipe()
     batch = bench.batch(teacher=True)
     objective = Objective(bench.student(recipe), recipe.loss)
-    return Side(
-        _engine_steps(bench, objective, recipe, lambda: batch.to(bench.device, bench.dtype))
-    )
+    return Side(engine_steps(bench, objective, recipe, lambda: batch.to(bench.device, bench.dtype)))
 
 
 def online(bench: Bench) -> Side:
@@ -283,7 +279,7 @@ def online(bench: Bench) -> Side:
 
     objective = Objective(bench.student(recipe), recipe.loss)
     weights = sum(p.numel() * p.element_size() for p in expert._tower.module.parameters())
-    return Side(_engine_steps(bench, objective, recipe, taught), weights)
+    return Side(engine_steps(bench, objective, recipe, taught), weights)
 
 
 def random_expert(architecture: str, device: torch.device, dtype: torch.dtype) -> Expert:
@@ -351,9 +347,7 @@ def eager(bench: Bench) -> Side:
     recipe = bench.recipe()
     batch = bench.batch(teacher=True)
     objective = _Eager(bench.student(recipe, "eager"), bench.layer)
-    return Side(
-        _engine_steps(bench, objective, recipe, lambda: batch.to(bench.device, bench.dtype))
-    )
+    return Side(engine_steps(bench, objective, recipe, lambda: batch.to(bench.device, bench.dtype)))
 
 
 def trainer(bench: Bench) -> Side:

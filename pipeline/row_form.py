@@ -63,7 +63,7 @@ class FeatureForm:
         stored["features"][at] = patches
 
     def settle(self, stored: Stored, at: int, code: ImageCode) -> None:
-        """Nothing is ever begun."""
+        """Never called: `put` leaves nothing to be settled."""
         raise NotImplementedError
 
 

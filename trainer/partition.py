@@ -99,12 +99,7 @@ class Divided:
 
     def get(self, parameter: Any, key: str) -> Tensor:
         """Gather from all ranks."""
-        if key == "param":
-            value = self.deepspeed.utils.safe_get_full_fp32_param(parameter)
-        else:
-            value = self.deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
-        assert isinstance(value, Tensor)
-        return value
+        return _gathered(self.deepspeed, parameter, key)
 
     def set(self, parameter: Any, key: str, value: Tensor) -> None:
         """Write this rank's part of the master, and the parameter itself."""
@@ -139,12 +134,7 @@ class Sharded:
 
     def get(self, parameter: Any, key: str) -> Tensor:
         """Gather from all ranks."""
-        if key == "param":
-            value = self.deepspeed.utils.safe_get_full_fp32_param(parameter)
-        else:
-            value = self.deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
-        assert isinstance(value, Tensor)
-        return value
+        return _gathered(self.deepspeed, parameter, key)
 
     def set(self, parameter: Any, key: str, value: Tensor) -> None:
         """Write this rank's piece, and for `param` the one that the model gathers from."""
@@ -178,6 +168,15 @@ class Sharded:
         mine = value.flatten()[begin : begin + size]
         piece[: len(mine)] = mine
         return piece
+
+
+def _gathered(deepspeed: Any, parameter: Any, key: str) -> Tensor:
+    if key == "param":
+        value = deepspeed.utils.safe_get_full_fp32_param(parameter)
+    else:
+        value = deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
+    assert isinstance(value, Tensor)
+    return value
 
 
 def _begin(adam: torch.optim.Optimizer, parameters: list[Any]) -> None:
