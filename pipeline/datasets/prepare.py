@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import NoProgress, Progress
+from ..report import plural
 from .dataset import DataSet, DataSetError, Source
 from .earlier import Earlier
 from .layout import files_of, find_layout, image_folder
@@ -236,10 +237,8 @@ def _id(name: str, sample: Sample, used: dict[str, int], repeated: Listed) -> st
 
 def _nothing_usable(root: Path, left_out: LeftOuts) -> str:
     reasons = [
-        *(
-            f"{listed.count} items: {why} ({listed.first[0]})"
-            for why, listed in left_out.unusable.items()
-        ),
-        *(f"{count} items: {why}" for why, count in left_out.by_rule.items()),
+        f"{plural(listed.count, 'item')}: {why} ({listed.first[0]})"
+        for why, listed in left_out.unusable.items()
     ]
+    reasons += [f"{plural(count, 'item')}: {why}" for why, count in left_out.by_rule.items()]
     return f"{root}: no sample can be used" + "".join(f"\n  {each}" for each in reasons)
