@@ -330,6 +330,20 @@ def test_a_report_sets_found_beside_published(root: Path, tmp_path: Path) -> Non
     }
 
 
+def test_an_image_behind_a_link_that_leads_out_is_left_out(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.png").write_bytes(b"")
+    (root / "link.png").symlink_to(tmp_path / "elsewhere.png")
+    (root / "inside.png").symlink_to(root / "a.png")
+    items = [sample(1, images=("inside.png",)), sample(2, images=("a.png", "link.png"))]
+    report = prepare(invented(items), root, tmp_path / "out", Asked()).report
+    assert report["left_out"]["unusable"] == {
+        "its image leads out of the image folder through a link": {
+            "count": 1,
+            "first": ["list.txt item 2: link.png"],
+        }
+    }
+
+
 def test_no_more_than_twenty_examples_are_listed(root: Path, tmp_path: Path) -> None:
     gone = [sample(number, images=(f"{number}.png",)) for number in range(2, 32)]
     report = prepare(invented([sample(1), *gone]), root, tmp_path / "out", Asked()).report
@@ -395,6 +409,7 @@ def test_samples_without_a_split_are_cut_and_the_rule_is_written_down(
         "seed": 5,
         "fractions": {"val": 0.3, "test": 0.2},
         "groups": 100,
+        "of": "all",
         "rule": "by a hash of seed and group (patient, else study, else image)",
     }
     patients = [
@@ -405,6 +420,23 @@ def test_samples_without_a_split_are_cut_and_the_rule_is_written_down(
     assert len(set().union(*patients)) == 100
     with pytest.raises(DataSetError, match="leave nothing to train on"):
         prepare(data_set, root, tmp_path / "out2", Asked(val_fraction=0.9))
+
+
+def test_published_train_is_compared_with_what_val_was_cut_out_of(
+    root: Path, tmp_path: Path
+) -> None:
+    for number in range(40):
+        (root / f"{number}.png").write_bytes(b"")
+    data_set = invented(
+        [sample(n, images=(f"{n // 2}.png",)) for n in range(80)],
+        published=(
+            Published(name="one", source="", counts={"train": Counts(records=80, images=40)}),
+        ),
+    )
+    report = prepare(data_set, root, tmp_path / "out", Asked(val_fraction=0.5)).report
+    assert 0 < report["counts"]["train"]["records"] < 80
+    assert report["published"][0]["found_minus_published"] == {"train": {"records": 0, "images": 0}}
+    assert report["splits"]["cut"]["of"] == "train"
 
 
 # Records.

@@ -91,7 +91,7 @@ def test_a_cut_and_its_seed_are_shown(rad_osf: Folder, rad_item: SlakeItem, tmp_
         *("vqa-rad", root, "--out", tmp_path / "out", "--seed", "4", "--val-fraction", "0.5")
     )
     # The questions are about one image, so all cases are tied together.
-    assert "cut 1 group with seed 4: val 0.5" in result.stdout
+    assert "cut val out of train with seed 4, 1 group: val 0.5" in result.stdout
     assert "no records for " in result.stdout
 
 
