@@ -63,6 +63,8 @@ def _facts(prepared: Prepared) -> Iterator[tuple[str, str]]:
     yield from _left_out_facts(report["left_out"])
     yield from _duplicate_facts(report)
     yield "licence", f"{report['licence']['name']}: {report['licence']['terms']}"
+    if len(records := report["licence"]["records"]) > 1:
+        yield "", ", ".join(f"{count:,} {name}" for name, count in records.items())
     yield from _next_steps(prepared, out)
 
 
