@@ -1,0 +1,19 @@
+"""The data sets that medalign can prepare, by name."""
+
+from .dataset import DataSet, DataSetError
+from .slake import SLAKE
+
+DATA_SETS = {data_set.name: data_set for data_set in (SLAKE,)}
+
+
+def find_data_set(name: str) -> DataSet:
+    """Return a data set.
+
+    Raises:
+        DataSetError: there is none of that name.
+    """
+    try:
+        return DATA_SETS[name]
+    except KeyError:
+        known = ", ".join(DATA_SETS)
+        raise DataSetError(f"no data set {name!r} is known; known are {known}") from None
