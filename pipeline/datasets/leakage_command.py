@@ -51,14 +51,23 @@ def leakage(
     with interruptible():
         report = _compare(train, test, images or [], distance, keep, workers)
     if as_json is not None:
-        from .whole_file import write_json
-
-        write_json(as_json, report.to_json())
+        _write(as_json, report)
     from .leakage_report import print_report
 
     print_report(report, Console())
     if not report.clean:
         raise typer.Exit(FAILED)
+
+
+def _write(path: Path, report: "LeakageReport") -> None:
+    import json
+
+    from .outputs import Draft
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Draft(path) as draft:
+        draft.write(json.dumps(report.to_json(), indent=2).encode() + b"\n")
+        draft.place()
 
 
 def _compare(
