@@ -56,3 +56,22 @@ def as_text(value: object) -> str:
 def kept(item: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Return the fields of an item that are to be kept, where it has them."""
     return {name: item[name] for name in names if item.get(name) is not None}
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (where, item) of a file with one JSON object a line; blank lines do not count.
+
+    Raises:
+        DataSetError: a line is something else.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                item = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError):
+                item = None
+            if not isinstance(item, dict):
+                raise DataSetError(f"{path}: line {number} is no JSON object; download it again")
+            yield f"{path.name} line {number}", item

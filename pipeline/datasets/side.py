@@ -1,7 +1,5 @@
 """One manifest of a comparison: what is kept of each record, and which files its images are."""
 
-import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -10,8 +8,7 @@ from pathlib import Path
 from ..image_files import find_images
 from ..manifest import checked_records
 from ..records import IMAGE_PLACEHOLDER, Record
-
-_WORD = re.compile(r"[^\W_]+")
+from .wording import plain_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +76,8 @@ def read_side(manifest: Path, root: Path | None) -> Side:
 
 
 def normalised(text: str) -> str:
-    """Return the words of a text: NFKC, case folded, without punctuation and image placeholder.
-
-    A text without any word is returned as it is, since "+" and "-" are different answers.
-    """
-    plain = unicodedata.normalize("NFKC", text.replace(IMAGE_PLACEHOLDER, " ")).casefold()
-    return " ".join(_WORD.findall(plain)) or " ".join(plain.split())
+    """Return the words of a question or answer, without its image placeholders."""
+    return plain_words(text.replace(IMAGE_PLACEHOLDER, " "))
 
 
 def _member(record: Record) -> Member:

@@ -109,7 +109,7 @@ def test_the_blocked_search_equals_counting_bits_one_by_one(
     train: list[Fingerprint], test: list[Fingerprint], most: int
 ) -> None:
     for other, near in zip(test, near_images(train, test, most), strict=True):
-        expected = {}
+        expected: dict[int, float] = {}
         for place, one in enumerate(train):
             common = int.from_bytes(one.definite) & int.from_bytes(other.definite)
             unlike = (int.from_bytes(one.signs) ^ int.from_bytes(other.signs)) & common
