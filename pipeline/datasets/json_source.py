@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .dataset import DataSetError
 
@@ -56,6 +56,12 @@ def as_text(value: object) -> str:
 def kept(item: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Return the fields of an item that are to be kept, where it has them."""
     return {name: item[name] for name in names if item.get(name) is not None}
+
+
+def answer_type(item: Mapping[str, Any]) -> Literal["OPEN", "CLOSED"] | None:
+    """Return what `answer_type` says, blanks around it and its case aside; None for neither."""
+    kind = as_text(item.get("answer_type")).strip().upper()
+    return "OPEN" if kind == "OPEN" else "CLOSED" if kind == "CLOSED" else None
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

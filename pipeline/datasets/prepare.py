@@ -1,9 +1,9 @@
 """Prepare a data set: find it, read it, cut it, write manifests and a report."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .outputs import Draft, digest_of
 from .record import content_id, line_of, problem_of, record_of
 from .report import REPORT, Facts, report_of, report_text
 from .sample import SPLITS, Item, LeftOut, Sample, Split
-from .split import groups_of, split_of
+from .split import cut_samples
 from .tally import LeftOuts, Listed, Tally
 
 
@@ -58,15 +58,6 @@ class Prepared:
     def problems(self) -> int:
         """How many items of the source could not be used."""
         return sum(reason["count"] for reason in self.report["left_out"]["unusable"].values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Cut:
-    """How samples came to their splits."""
-
-    samples: Sequence[Sample]
-    fractions: Mapping[Split, float]
-    groups: int
 
 
 def prepare(
@@ -114,7 +105,8 @@ def prepare(
     samples = list(_usable(data_set.read(source, choices), source.images, left_out))
     if not samples:
         raise DataSetError(_nothing_usable(root, left_out))
-    cut = _cut(data_set, samples, asked)
+    wanted = _wanted(data_set, samples, asked)
+    cut = cut_samples(samples, data_set.fractions, wanted, asked.seed)
     facts = Facts(
         data_set=data_set,
         root=root,
@@ -176,26 +168,7 @@ def _usable(items: Iterable[Item], images: Path, left_out: LeftOuts) -> Iterator
         yield item
 
 
-def _cut(data_set: DataSet, samples: list[Sample], asked: Asked) -> _Cut:
-    """Give every sample a split; those that come with one keep it, unless val is cut of train."""
-    official = {sample.split for sample in samples} - {None}
-    wanted = _wanted(data_set, official, asked)
-    whole = all(sample.split is not None for sample in samples)
-    movable: Split | None = "train" if wanted and whole else None
-    places = [place for place, sample in enumerate(samples) if sample.split == movable]
-    if not places:
-        return _Cut(samples=samples, fractions={}, groups=0)
-    fractions = wanted if movable else {**data_set.fractions, **wanted}
-    if sum(fractions.values()) >= 1:
-        raise DataSetError("the fractions of val and test leave nothing to train on")
-    groups = groups_of([samples[place] for place in places])
-    for place, group in zip(places, groups, strict=True):
-        split = split_of(group, fractions, asked.seed)
-        samples[place] = replace(samples[place], split=split)
-    return _Cut(samples=samples, fractions=fractions, groups=len(set(groups)))
-
-
-def _wanted(data_set: DataSet, official: Set[Split | None], asked: Asked) -> dict[Split, float]:
+def _wanted(data_set: DataSet, samples: Iterable[Sample], asked: Asked) -> dict[Split, float]:
     """Return the fractions that were asked for.
 
     Raises:
@@ -206,11 +179,14 @@ def _wanted(data_set: DataSet, official: Set[Split | None], asked: Asked) -> dic
         wanted["val"] = asked.val_fraction
     if asked.test_fraction is not None:
         wanted["test"] = asked.test_fraction
+    official = {sample.split for sample in samples} - {None}
     for split in wanted:
         if split in official or (split == "test" and official):
             raise DataSetError(
                 f"{data_set.name} comes with its own splits; leave --{split}-fraction away"
             )
+    if sum({**data_set.fractions, **wanted}.values()) >= 1:
+        raise DataSetError("the fractions of val and test leave nothing to train on")
     return wanted
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from .dataset import Choice, Counts, DataSet, Layout, Published, Source
-from .json_source import as_text, kept, read_items
+from .json_source import answer_type, as_text, kept, read_items
 from .sample import Item, LeftOut, Sample, Split
 
 _RELEASE: Final = Layout(
@@ -47,7 +47,7 @@ def _read(source: Source, choices: Mapping[str, str]) -> Iterator[Item]:
 
 
 def _sample(item: Mapping[str, Any], where: str, split: Split, mask: str | None) -> Item:
-    kind = _answer_type(item.get("answer_type"))
+    kind = answer_type(item)
     if kind is None:
         return LeftOut(where=where, reason="its answer_type is neither OPEN nor CLOSED")
     return Sample(
@@ -62,11 +62,6 @@ def _sample(item: Mapping[str, Any], where: str, split: Split, mask: str | None)
         mask=mask,
         extra=kept(item, _EXTRA),
     )
-
-
-def _answer_type(value: object) -> Literal["OPEN", "CLOSED"] | None:
-    kind = as_text(value).strip().upper()
-    return "OPEN" if kind == "OPEN" else "CLOSED" if kind == "CLOSED" else None
 
 
 SLAKE: Final = DataSet(

@@ -6,10 +6,54 @@ added later move nothing that was cut before.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from .sample import Sample, Split
 
 _CUT: tuple[Split, ...] = ("test", "val")  # test first: another share of val leaves it as it was
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Hold samples that all have a split, and how they came to it.
+
+    Attributes:
+        samples: in the order in which they came.
+        fractions: of the cut; empty where none was made.
+        groups: how many groups were cut.
+    """
+
+    samples: Sequence[Sample]
+    fractions: Mapping[Split, float]
+    groups: int
+
+
+def cut_samples(
+    samples: Sequence[Sample],
+    fractions: Mapping[Split, float],
+    wanted: Mapping[Split, float],
+    seed: int,
+) -> Cut:
+    """Give every sample a split; those that come with one keep it, unless val is cut of train.
+
+    Args:
+        samples: as the set has them.
+        fractions: the set's, for samples that come without a split.
+        wanted: the user's, which count before the set's. Where every sample has a split, they
+            are cut out of train.
+        seed: of the cut.
+    """
+    whole = all(sample.split is not None for sample in samples)
+    movable: Split | None = "train" if wanted and whole else None
+    places = [place for place, sample in enumerate(samples) if sample.split == movable]
+    if not places:
+        return Cut(samples=samples, fractions={}, groups=0)
+    used = wanted if whole else {**fractions, **wanted}
+    groups = groups_of([samples[place] for place in places])
+    cut = list(samples)
+    for place, group in zip(places, groups, strict=True):
+        cut[place] = replace(samples[place], split=split_of(group, used, seed))
+    return Cut(samples=cut, fractions=used, groups=len(set(groups)))
 
 
 def split_of(group: str, fractions: Mapping[Split, float], seed: int) -> Split:
