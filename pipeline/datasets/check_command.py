@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..command_options import FAILED, Json
+from .stopping import stopping
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,14 +43,13 @@ def check(
 
     from rich.console import Console
 
-    from ..interrupt import interruptible
     from ..progress import ConsoleProgress
     from ..workers import default_workers
     from .check import check_manifest
 
     if images is not None and not images.is_dir():
         raise CheckError(f"--images: {images} is no folder")
-    with interruptible():
+    with stopping("stopped; nothing is written by this command, run it again"):
         found = check_manifest(
             manifest,
             images,

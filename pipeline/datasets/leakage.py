@@ -61,17 +61,21 @@ def find_leaks(train: Side, test: Side, fingerprints: Fingerprints, distance: fl
         distance: largest distance of near-same images, in bits of 256.
     """
     return [
-        *_triplets(train, test),
+        *_triplets(train, test, fingerprints),
         *_images(train, test, fingerprints, distance),
         *_same(train, test, "patient", lambda member: member.patient),
         *_same(train, test, "study", lambda member: member.study),
     ]
 
 
-def _triplets(train: Side, test: Side) -> Iterator[Leak]:
+def _triplets(train: Side, test: Side, fingerprints: Fingerprints) -> Iterator[Leak]:
+    def shown(content: str) -> str:
+        found = fingerprints.get(content)
+        return content if found is None else found.pixels
+
     def keys(side: Side) -> Iterator[tuple[Hashable, Member]]:
         for member in side.members:
-            images = tuple(side.identity(path) for path in member.images)
+            images = tuple(shown(side.identity(path)) for path in member.images)
             for asked in member.asked:
                 yield (images, asked), member
 

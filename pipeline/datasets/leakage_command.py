@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..command_options import FAILED
+from .stopping import stopping
 
 if TYPE_CHECKING:
     from .leakage_report import LeakageReport
@@ -46,9 +47,8 @@ def leakage(
     """
     from rich.console import Console
 
-    from ..interrupt import interruptible
-
-    with interruptible():
+    kept = f"; fingerprints in {keep} stay" if keep else ""
+    with stopping(f"stopped{kept}; run the same command again to go on"):
         report = _compare(train, test, images or [], distance, keep, workers)
     if as_json is not None:
         _write(as_json, report)
@@ -116,7 +116,7 @@ def image_folders(manifests: list[Path], given: list[str]) -> dict[Path, Path | 
     for words in given:
         name, equals, folder = words.partition("=")
         own = bool(equals) and Path(name) in found
-        for manifest in [Path(name)] if own else manifests:
+        for manifest in [Path(name)] if own else found:
             if found[manifest] is not None:
                 raise LeakageError(
                     f"--images {words}: {manifest} has a folder already; give one folder for all, "

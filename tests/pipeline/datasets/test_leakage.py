@@ -107,6 +107,28 @@ def test_every_kind_of_leak_is_found_once(tmp_path: Path, manifest: Manifest, im
     assert report["images"]["plain"] == 1
 
 
+def test_a_triplet_of_a_resaved_image_is_one(
+    tmp_path: Path, manifest: Manifest, images: Path
+) -> None:
+    train = manifest("train", record("a", "0.png", "Is it?", "yes"))
+    test = manifest("test", record("b", "0.bmp", "Is it?", "yes"))
+    _, report = found(tmp_path, train, test, "--images", images)
+    assert kinds(report["tests"][0]) == {"triplet": 1, "pixels": 1}
+
+
+def test_stopped_it_says_how_to_go_on(
+    manifest: Manifest, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    train = manifest("train", record("a", "0.png", "Is it?", "yes"))
+    monkeypatch.setattr(image_contents, "read_fingerprint", stop)
+    code, told = leakage(train, train, "--images", images, "--keep", tmp_path / "prints")
+    assert code == 130
+    assert "prints stay; run the same command again to go on" in told
+
+
 def test_nothing_shared_is_clean_and_exit_0(
     tmp_path: Path, manifest: Manifest, images: Path
 ) -> None:
