@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 from .dataset import DataSetError, Layout, Source
@@ -23,6 +23,7 @@ _SHARD: Final = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d{5})-of-(?P<count>\d
 _COLUMNS: Final = ("image", "question", "answer")
 _ROWS_AT_ONCE: Final = 64
 _POINTER: Final = b"version https://git-lfs"
+_NAMED_ENDING: Final = re.compile(r"\.([a-z0-9]{1,5})$")
 _ENDINGS: Final = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG", "png"),
@@ -173,4 +174,5 @@ def _ending(data: bytes, named: str) -> str:
     for head, ending in _ENDINGS:
         if data.startswith(head):
             return ending
-    return PurePosixPath(named).suffix.removeprefix(".").lower() or "img"
+    told = _NAMED_ENDING.search(named.lower())
+    return told[1] if told else "img"

@@ -75,8 +75,8 @@ PATHVQA: Final = DataSet(
             source="table of data sets in the LLaVA-Med paper, of the official release",
             counts={
                 "train": Counts(records=19755, open=9949, closed=9806, images=2599),
-                "val": Counts(records=6279, open=3144, closed=3135, images=858),
-                "test": Counts(records=6761, open=3370, closed=3391, images=858),
+                "val": Counts(records=6279, open=3144, closed=3135),
+                "test": Counts(records=6761, open=3370, closed=3391),
             },
             layouts=(_OFFICIAL.name,),
         ),

@@ -1,13 +1,14 @@
 """Prepare a data set: find it, read it, cut it, write manifests and a report."""
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..manifest import ManifestError, resolve_image
 from ..progress import NoProgress, Progress
+from ..report import plural
 from .dataset import DataSet, DataSetError, Source
 from .earlier import Earlier
 from .layout import files_of, find_layout, image_folder
@@ -113,11 +114,10 @@ def prepare(
         images=source.images,
         made_from=made_from,
         choices=choices,
-        fractions=cut.fractions,
-        groups=cut.groups,
+        cut=cut,
         left_out=left_out,
     )
-    return _write(facts, cut.samples, out, earlier)
+    return _write(facts, out, earlier)
 
 
 def chosen(data_set: DataSet, asked: Mapping[str, str]) -> dict[str, str]:
@@ -149,7 +149,7 @@ def make_folder(out: Path) -> None:
 
 
 def _usable(items: Iterable[Item], images: Path, left_out: LeftOuts) -> Iterator[Sample]:
-    there: dict[str, bool] = {}
+    looked = dict[str, str | None]()
     for item in items:
         if isinstance(item, LeftOut):
             left_out.add(item)
@@ -158,14 +158,22 @@ def _usable(items: Iterable[Item], images: Path, left_out: LeftOuts) -> Iterator
             left_out.add(LeftOut(where=item.where, reason=problem))
             continue
         for path in item.images:
-            if path not in there:
-                there[path] = os.path.isfile(images / path)  # noqa: PTH113 - False on any error
-        if missing := [path for path in item.images if not there[path]]:
-            left_out.add(
-                LeftOut(where=f"{item.where}: {missing[0]}", reason="its image is not there")
-            )
-            continue
-        yield item
+            if path not in looked:
+                looked[path] = _image_problem(images, path)
+        wrong = next((path for path in item.images if looked[path]), None)
+        if wrong is None:
+            yield item
+        else:
+            left_out.add(LeftOut(where=f"{item.where}: {wrong}", reason=str(looked[wrong])))
+
+
+def _image_problem(images: Path, path: str) -> str | None:
+    """Return why training could not open an image; it is not decoded."""
+    try:
+        there = resolve_image(images, path).is_file()
+    except ManifestError:
+        return "its image leads out of the image folder through a link"
+    return None if there else "its image is not there"
 
 
 def _wanted(data_set: DataSet, samples: Iterable[Sample], asked: Asked) -> dict[Split, float]:
@@ -190,7 +198,8 @@ def _wanted(data_set: DataSet, samples: Iterable[Sample], asked: Asked) -> dict[
     return wanted
 
 
-def _write(facts: Facts, samples: Sequence[Sample], out: Path, earlier: Earlier) -> Prepared:
+def _write(facts: Facts, out: Path, earlier: Earlier) -> Prepared:
+    samples = facts.cut.samples
     with ExitStack() as stack:
         drafts = {
             split: stack.enter_context(Draft(out / f"{split}.jsonl"))
@@ -236,10 +245,8 @@ def _id(name: str, sample: Sample, used: dict[str, int], repeated: Listed) -> st
 
 def _nothing_usable(root: Path, left_out: LeftOuts) -> str:
     reasons = [
-        *(
-            f"{listed.count} items: {why} ({listed.first[0]})"
-            for why, listed in left_out.unusable.items()
-        ),
-        *(f"{count} items: {why}" for why, count in left_out.by_rule.items()),
+        f"{plural(listed.count, 'item')}: {why} ({listed.first[0]})"
+        for why, listed in left_out.unusable.items()
     ]
+    reasons += [f"{plural(count, 'item')}: {why}" for why, count in left_out.by_rule.items()]
     return f"{root}: no sample can be used" + "".join(f"\n  {each}" for each in reasons)

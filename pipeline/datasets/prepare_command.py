@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..command_options import FAILED
+from ..command_options import FAILED, INTERRUPTED
 
 _NAMES = "slake, vqa-rad, pathvqa, omnimedvqa, iu-xray-vqa, iu-xray-report, mimic-cxr-report"
 
@@ -71,8 +71,12 @@ def prepare_command(
         choices=choices,
         overwrite=overwrite,
     )
-    with interruptible():
-        prepared = prepare(data_set, source, out, asked, ConsoleProgress(unit="records"))
+    try:
+        with interruptible():
+            prepared = prepare(data_set, source, out, asked, ConsoleProgress(unit="records"))
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; whole files in {out} stay, run the same command again", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     show(prepared, Console())
     if prepared.problems:
         raise typer.Exit(FAILED)

@@ -8,7 +8,8 @@ from typing import Any
 
 from ... import __version__
 from .dataset import Counts, DataSet, Published
-from .sample import SPLITS, Split
+from .sample import SPLITS
+from .split import Cut
 from .tally import LeftOuts, Listed, Tally
 
 REPORT = "report.json"
@@ -25,8 +26,7 @@ class Facts:
         images: folder that the manifests' image paths are relative to.
         made_from: what the outputs follow from.
         choices: the set's choices.
-        fractions: of the seeded cut; empty where nothing was cut.
-        groups: how many groups were cut.
+        cut: how samples came to their splits.
         left_out: what did not become a record.
     """
 
@@ -35,8 +35,7 @@ class Facts:
     images: Path
     made_from: Mapping[str, Any]
     choices: Mapping[str, str]
-    fractions: Mapping[Split, float]
-    groups: int
+    cut: Cut
     left_out: LeftOuts
 
 
@@ -53,6 +52,8 @@ def report_of(
     """
     data_set = facts.data_set
     found = dict(tally.counts())
+    # What the set calls train is train and val together where val was cut out of it.
+    official = {**found, "train": tally.joined(("train", "val"))} if facts.cut.of_train else found
     return {
         "data_set": data_set.name,
         "title": data_set.title,
@@ -63,7 +64,7 @@ def report_of(
         "licence": {"name": data_set.licence, "terms": data_set.terms},
         "splits": _splits(facts, found),
         "counts": {split: asdict(counts) for split, counts in found.items()},
-        "published": list(_published(facts, found)),
+        "published": list(_published(facts, official)),
         "left_out": {
             "by_rule": dict(facts.left_out.by_rule),
             "unusable": {
@@ -86,11 +87,12 @@ def report_text(report: Mapping[str, Any]) -> bytes:
 
 def _splits(facts: Facts, found: Mapping[str, Counts]) -> dict[str, Any]:
     cut = None
-    if facts.fractions:
+    if facts.cut.fractions:
         cut = {
             "seed": facts.made_from["options"]["seed"],
-            "fractions": dict(facts.fractions),
-            "groups": facts.groups,
+            "fractions": dict(facts.cut.fractions),
+            "groups": facts.cut.groups,
+            "of": "train" if facts.cut.of_train else "all",
             "rule": "by a hash of seed and group (patient, else study, else image)",
         }
     absent = [split for split in SPLITS if split not in found]

@@ -72,7 +72,7 @@ SLAKE: Final = DataSet(
     layouts=(_RELEASE, _HUB),
     published=(
         Published(
-            name="official, English",
+            name="official",
             source="the English part of the release",
             counts={
                 "train": Counts(records=4919, images=450),

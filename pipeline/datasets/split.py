@@ -21,11 +21,13 @@ class Cut:
         samples: in the order in which they came.
         fractions: of the cut; empty where none was made.
         groups: how many groups were cut.
+        of_train: whether val was cut out of the set's own train.
     """
 
     samples: Sequence[Sample]
     fractions: Mapping[Split, float]
     groups: int
+    of_train: bool
 
 
 def cut_samples(
@@ -47,13 +49,13 @@ def cut_samples(
     movable: Split | None = "train" if wanted and whole else None
     places = [place for place, sample in enumerate(samples) if sample.split == movable]
     if not places:
-        return Cut(samples=samples, fractions={}, groups=0)
+        return Cut(samples=samples, fractions={}, groups=0, of_train=False)
     used = wanted if whole else {**fractions, **wanted}
     groups = groups_of([samples[place] for place in places])
     cut = list(samples)
     for place, group in zip(places, groups, strict=True):
         cut[place] = replace(samples[place], split=split_of(group, used, seed))
-    return Cut(samples=cut, fractions=used, groups=len(set(groups)))
+    return Cut(samples=cut, fractions=used, groups=len(set(groups)), of_train=whole)
 
 
 def split_of(group: str, fractions: Mapping[Split, float], seed: int) -> Split:

@@ -74,7 +74,11 @@ def _split_facts(splits: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "splits", splits["rule"]
     if cut := splits["cut"]:
         shares = ", ".join(f"{name} {share:g}" for name, share in cut["fractions"].items())
-        yield "", f"cut {plural(cut['groups'], 'group')} with seed {cut['seed']}: {shares}"
+        what = "val out of train" if cut["of"] == "train" else "all"
+        groups = plural(cut["groups"], "group")
+        yield "", f"cut {what} with seed {cut['seed']}, {groups}: {shares}"
+        if cut["of"] == "train":
+            yield "", "published counts of train are compared with train and val together"
     if splits["absent"]:
         yield "", f"no records for {', '.join(splits['absent'])}"
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +87,11 @@ class Tally:
         there = [split for split in SPLITS if split in self._splits]
         for split in there:
             yield split, _counts([self._splits[split]])
-        yield "total", _counts([self._splits[split] for split in there])
+        yield "total", self.joined(there)
+
+    def joined(self, splits: Iterable[Split]) -> Counts:
+        """Return the counts of several splits together."""
+        return _counts([self._splits[split] for split in splits if split in self._splits])
 
     def _look_for_same(self, sample: Sample, split: Split, id_: str) -> None:
         said = (*sample.images, sample.question.strip(), sample.answer.strip())

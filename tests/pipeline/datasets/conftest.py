@@ -54,6 +54,8 @@ def slake_folder(tmp_path: Path) -> Callable[..., Path]:
             _write_json(root / name, items)
             for item in items:
                 image = root / "imgs" / item["img_name"]
+                if image.exists():
+                    continue
                 image.parent.mkdir(parents=True, exist_ok=True)
                 image.write_bytes(_JPEG + item["img_name"].encode())
                 if item["img_id"] != 2:
