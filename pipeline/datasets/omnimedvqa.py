@@ -28,8 +28,9 @@ def _sample(item: Mapping[str, Any], where: str, path: Path) -> Item:
     options = _options(item)
     if len(options) < 2:
         return LeftOut(where=where, reason="it has fewer than two options")
-    answer = plain_words(as_text(item.get("gt_answer")))
-    meant = [option for option in options if plain_words(option) == answer]
+    answer = as_text(item.get("gt_answer")).strip()
+    alike = [option for option in options if plain_words(option) == plain_words(answer)]
+    meant = [option for option in options if option == answer] or alike
     if len(meant) != 1:
         how = "none" if not meant else "several"
         return LeftOut(where=where, reason=f"its answer is {how} of its options")

@@ -15,7 +15,7 @@ from .sample import LeftOut, Split
 
 _SPLIT, _METADATA = "mimic-cxr-2.0.0-split.csv*", "mimic-cxr-2.0.0-metadata.csv*"
 _SPLITS: Final[Mapping[str, Split]] = {"train": "train", "validate": "val", "test": "test"}
-_TEXTS: Final = ("mimic-cxr/2*/files", "mimic-cxr-reports/files", "mimic-cxr/files")
+_TEXTS: Final = ("mimic-cxr-reports/files", "mimic-cxr/files", "mimic-cxr/2*/files")
 
 
 def _tree(version: str) -> Layout:
@@ -97,17 +97,18 @@ def find_texts(root: Path, asked: str) -> Path:
         DataSetError: it is not there.
     """
     if asked != "auto":
-        found = [path for path in [Path(asked)] if path.is_dir()]
+        if Path(asked).is_dir():
+            return Path(asked)
+        looked = asked
     else:
-        around = [root, *root.absolute().parents[:2]]
-        found = [path for base in around for each in _TEXTS for path in sorted(base.glob(each))]
-    if not found:
-        looked = asked if asked != "auto" else f"{' or '.join(_TEXTS)} in {root} or around it"
-        raise DataSetError(
-            f"{looked}: no such folder; reports are a download of their own (mimic-cxr, or "
-            "mimic-cxr-reports.zip): pass --choose texts=DIR with the folder that holds p10 to p19"
-        )
-    return found[-1]
+        for base in (root, *root.absolute().parents[:2]):
+            if found := [path for each in _TEXTS for path in sorted(base.glob(each))]:
+                return found[-1]
+        looked = f"{' or '.join(_TEXTS)} in {root} or around it"
+    raise DataSetError(
+        f"{looked}: no such folder; reports are a download of their own (mimic-cxr, or "
+        "mimic-cxr-reports.zip): pass --choose texts=DIR with the folder that holds p10 to p19"
+    )
 
 
 def read_text(path: Path, where: str) -> str | LeftOut:

@@ -87,6 +87,7 @@ def test_fewer_options_the_other_spelling_of_modality_and_of_the_answer(
                 item(2, modality_type=None, modality="CT"),
                 item(3, gt_answer="mr."),
                 item(4, option_C="", option_D=" "),
+                item(5, option_A=">5", option_B="<5", gt_answer="<5"),
             ]
         }
     )
@@ -95,6 +96,7 @@ def test_fewer_options_the_other_spelling_of_modality_and_of_the_answer(
     assert by_image["0001"]["options"] == by_image["0004"]["options"] == ["CT", "MR"]
     assert by_image["0002"]["modality"] == "CT"
     assert by_image["0003"]["conversations"][1]["value"] == "MR"
+    assert by_image["0005"]["conversations"][1]["value"] == "<5"
 
 
 def test_what_cannot_be_scored_is_left_out_and_listed(omni: Omni, prepared: Prepare) -> None:
@@ -103,7 +105,7 @@ def test_what_cannot_be_scored_is_left_out_and_listed(omni: Omni, prepared: Prep
             "Open-access/Some Set": [
                 item(1),
                 item(2, gt_answer="PET"),
-                item(3, option_C="mr", option_D=None),
+                item(3, option_C="mr", option_D=None, gt_answer="Mr"),
                 item(4, option_B=None, option_C=None, option_D=None),
             ]
         }
