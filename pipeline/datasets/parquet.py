@@ -62,7 +62,9 @@ def read_parquet(source: Source) -> Iterator[Item]:
         DataSetError: a shard is missing or cannot be read, or pyarrow is not installed.
         OSError: an image cannot be written.
     """
-    shards = _shards(files_of(source.root, source.layout))
+    files = files_of(source.root, source.layout)
+    _refuse_strangers(files)
+    shards = _shards(files)
     tables = [(split, path, _open(path)) for split in SPLITS for path in shards.get(split, ())]
     rows = sum(table.metadata.num_rows for _, _, table in tables)
     with source.progress.stage("reading", total=rows):
@@ -70,6 +72,15 @@ def read_parquet(source: Source) -> Iterator[Item]:
             for number, row in enumerate(_rows(path, table), start=1):
                 yield _sample(row, f"{path.name} row {number}", split, source.images)
                 source.progress.advance(1)
+
+
+def _refuse_strangers(files: Sequence[Path]) -> None:
+    """Refuse a split that the set does not have: all sets in this form look alike inside."""
+    strangers = sorted(set(files[0].parent.glob("*.parquet")) - set(files))
+    if strangers:
+        raise DataSetError(
+            f"{strangers[0]}: is no file of this data set; is the folder that of another one?"
+        )
 
 
 def _shards(paths: Sequence[Path]) -> dict[Split, list[Path]]:

@@ -212,7 +212,7 @@ def _write(facts: Facts, out: Path, earlier: Earlier) -> Prepared:
             id_ = _id(facts.data_set.name, sample, used, repeated)
             record = record_of(sample, id_=id_, split=sample.split, licence=facts.data_set.licence)
             drafts[sample.split].write(line_of(record))
-            tally.add(sample, sample.split, id_)
+            tally.add(sample, sample.split, id_, record["licence"])
         for draft in drafts.values():
             draft.finish()
         outputs = {draft.path.name: draft.sha256 for draft in drafts.values()}

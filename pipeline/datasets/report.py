@@ -61,7 +61,11 @@ def report_of(
         "folder": str(facts.root.absolute()),
         "images": str(facts.images.absolute()),
         "outputs": dict(outputs),
-        "licence": {"name": data_set.licence, "terms": data_set.terms},
+        "licence": {
+            "name": data_set.licence,
+            "terms": data_set.terms,
+            "records": tally.licences(),
+        },
         "splits": _splits(facts, found),
         "counts": {split: asdict(counts) for split, counts in found.items()},
         "published": list(_published(facts, official)),

@@ -63,6 +63,8 @@ def _facts(prepared: Prepared) -> Iterator[tuple[str, str]]:
     yield from _left_out_facts(report["left_out"])
     yield from _duplicate_facts(report)
     yield "licence", f"{report['licence']['name']}: {report['licence']['terms']}"
+    if len(records := report["licence"]["records"]) > 1:
+        yield "", ", ".join(f"{count:,} {name}" for name, count in records.items())
     yield from _next_steps(prepared, out)
 
 
@@ -94,13 +96,13 @@ def _left_out_facts(left_out: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _duplicate_facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     found = report["duplicates"]
     words = {
-        "same_in_a_split": "records repeat image, question and answer of one in their split",
-        "same_across_splits": "records repeat one of another split",
-        "contradictions": "records answer a question about an image otherwise than before",
+        "same_in_a_split": "image, question and answer as before in the same split",
+        "same_across_splits": "image, question and answer as in another split",
+        "contradictions": "image and question as before, but another answer",
     }
     for name, what in words.items():
         if count := found[name]["count"]:
-            yield "duplicates", f"{count:,} {what}; kept"
+            yield "repeated", f"{count:,} with {what}; kept"
     if count := report["ids"]["repeated"]["count"]:
         yield "ids", f"{count:,} were used before and got a number at their end"
 

@@ -1,7 +1,7 @@
 """Count what was prepared: by split and kind, what was left out, what is there twice."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,12 +67,14 @@ class Tally:
         # Digests, not texts: a set may have hundreds of thousands of reports.
         self._triplets: dict[bytes, tuple[str, Split]] = {}
         self._answers: dict[bytes, tuple[str, Split, bytes]] = {}
+        self._licences = Counter[str]()
         self.same = Listed()
         self.same_across = Listed()
         self.contradictions = Listed()
 
-    def add(self, sample: Sample, split: Split, id_: str) -> None:
+    def add(self, sample: Sample, split: Split, id_: str, licence: str) -> None:
         """Count a record."""
+        self._licences[licence] += 1
         counts = self._splits[split]
         counts.records += 1
         counts.open += sample.answer_type == "OPEN"
@@ -88,6 +90,10 @@ class Tally:
         for split in there:
             yield split, _counts([self._splits[split]])
         yield "total", self.joined(there)
+
+    def licences(self) -> dict[str, int]:
+        """Return how many records each licence has, by name."""
+        return dict(sorted(self._licences.items()))
 
     def joined(self, splits: Iterable[Split]) -> Counts:
         """Return the counts of several splits together."""

@@ -84,6 +84,14 @@ def test_files_of_two_downloads_are_refused(
         prepared("vqa-rad", root)
 
 
+def test_another_set_in_the_same_form_is_refused(parquet_folder: Folder, prepared: Prepare) -> None:
+    root = parquet_folder(
+        {f"{split}-00000-of-00001": [ROW] for split in ("train", "validation", "test")}
+    )
+    with pytest.raises(DataSetError, match=r"validation-.*: is no file of this data set"):
+        prepared("vqa-rad", root)
+
+
 def test_a_name_that_tells_no_number_is_refused(parquet_folder: Folder, prepared: Prepare) -> None:
     root = parquet_folder({"train-all": [ROW], "test-00000-of-00001": [ROW]})
     with pytest.raises(DataSetError, match=r"must be named like train-00000-of-00001"):

@@ -460,4 +460,5 @@ def test_several_images_options_and_a_report_stand_where_training_and_scoring_lo
     assert report["report"] == "Heart normal."
     assert "answer_type" not in report
     assert (report["study"], report["licence"]) == ("s1", "CC0-1.0")
+    assert done.report["licence"]["records"] == {"CC0-1.0": 2, "MIT": 1}
     assert (other["licence"], other["organ"], other["split"]) == ("MIT", "heart", "train")

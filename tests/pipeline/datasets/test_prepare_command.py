@@ -98,8 +98,8 @@ def test_a_cut_and_its_seed_are_shown(rad_osf: Folder, rad_item: SlakeItem, tmp_
 def test_duplicates_are_shown(pathvqa_folder: Folder, path_item: SlakeItem, tmp_path: Path) -> None:
     items = [path_item("train_1"), path_item("train_1"), path_item("train_1", answer="yes")]
     said = run("pathvqa", pathvqa_folder({"train": items}), "--out", tmp_path / "out").stdout
-    assert "duplicates  1 records repeat image, question and answer" in said
-    assert "1 records answer a question about an image otherwise than before; kept" in said
+    assert "repeated   1 with image, question and answer as before in the same split" in said
+    assert "repeated   1 with image and question as before, but another answer; kept" in said
 
 
 @pytest.mark.parametrize(
