@@ -65,7 +65,8 @@ def check_manifest(
     """
     findings, named = Findings(), _Named()
     rules = RecordRules(findings)
-    for _, line, found in scan_records(manifest):
+    for where, line, found in scan_records(manifest):
+        findings.unit = where.partition(" ")[0]
         if isinstance(found, Record):
             findings.records += 1
             rules.look(found)

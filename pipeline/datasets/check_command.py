@@ -117,15 +117,15 @@ def _print(manifest: Path, found: "Findings", console: "Console") -> None:
     for name, findings in grouped.items():
         _say(console, f"{KINDS[name].what}:")
         for each in findings[:SHOWN]:
-            _say(console, f"  {_where(each)}: {each.text}")
+            _say(console, f"  {_where(found.unit, each)}: {each.text}")
         if len(findings) > SHOWN:
             _say(console, f"  and {len(findings) - SHOWN:,} more (--json has all)")
     warnings = len(found.found) - found.errors
     _say(console, f"{found.errors:,} errors, {warnings:,} warnings")
 
 
-def _where(finding: "Finding") -> str:
-    return f"line {finding.line}" + ("" if finding.id is None else f", {finding.id}")
+def _where(unit: str, finding: "Finding") -> str:
+    return f"{unit} {finding.line}" + ("" if finding.id is None else f", {finding.id}")
 
 
 def _say(console: "Console", line: str) -> None:

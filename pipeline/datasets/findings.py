@@ -107,12 +107,14 @@ class Findings:
     """Hold all findings of a manifest.
 
     Attributes:
+        unit: what numbers count: "line", or "item" of a JSON array.
         found: in no order.
         records: records that could be read.
         images: distinct images that they name.
         decoded: images that were decoded.
     """
 
+    unit: str = "line"
     found: list[Finding] = field(default_factory=list)
     records: int = 0
     images: int = 0

@@ -12,9 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+import PIL
+
 from .fingerprint import BITS, DEAD_ZONE, Fingerprint
 
-_HEAD: Final = {"medalign": "fingerprints", "version": 1, "bits": BITS, "dead_zone": DEAD_ZONE}
+_HEAD: Final = {
+    "medalign": "fingerprints",
+    "version": 1,
+    "bits": BITS,
+    "dead_zone": DEAD_ZONE,
+    "pillow": PIL.__version__,  # another one may decode a JPEG to other pixels
+}
 
 
 class FingerprintFileError(ValueError):

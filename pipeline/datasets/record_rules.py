@@ -68,7 +68,7 @@ class RecordRules:
         turns = tuple(turn.text.strip() for turn in record.conversations)
         line = self._records.setdefault(_digest((record.images, turns)), record.line)
         if line != record.line:
-            self._add("duplicate", record, f"the same as line {line}")
+            self._add("duplicate", record, f"the same as {self._findings.unit} {line}")
             return
         if _is_report(record) or len(turns) != 2:
             return
@@ -78,7 +78,9 @@ class RecordRules:
         others = [line for answer, line in known.items() if answer != said]
         known.setdefault(said, record.line)
         if others:
-            self._add("contradiction", record, f"answered otherwise on line {others[0]}")
+            self._add(
+                "contradiction", record, f"answered otherwise on {self._findings.unit} {others[0]}"
+            )
 
     def _add(self, kind: str, record: Record, text: str) -> None:
         self._findings.add(kind, record.line, record.id, text)

@@ -51,8 +51,9 @@ class Side:
         return list(dict.fromkeys(path for member in self.members for path in member.images))
 
     def identity(self, path: str) -> str:
-        """What an image is compared by: its content where that is known, else its path."""
-        return self.content.get(path) or f"path {path}"
+        """What an image is compared by: its content where that is known, else where it lies."""
+        place = path if self.root is None else str(self.root / path)
+        return self.content.get(path) or f"path {place}"
 
     def files(self) -> tuple[dict[str, Path], dict[str, str]]:
         """Map paths to their files, and the other paths to why there is none."""

@@ -167,6 +167,14 @@ def test_records_that_repeat_or_contradict_each_other_are_warnings(check: Check)
     assert report["kinds"]["duplicate"]["findings"][0]["text"] == "the same as line 1"
 
 
+def test_items_of_an_array_are_called_items(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps([record("1"), record("2", ""), record("3") | asked("1?", "Yes")]))
+    done = CliRunner().invoke(app, ["data", "check", str(path)])
+    assert "item 2, 2: answer 1 of 1 is blank" in done.output
+    assert "item 3, 3: the same as item 1" in done.output
+
+
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
     path.write_text(json.dumps(record("1")))

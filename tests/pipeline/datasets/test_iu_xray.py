@@ -10,7 +10,10 @@ import pytest
 from medalign.pipeline.datasets.chest_report import QUESTION
 from medalign.pipeline.datasets.dataset import DataSetError
 from medalign.pipeline.datasets.iu_xray import patient_of, study_of
-from medalign.pipeline.datasets.prepare import Prepared
+from medalign.pipeline.datasets.leakage import find_leaks
+from medalign.pipeline.datasets.prepare import Asked, Prepared, prepare
+from medalign.pipeline.datasets.registry import DATA_SETS
+from medalign.pipeline.datasets.side import read_side
 from medalign.pipeline.datasets.wording import leading_yes_no
 
 Lines = Callable[[Path], list[dict[str, Any]]]
@@ -63,7 +66,7 @@ def r2gen(tmp_path: Path) -> Callable[..., Path]:
 
     def make(**splits: list[dict[str, Any]]) -> Path:
         root = tmp_path / "iu_xray"
-        root.mkdir()
+        root.mkdir(exist_ok=True)
         (root / "annotation.json").write_text(
             json.dumps({"train": [], "val": [], "test": []} | splits)
         )
@@ -174,6 +177,27 @@ def test_a_study_is_one_record_with_its_first_image(
     assert done.report["splits"]["absent"] == ["test"]
     assert list(done.report["left_out"]["unusable"]) == ["the answer is blank"]
     assert done.report["made_from"]["options"]["question"] == QUESTION.default
+
+
+def test_questions_and_reports_name_patients_and_studies_alike(
+    cares: Callable[..., Path], r2gen: Callable[..., Path], tmp_path: Path
+) -> None:
+    questions = [asked("Yes", f"CXR{patient}_IM-0001/0.png") for patient in range(20)]
+    root, reports = cares(*questions), r2gen(test=[study("CXR3_IM-0001"), study("CXR99_IM-0001")])
+    asked_of, told_of = tmp_path / "vqa", tmp_path / "reports"
+    images = reports / "images"
+    asks = prepare(DATA_SETS["iu-xray-vqa"], root, asked_of, Asked(images=images, test_fraction=0))
+    assert asks.report["splits"]["absent"] == ["val", "test"]
+    prepare(DATA_SETS["iu-xray-report"], reports, told_of, Asked())
+    train, test = (
+        read_side(path, None) for path in (asked_of / "train.jsonl", told_of / "test.jsonl")
+    )
+    leaks = find_leaks(train, test, {}, 16)
+    assert {(leak.kind, leak.what) for leak in leaks} == {
+        ("file", "CXR3_IM-0001/0.png"),
+        ("patient", "CXR3"),
+        ("study", "CXR3_IM-0001"),
+    }
 
 
 def test_each_view_can_be_a_record_and_the_question_another(

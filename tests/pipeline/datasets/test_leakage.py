@@ -163,6 +163,18 @@ def test_several_held_out_manifests_and_their_own_folders(
     assert [kinds(each) for each in report["tests"]] == [{}, {"file": 1}]
 
 
+def test_files_that_are_not_there_are_no_leak_unless_they_are_the_same_one(
+    tmp_path: Path, manifest: Manifest, images: Path
+) -> None:
+    train = manifest("train", record("a", "lost.png", "Is it?", "yes"))
+    test = manifest("test", record("b", "lost.png", "Is it?", "yes"))
+    own = ("--images", f"{train}={images}", "--images", f"{test}={tmp_path}")
+    code, report = found(tmp_path, train, test, *own)
+    assert (code, len(report["images"]["unreadable"])) == (0, 2)
+    _, report = found(tmp_path, train, test, "--images", images)
+    assert kinds(report["tests"][0]) == {"triplet": 1, "file": 1}
+
+
 def test_without_images_paths_are_compared(tmp_path: Path, manifest: Manifest) -> None:
     train = manifest(
         "train", record("a", "0.png", "Is it?", "yes"), record("b", None, "Why?", "so")
