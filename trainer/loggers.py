@@ -19,7 +19,8 @@ from typing import Any, Literal, Protocol, Self
 from ..teacher_cache.durable import write_durably
 from .contest import Best
 from .json_lines import append
-from .recipe import LogSection, Recipe, RecipeError
+from .recipe import Recipe, RecipeError
+from .recipe_run_sections import LogSection
 from .run_folder import RunFolder
 
 Kind = Literal["train", "validation"]

@@ -20,7 +20,8 @@ from .held_out import HeldOut, Validation
 from .loggers import Loggers
 from .memory_used import peak_bytes, resident_bytes
 from .objective import Share
-from .recipe import OptimSection, Recipe
+from .recipe import Recipe
+from .recipe_sections import OptimSection
 from .run_folder import RunFolder
 from .stop import StopRequest
 

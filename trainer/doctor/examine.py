@@ -16,7 +16,8 @@ from ..conversation import Encoded
 from ..lengths import SCANNED, VisualTokens, measure_lengths
 from ..loggers import check_installed
 from ..prepare import check_precision, uses_bf16
-from ..recipe import DataSection, Recipe, RecipeError, find_recipe
+from ..recipe import Recipe, RecipeError, find_recipe
+from ..recipe_run_sections import DataSection
 from ..students.spec import StudentSpec
 from ..students.tiny import make_demo_student
 from ..zero_config import zero_config
