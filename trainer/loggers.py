@@ -134,7 +134,7 @@ class WeightsAndBiases:
             dir=str(folder.path),
             # The variable, where a user set it, is read by W&B itself.
             mode=None if "WANDB_MODE" in os.environ else recipe.log.wandb_mode,
-            config=recipe.model_dump(mode="json"),
+            config=recipe.settings(),
             # stdout belongs to the command's result.
             settings=wandb.Settings(silent=True, console="off"),
         )

@@ -184,7 +184,7 @@ class Loop:
 
     def _step(self, batches: Iterator[Batch], step: int, report: Callable[[Step], None]) -> Step:
         begun = time.perf_counter()
-        micro = [next(batches) for _ in range(self.recipe.data.accumulation)]
+        micro = [next(batches) for _ in range(self.recipe.data.micro_steps)]
         waited = time.perf_counter() - begun
         # Known before the first forward: a mean over the step needs the step's counts.
         tokens, images, skipped, refused, cut, read = self._sum(

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import yaml
 from pydantic import ValidationError
 
+from .compose import compose
+from .recipe_paper import PaperSection
 from .recipe_run_sections import (
     DataSection,
     DeepSpeedSection,
@@ -22,8 +24,8 @@ from .recipe_sections import (
     Section,
     StudentSection,
 )
+from .shipped import Source
 from .yaml_lines import RecipeError as RecipeError
-from .yaml_lines import read_settings
 
 
 class Recipe(Section):
@@ -39,69 +41,65 @@ class Recipe(Section):
     validation: ValidationSection = ValidationSection()
     log: LogSection = LogSection()
     run: RunSection
+    paper: PaperSection = PaperSection()
+
+    @classmethod
+    def of(cls, source: Source, overrides: Iterable[str] = ()) -> Self:
+        """Put a recipe together, then apply `section.key=value` overrides (values are YAML).
+
+        Raises:
+            RecipeError: a file is missing or no YAML mapping, or a key or value is refused;
+                the message names the line or the override.
+        """
+        values, origin = compose(source, overrides)
+        try:
+            recipe = cls.model_validate(values)
+        except ValidationError as error:
+            problems = [_explain(cls, item, source.asked, origin) for item in error.errors()]
+            raise RecipeError("; ".join(problems)) from error
+        _check_marks(recipe, origin)
+        return recipe
 
     @classmethod
     def from_yaml(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
-        """Read a recipe, then apply `section.key=value` overrides (values are YAML).
+        """Read a recipe from one file and what it extends, as `of` does."""
+        return cls.of(Source(str(path), (path,)), overrides)
 
-        Raises:
-            RecipeError: the file is missing or no YAML mapping, or a key or value is refused;
-                the message names the line or the override.
-        """
-        values, origin = read_settings(path, overrides)
-        return cls._checked(values, path, origin)
-
-    @classmethod
-    def _checked(cls, values: dict[str, Any], path: Path, origin: dict[str, str]) -> Self:
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            problems = [_explain(cls, item, path, origin) for item in error.errors()]
-            raise RecipeError("; ".join(problems)) from error
+    def settings(self) -> dict[str, Any]:
+        """What decides the run, by section: everything but `paper`."""
+        return self.model_dump(mode="json", exclude={"paper"})
 
     def to_yaml(self) -> str:
         """Write the complete recipe, defaults included; `from_yaml` reads it back."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        sections = self.settings()
+        if self.paper != PaperSection():
+            sections["paper"] = self.paper.model_dump(mode="json")
+        text: str = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
         return text
 
     def flat(self) -> dict[str, Any]:
-        """Every value by its dotted key."""
-        sections = self.model_dump(mode="json")
-        return {f"{s}.{k}": v for s, keys in sections.items() for k, v in keys.items()}
+        """Every value that decides the run, by its dotted key."""
+        return {f"{s}.{k}": v for s, keys in self.settings().items() for k, v in keys.items()}
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """Recipes that come with medalign, by name."""
-    folder = Path(__file__).parent / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+def _check_marks(recipe: Recipe, origin: dict[str, str]) -> None:
+    known = recipe.flat()
+    for key in recipe.paper.assumed:
+        if key not in known or key not in origin:
+            where = origin.get(f"paper.assumed.{key}", "paper.assumed")
+            what = "is not set in this recipe" if key in known else "is no key of a recipe"
+            raise RecipeError(f"{where}: paper.assumed names {key}, which {what}")
 
 
-def find_recipe(name: str) -> Path:
-    """Resolve a path, or the name of a shipped recipe.
-
-    Raises:
-        RecipeError: neither exists.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    shipped = shipped_recipes()
-    if name in shipped:
-        return shipped[name]
-    raise RecipeError(f"no recipe {name!r}: not a file, and medalign ships {sorted(shipped)}")
-
-
-def _explain(recipe: type[Recipe], problem: Any, path: Path, origin: dict[str, str]) -> str:
+def _explain(recipe: type[Recipe], problem: Any, source: str, origin: dict[str, str]) -> str:
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     where = next(
         (origin[k] for n in range(len(location), 0, -1) if (k := ".".join(location[:n])) in origin),
-        str(path),
+        source,
     )
     if problem["type"] == "extra_forbidden":
-        section = recipe.model_fields.get(location[0]) if len(location) > 1 else None
-        known = _known(section.annotation if section else recipe)
-        return f"{where}: unknown key {key}; known here: {known}"
+        return f"{where}: unknown key {key}; known here: {_known(recipe, problem['loc'])}"
     if problem["type"] == "missing":
         return f"{where}: {key} is missing"
     return f"{where}: {key or 'recipe'}: {_message(problem)}"
@@ -113,5 +111,11 @@ def _message(problem: Any) -> str:
     return text if problem["type"] == "value_error" else f"{text}, got {problem['input']!r}"
 
 
-def _known(section: Any) -> str:
+def _known(section: Any, location: tuple[str | int, ...]) -> str:
+    """Keys of the section that an unknown one stands in, also of one in a list."""
+    for step in location[:-1]:
+        if isinstance(step, str):
+            section = section.model_fields[step].annotation
+        else:
+            section = get_args(section)[0]
     return ", ".join(section.model_fields)

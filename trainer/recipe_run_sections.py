@@ -19,8 +19,13 @@ class DataSection(Section):
     batch_size: Positive = 1
     """Conversations per micro-step and rank."""
 
-    accumulation: Positive = 1
-    """Micro-steps per step. A step sees batch_size * accumulation * ranks conversations."""
+    accumulation: Positive | None = None
+    """Micro-steps per step, which sees batch_size * accumulation * ranks conversations; None is
+    what `per_step` comes to on the ranks at hand, and 1 without it."""
+
+    per_step: Positive | None = None
+    """Conversations of a step over all ranks together, so that the same recipe makes the same
+    steps on one GPU and on eight; None leaves it to `accumulation`."""
 
     max_length: Positive = 2048
     """Most tokens of a conversation, image tokens counted. Only answers are ever cut."""
@@ -50,6 +55,11 @@ class DataSection(Section):
 
     on_missing: Literal["drop", "fail", "lm_only"] = "drop"
     """What to do with conversations whose image is not in the cache; the number is always said."""
+
+    @property
+    def micro_steps(self) -> int:
+        """`accumulation`, once the ranks are known."""
+        return self.accumulation or 1
 
 
 class LogSection(Section):
@@ -139,4 +149,4 @@ class RunSection(Section):
     def model_post_init(self, _context: Any) -> None:
         """Insist on one of epochs and steps."""
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either run.epochs or run.steps")
+            raise ValueError("give either run.epochs or run.steps; null takes one away")
