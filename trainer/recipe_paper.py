@@ -30,8 +30,8 @@ class PaperNumber(Section):
     """As the source calls it."""
 
     source: Literal["paper", "leaderboard"]
-    """`paper`: a table of arXiv 2512.18554. `leaderboard`: wizwand.com's page of that paper, read
-    2026-11, which does not name the student, so it is the best of the paper's rows."""
+    """`paper`: a table of arXiv 2512.18554. `leaderboard`: wizwand.com's page of that paper, which
+    does not name the student, so it is the best of the paper's rows."""
 
     table: str | None = None
     """Of the paper, where the source says it."""

@@ -24,6 +24,7 @@ _HEAD: Final = (
     "answers",
     "checkpoint",
     "run folder",
+    "student",
 )
 
 
@@ -61,5 +62,6 @@ def cost_table(names: Iterable[str]) -> Iterator[str]:
             "?" if one.answer_seconds is None else of_seconds(one.answer_seconds),
             of_bytes(one.checkpoint),
             of_bytes(one.run),
+            of_bytes(one.student),
         )
         yield f"| {' | '.join(cells)} |"

@@ -5,6 +5,7 @@ import pytest
 
 from medalign.trainer.plan.shapes import count_parameters, shape_of
 from medalign.trainer.recipe import Recipe, RecipeError
+from medalign.trainer.reproduction import script
 from medalign.trainer.row_cost import STUDENTS, TOWER, cost, parameters_of
 from medalign.trainer.row_cost_table import COMMAND, cost_table, paper_rows
 from medalign.trainer.shipped import find_recipe
@@ -22,6 +23,11 @@ def row(name: str = SLAKE, *overrides: str) -> Recipe:
 def test_the_table_in_docs_is_what_the_code_computes() -> None:
     table = "\n".join(cost_table(paper_rows()))
     assert table in PAGE.read_text(), f"docs/reproduce.md is old; `{COMMAND}` prints its table"
+
+
+def test_the_script_in_docs_is_what_the_command_prints() -> None:
+    found = "\n".join(script(find_recipe(SLAKE), row()))
+    assert found in PAGE.read_text(), f"docs/reproduce.md is old: medalign recipes commands {SLAKE}"
 
 
 @pytest.mark.parametrize("rotation", [True, False])
