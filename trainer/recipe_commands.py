@@ -34,6 +34,7 @@ def listing(context: typer.Context) -> None:
         if title:
             typer.echo(title)
         _list(group, width)
+    typer.echo("\nmedalign recipes show NAME prints one with its commands, cost what it takes")
 
 
 @recipes.command("show")
@@ -88,6 +89,7 @@ def print_cost(
 
     for line in cost_table(names or paper_rows()):
         typer.echo(line)
+    typer.echo("\ncomputed, not measured; docs/reproduce.md says how each column is")
 
 
 @recipes.command("reference")

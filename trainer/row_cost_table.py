@@ -35,33 +35,43 @@ def paper_rows() -> list[str]:
 
 
 def cost_table(names: Iterable[str]) -> Iterator[str]:
-    """Lines of the table, a row a recipe.
+    """Lines of the table, a row a recipe, aligned for a terminal.
 
     Raises:
         RecipeError: a recipe does not exist, or says too little.
     """
-    yield f"| {' | '.join(_HEAD)} |"
-    yield f"|{'---|' * len(_HEAD)}"
-    for name in names:
-        recipe = Recipe.of(find_recipe(name))
-        try:
-            costs = [cost(recipe, gpus) for gpus in _GPUS]
-        except RecipeError as error:
-            raise RecipeError(f"recipe {name}: {error}") from error
-        one = costs[0]
-        cells = (
-            f"`{name}`",
-            f"{one.conversations:,}",
-            f"{one.steps:,}",
-            f"{one.images:,}",
-            of_bytes(one.cache_fp16),
-            of_bytes(one.cache_gram),
-            of_seconds(one.cache_seconds),
-            *(of_seconds(found.train_seconds) for found in costs),
-            *(of_bytes(found.peak) for found in costs),
-            "?" if one.answer_seconds is None else of_seconds(one.answer_seconds),
-            of_bytes(one.checkpoint),
-            of_bytes(one.run),
-            of_bytes(one.student),
-        )
-        yield f"| {' | '.join(cells)} |"
+    rows = [_HEAD, *(_cells(name) for name in names)]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(_HEAD))]
+    lines = [
+        "| "
+        + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        + " |"
+        for row in rows
+    ]
+    yield lines[0]
+    yield "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    yield from lines[1:]
+
+
+def _cells(name: str) -> tuple[str, ...]:
+    recipe = Recipe.of(find_recipe(name))
+    try:
+        costs = [cost(recipe, gpus) for gpus in _GPUS]
+    except RecipeError as error:
+        raise RecipeError(f"recipe {name}: {error}") from error
+    one = costs[0]
+    return (
+        name,
+        f"{one.conversations:,}",
+        f"{one.steps:,}",
+        f"{one.images:,}",
+        of_bytes(one.cache_fp16),
+        of_bytes(one.cache_gram),
+        of_seconds(one.cache_seconds),
+        *(of_seconds(found.train_seconds) for found in costs),
+        *(of_bytes(found.peak) for found in costs),
+        "?" if one.answer_seconds is None else of_seconds(one.answer_seconds),
+        of_bytes(one.checkpoint),
+        of_bytes(one.run),
+        of_bytes(one.student),
+    )

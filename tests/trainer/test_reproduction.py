@@ -133,7 +133,7 @@ def test_recipes_and_their_variants_are_listed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(monkeypatch, "recipes") == 0
-    whole, variants, parts = capsys.readouterr().out.split("\n\n")
+    whole, variants, parts, _ = capsys.readouterr().out.split("\n\n")
     assert [line.split()[0] for line in whole.splitlines()] == list(shipped_recipes())
     assert [line.split()[0] for line in variants.splitlines()[1:]] == list(shipped_variants())
     assert parts.splitlines()[0].startswith("parts, ")
