@@ -110,9 +110,9 @@ def _read(source: Path, used: list[Path], notes: list[str]) -> Tokenizer:
         found = read_fast(model)
         used.append(model)
         if fast.is_file():  # the original was trained with the slow one
-            same = same_ids(found, _from_json(fast))
+            same = "the same ids as" if same_ids(found, _from_json(fast)) else "OTHER ids than"
             notes.append(
-                f"tokenizer.json gives {'the same' if same else 'OTHER'} ids as tokenizer.model, "
+                f"tokenizer.json gives {same} tokenizer.model, "
                 "which is used, as in the original's training"
             )
         return found
@@ -123,10 +123,8 @@ def _read(source: Path, used: list[Path], notes: list[str]) -> Tokenizer:
         used.extend(pair)
         build: Any = Qwen2Tokenizer
         try:
-            made: Tokenizer = build(
-                vocab=json.loads(pair[0].read_text(encoding="utf-8")), merges=str(pair[1])
-            ).backend_tokenizer
-        except (ValueError, TypeError) as error:
+            made: Tokenizer = build(vocab=str(pair[0]), merges=str(pair[1])).backend_tokenizer
+        except Exception as error:  # tokenizers raises bare exceptions
             raise ConvertError(f"{pair[0]}: cannot be read: {first_line(error)}") from error
         return made
     raise ConvertError(

@@ -198,7 +198,7 @@ def make_clip(
         "size": sizes.image_size,
         "resample": 3,
     }
-    images |= {"image_mean": _MEAN, "image_std": _STD, "do_normalize": True, "do_resize": True}
+    images |= {"image_mean": _MEAN, "image_std": _STD, "resample": 3, "do_normalize": True}
     _write(folder / "preprocessor_config.json", images)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
