@@ -13,6 +13,7 @@ from .eval.commands import app as eval_app
 from .eval.commands import cache_show
 from .pipeline.commands import cache
 from .trainer.commands import train
+from .trainer.convert.commands import student
 from .trainer.doctor.command import doctor
 from .trainer.export.commands import export
 from .trainer.recipe_commands import recipes
@@ -30,6 +31,7 @@ cache.command("show")(cache_show)
 app.command()(train)
 app.command()(export)
 app.add_typer(recipes, name="recipes")
+app.add_typer(student, name="student")
 app.add_typer(eval_app, name="eval")
 
 
