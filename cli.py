@@ -12,6 +12,7 @@ from .demo.commands import demo
 from .eval.commands import app as eval_app
 from .eval.commands import cache_show
 from .pipeline.commands import cache
+from .pipeline.datasets.commands import data
 from .trainer.commands import train
 from .trainer.convert.commands import student
 from .trainer.doctor.command import doctor
@@ -33,6 +34,7 @@ app.command()(export)
 app.add_typer(recipes, name="recipes")
 app.add_typer(student, name="student")
 app.add_typer(eval_app, name="eval")
+app.add_typer(data, name="data")
 
 
 def _version(wanted: bool) -> None:

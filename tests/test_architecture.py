@@ -27,6 +27,7 @@ ONLY_IN = {  # each heavy library has one door
     "deepspeed": {"trainer/ranks.py"},
     "open_clip": {"pipeline/tower.py"},
     "peft": {"trainer/student.py"},
+    "pyarrow": {"pipeline/datasets/parquet.py"},
     "pydicom": {"pipeline/codestream.py", "pipeline/dicom.py"},
     "timm": {"pipeline/tower.py"},
     "wandb": {"trainer/loggers.py"},
