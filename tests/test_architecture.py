@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("demo", "eval", "pipeline", "teacher_cache", "trainer")
 LOWER_HALF = {  # what the trainer may take of the pipeline: it never sees an expert
     "pipeline.geometry",
+    "pipeline.image_files",
     "pipeline.manifest",
     "pipeline.pixels",
 }

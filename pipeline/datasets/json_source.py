@@ -62,3 +62,22 @@ def answer_type(item: Mapping[str, Any]) -> Literal["OPEN", "CLOSED"] | None:
     """Return what `answer_type` says, blanks around it and its case aside; None for neither."""
     kind = as_text(item.get("answer_type")).strip().upper()
     return "OPEN" if kind == "OPEN" else "CLOSED" if kind == "CLOSED" else None
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (where, item) of a file with one JSON object a line; blank lines do not count.
+
+    Raises:
+        DataSetError: a line is something else.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                item = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError):
+                item = None
+            if not isinstance(item, dict):
+                raise DataSetError(f"{path}: line {number} is no JSON object; download it again")
+            yield f"{path.name} line {number}", item

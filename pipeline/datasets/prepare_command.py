@@ -7,7 +7,7 @@ import typer
 
 from ..command_options import FAILED, INTERRUPTED
 
-_NAMES = "slake, vqa-rad, pathvqa"
+_NAMES = "slake, vqa-rad, pathvqa, omnimedvqa, iu-xray-vqa, iu-xray-report, mimic-cxr-report"
 
 
 def prepare_command(

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from ...pipeline.image_files import even
 from ...pipeline.manifest import Record
 from ...teacher_cache.reader import TeacherCache
 from ..agreement import disagreements
@@ -24,7 +25,7 @@ from ..students.spec import StudentSpec
 from ..students.tiny import make_demo_student
 from ..zero_config import zero_config
 from . import dataset, machine, model
-from .check import Check, even
+from .check import Check
 
 PREVIEWED: Final = 3
 """Conversations that are shown."""

@@ -11,10 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medalign.cli import app
+from medalign.pipeline.image_files import even
 from medalign.pipeline.manifest import read_manifest
 from medalign.trainer.doctor import dataset as images_of
 from medalign.trainer.doctor import machine
-from medalign.trainer.doctor.check import Check, even, first, worst
+from medalign.trainer.doctor.check import Check, first, worst
 from medalign.trainer.doctor.preview import in_colour
 from medalign.trainer.recipe import Recipe
 from medalign.trainer.students.spec import read_student
