@@ -1,14 +1,18 @@
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from medalign.eval.commands import DecoderChoice, TaskName
 from medalign.eval.metrics.definitions import report_definitions, vqa_definitions
+from medalign.pipeline.datasets.registry import DATA_SETS
 from medalign.trainer.compose import read_in_order
+from medalign.trainer.convert.families import ORIGINALS
 from medalign.trainer.recipe import Recipe
+from medalign.trainer.recipe_paper import DataName
+from medalign.trainer.row_cost import STUDENTS
 from medalign.trainer.shipped import (
     find_recipe,
     first_comment,
@@ -165,3 +169,20 @@ def test_every_file_is_in_the_package() -> None:
                 fnmatch(str(where), p) for p in patterns if p.count("/") == len(where.parts) - 1
             )
             assert any(fits), f"{where} would not be installed"
+
+
+def test_names_and_counts_are_those_that_readers_and_converters_know() -> None:
+    assert set(get_args(DataName)) == set(DATA_SETS) == set(SETS)
+    families = {Recipe.of(find_recipe(name)).paper.student for name in ROWS}
+    assert families == set(ORIGINALS) == set(STUDENTS)
+    for data in SETS:
+        paper = Recipe.of(find_recipe(f"huatuo-{data}")).paper
+        published = [found.counts for found in DATA_SETS[data].published]
+        train = paper.train_conversations
+        known = [counts for split in published for counts in split.values()]
+        assert any(counts.records == train for counts in known), data
+        images = [counts.images for counts in known if counts.images is not None]
+        # R2Gen's own images of MIMIC-CXR are one a report; nobody counts them apart.
+        assert paper.train_images in images or paper.train_images == train, data
+        tested = {counts["test"].records for counts in published if "test" in counts}
+        assert paper.test_conversations in (tested or {None}), data
