@@ -7,6 +7,7 @@ from .compose import read_in_order
 from .recipe import Recipe
 from .reproduction import shell, stages, variables
 from .shipped import Source, first_comment
+from .yaml_lines import RecipeError
 
 
 def shown(source: Source, recipe: Recipe) -> Iterator[str]:
@@ -20,17 +21,25 @@ def shown(source: Source, recipe: Recipe) -> Iterator[str]:
     if recipe.paper.data is None:
         return
     yield ""
+    try:
+        made = stages(source, recipe)
+    except RecipeError as error:
+        yield f"# no commands: {error}"
+        return
     yield f"# The commands (as a script: medalign recipes commands {source.asked}), where"
     for variable, what in variables(recipe).items():
         yield f"# {f'${variable}':<12} {what}"
-    for number, stage in enumerate(stages(source, recipe), 1):
+    for number, stage in enumerate(made, 1):
         yield f"# {number}. {stage.title}"
         yield from (f"#      {shell(words)}" for words in stage.commands)
 
 
 def shown_json(source: Source, recipe: Recipe) -> str:
     """The recipe, what it is made of, and its commands as words, as JSON."""
-    steps = stages(source, recipe) if recipe.paper.data is not None else ()
+    try:
+        steps = stages(source, recipe)
+    except RecipeError:
+        steps = ()
     return json.dumps(
         {
             "name": source.name,

@@ -30,15 +30,15 @@ def parsed(words: Sequence[str]) -> dict[str, Any]:
     """Let the real command line read words, without running anything.
 
     Raises:
-        typer's usage errors: an unknown command, option or choice, a missing argument.
+        KeyError: there is no such command.
+        typer's usage errors: an unknown option or choice, a missing argument.
     """
     command: Any = typer.main.get_command(app)
-    context = command.make_context("medalign", list(words[1:]))
-    while hasattr(command, "resolve_command"):
-        rest = [*context._protected_args, *context.args]
-        name, command, rest = command.resolve_command(context, rest)
-        context = command.make_context(name, rest, parent=context)
-    found: dict[str, Any] = context.params
+    _, *rest = words
+    while hasattr(command, "commands"):
+        name, *rest = rest
+        command = command.commands[name]
+    found: dict[str, Any] = command.make_context(words[1], rest).params
     return found
 
 
@@ -155,6 +155,16 @@ def test_what_is_shown_is_the_same_recipe_again(
         return
     assert f"#      medalign train {name} --cache" in text
     assert "  clip: 1.0  # assumed: the default of the trainer" in text
+
+
+def test_a_recipe_that_says_too_little_for_commands_is_shown_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: [demo]\npaper: {data: slake}\n")
+    assert command(monkeypatch, "recipes", "show", str(tmp_path / "mine.yaml")) == 0
+    assert "# no commands: recipe" in capsys.readouterr().out.splitlines()[-1]
+    assert command(monkeypatch, "recipes", "show", "demo", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["commands"] == []
 
 
 def test_a_recipe_is_shown_as_json(
