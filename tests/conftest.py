@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import Lock, Thread
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,19 @@ def stores_below(
         return folder / name
 
     return lambda folder: partial(make, folder)
+
+
+@pytest.fixture(scope="session")
+def originals() -> ModuleType:
+    """Makers of small original checkpoints: `originals.make_llava_med(folder)` and others."""
+    path = Path(__file__).parent / "trainer" / "convert" / "original.py"
+    spec = spec_from_file_location("original_checkpoints", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 class CuttingProxy:
