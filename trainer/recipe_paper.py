@@ -49,6 +49,9 @@ class PaperSection(Section):
     data: DataName | None = None
     """Data set, as `medalign data prepare` takes it."""
 
+    images_apart: bool = False
+    """The data set comes without its images; `data prepare` is told their folder."""
+
     task: Literal["vqa", "report"] | None = None
     """How `medalign eval score` scores its answers."""
 

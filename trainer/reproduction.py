@@ -13,10 +13,13 @@ from .yaml_lines import RecipeError
 _WHAT: Final = {
     "CHECKPOINT": "folder of the original {student} checkpoint",
     "DOWNLOAD": "folder of the downloaded data set {data}",
-    "IMAGES": "its image folder, which medalign data prepare names",
+    "IMAGES": "folder of its images, which come from elsewhere",
     "WEIGHTS": "weights of the expert {expert}",
 }
 """What a user has to fill in, by the name of a shell variable."""
+
+_MAY_LEAVE_OUT: Final = (("data", "prepare"), ("cache", "build"))
+"""Commands that end with exit code 1 when they named records or images that cannot be used."""
 
 _Words = tuple[str, ...]
 
@@ -38,7 +41,8 @@ def variables(recipe: Recipe) -> dict[str, str]:
     """What a user has to fill in: shell variables, and what each is."""
     paper = recipe.paper
     facts = {"student": paper.student, "data": paper.data, "expert": recipe.expert.name}
-    return {name: what.format(**facts) for name, what in _WHAT.items()}
+    asked = [name for name in _WHAT if name != "IMAGES" or paper.images_apart]
+    return {name: _WHAT[name].format(**facts) for name in asked}
 
 
 def stages(source: Source, recipe: Recipe, gpus: int = 1) -> tuple[Stage, ...]:
@@ -60,9 +64,11 @@ def stages(source: Source, recipe: Recipe, gpus: int = 1) -> tuple[Stage, ...]:
         )
     student, data = f"students/{paper.student}", f"data/{paper.data}"
     cache, run = f"caches/{paper.data}-{expert}-{mode}", f"runs/{source.name}"
-    train = (f"{data}/train.jsonl", "--images", "$IMAGES")
+    images = f"{data}/images"
+    train = (f"{data}/train.jsonl", "--images", images)
     convert = ("convert", "$CHECKPOINT", "--family", paper.student, "--out", student)
-    prepare = ("prepare", paper.data, "$DOWNLOAD", "--out", data)
+    apart = ("--images", "$IMAGES") if paper.images_apart else ()
+    prepare = ("prepare", paper.data, "$DOWNLOAD", *apart, "--out", data)
     build = ("build", *train, "--expert", expert, "--weights", "$WEIGHTS", "--out", cache)
     features = () if recipe.expert.features is None else ("--features", recipe.expert.features)
     learn = ("train", source.asked, "--cache", cache, "--manifest", *train, "--student", student)
@@ -89,12 +95,17 @@ def script(source: Source, recipe: Recipe, gpus: int = 1) -> Iterator[str]:
         yield f': "${{{variable}:?{what}}}"'
     for number, stage in enumerate(made, 1):
         yield f"# {number}. {stage.title}"
-        yield from (shell(words) for words in stage.commands)
+        yield from (_line(words) for words in stage.commands)
 
 
 def shell(words: _Words) -> str:
     """A command as a shell takes it; variables are filled in by the shell."""
     return " ".join(f'"{word}"' if word.startswith("$") else shlex.quote(word) for word in words)
+
+
+def _line(words: _Words) -> str:
+    goes_on = words[1:3] in _MAY_LEAVE_OUT
+    return shell(words) + (" || [ $? -eq 1 ]  # 1: some left out, each named" * goes_on)
 
 
 def _launcher(gpus: int) -> _Words:
@@ -113,7 +124,7 @@ def _evaluations(paper: PaperSection, data: str, run: str) -> Iterator[_Words]:
             how += ["--beams", str(paper.beams)]
         if paper.max_new_tokens is not None:
             how += ["--max-new-tokens", str(paper.max_new_tokens)]
-        ask = ("generate", run, test, "--images", "$IMAGES", *how, "--out", answers)
+        ask = ("generate", run, test, "--images", f"{data}/images", *how, "--out", answers)
         judge = ("score", answers, test, "--task", paper.task)
         yield "medalign", "eval", *ask
         yield "medalign", "eval", *judge, "--out", f"{run}/scores-{decoder}.json"

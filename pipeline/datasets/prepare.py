@@ -11,6 +11,7 @@ from ..progress import NoProgress, Progress
 from ..report import plural
 from .dataset import DataSet, DataSetError, Source
 from .earlier import Earlier
+from .images_link import LINK, link_images
 from .layout import files_of, find_layout, image_folder
 from .outputs import Draft, digest_of
 from .record import content_id, line_of, problem_of, record_of
@@ -47,11 +48,13 @@ class Prepared:
 
     Attributes:
         out: the output folder.
+        images: what to pass as `--images` to other commands.
         report: what `report.json` says.
         state: "written", "unchanged" (all was there already) or "replaced".
     """
 
     out: Path
+    images: Path
     report: Mapping[str, Any]
     state: str
 
@@ -99,7 +102,7 @@ def prepare(
     source = Source(
         root=root,
         layout=layout,
-        images=inside or out / "images",
+        images=inside or out / LINK,
         progress=progress or NoProgress(),
     )
     left_out = LeftOuts()
@@ -224,7 +227,8 @@ def _write(facts: Facts, out: Path, earlier: Earlier) -> Prepared:
             earlier.remove_all_but(outputs)
             for draft in (*drafts.values(), final):  # the report last: it vouches for the others
                 draft.place()
-    return Prepared(out=out, report=report, state=state)
+    images = link_images(out, facts.images)
+    return Prepared(out=out, images=images, report=report, state=state)
 
 
 def _id(name: str, sample: Sample, used: dict[str, int], repeated: Listed) -> str:

@@ -116,7 +116,7 @@ def _next_steps(prepared: Prepared, out: Path) -> Iterator[tuple[str, str]]:
     names = ", ".join((*prepared.report["outputs"], "report.json"))
     yield "output", f"{out}: {names} ({states[prepared.state]})"
     first = next(iter(prepared.report["outputs"]))
-    images = shlex.quote(prepared.report["images"])
+    images = shlex.quote(str(prepared.images))
     manifest = shlex.quote(str(out / first))
     yield "next", f"medalign cache build {manifest} --images {images} \\"
     yield "", "  --expert unimed-l --weights WEIGHTS --out CACHE"

@@ -76,6 +76,7 @@ def test_what_one_command_writes_the_next_one_reads() -> None:
     assert train["cache"] == build["out"] == seal["store"]
     assert (train["out"], ask["out"]) == (ask["source"], judge["predictions"])
     assert ask["manifest"] == judge["manifest"] == prepare["out"] / "test.jsonl"
+    assert ask["images"] == train["images"] == build["images"] == prepare["out"] / "images"
     assert (ask["beams"], ask["max_new_tokens"]) == (5, 1024)
 
 
@@ -112,6 +113,29 @@ def test_the_script_is_one_that_a_shell_runs_and_asks_for_what_is_missing(tmp_pa
     done = subprocess.run(["bash", str(path)], capture_output=True, text=True, env={})
     assert done.returncode
     assert "CHECKPOINT: folder of the original" in done.stderr
+
+
+def test_only_questions_without_images_ask_for_them() -> None:
+    for name in paper_rows():
+        prepare = next(w for w in words_of(name) if w[1] == "data")
+        assert ("$IMAGES" in prepare) == name.endswith("iu-xray-vqa")
+
+
+def test_a_script_goes_on_when_records_were_left_out_and_stops_at_errors(tmp_path: Path) -> None:
+    source = find_recipe("llava-med-slake")
+    path, log = tmp_path / "script.sh", tmp_path / "log"
+    path.write_text("\n".join(script(source, Recipe.of(source))))
+    given = {"CHECKPOINT": "c", "DOWNLOAD": "d", "WEIGHTS": "w", "LOG": str(log)}
+    stub = tmp_path / "medalign"
+    for failing, code, calls in (("prepare", 1, 9), ("prepare", 2, 2), ("seal", 1, 4)):
+        log.unlink(missing_ok=True)
+        case = f'case "$*" in *"{failing} "*) exit {code};; esac'
+        stub.write_text(f'#!/bin/sh\necho "$*" >> "$LOG"\n{case}\n')
+        stub.chmod(0o755)
+        env = {**given, "PATH": f"{tmp_path}:/usr/bin:/bin"}
+        done = subprocess.run(["bash", str(path)], env=env, check=False)
+        stopped = (len(log.read_text().splitlines()), bool(done.returncode))
+        assert stopped == (calls, calls < 9)
 
 
 def test_a_recipe_without_a_row_has_no_commands() -> None:

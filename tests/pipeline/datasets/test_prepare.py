@@ -20,6 +20,7 @@ from medalign.pipeline.datasets.dataset import (
 from medalign.pipeline.datasets.outputs import Draft
 from medalign.pipeline.datasets.prepare import Asked, Prepared, prepare
 from medalign.pipeline.datasets.sample import Item, LeftOut, Sample
+from medalign.pipeline.manifest import resolve_image
 
 Lines = Callable[[Path], list[dict[str, Any]]]
 Prepare = Callable[..., Prepared]
@@ -27,8 +28,9 @@ Folder = Callable[..., Path]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, also the ones that should not be there."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Every file of a folder, also the ones that should not be there, but the link to images."""
+    files = [path for path in folder.iterdir() if path.name != "images" or path.is_file()]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def invented(items: Sequence[Item], **changes: Any) -> DataSet:
@@ -97,6 +99,28 @@ def test_two_runs_write_the_same_bytes(slake_folder: Folder, prepared: Prepare) 
         (root.parent.parent / "out" / name).unlink()
     assert contents(prepared("slake", root).out) == first
     assert set(first) == {"train.jsonl", "val.jsonl", "test.jsonl", "report.json"}
+
+
+def test_the_images_are_where_the_manifests_are(slake_folder: Folder, prepared: Prepare) -> None:
+    root = slake_folder()
+    done = prepared("slake", root)
+    assert done.images == done.out / "images"
+    assert (done.images / "xmlab1" / "source.jpg").samefile(root / "imgs/xmlab1/source.jpg")
+    (record, *_) = (done.out / "train.jsonl").read_text().splitlines()
+    assert resolve_image(done.images, json.loads(record)["image"]).is_file()
+    moved = (root / "imgs").rename(root / "elsewhere")  # the link hangs now, and is mended
+    done = prepared("slake", root, images=moved, overwrite=True)
+    assert done.images == done.out / "images"
+    assert done.images.samefile(moved)
+
+
+def test_what_is_called_images_already_stays(slake_folder: Folder, prepared: Prepare) -> None:
+    root = slake_folder()
+    taken = prepared("slake", root).out / "images"
+    taken.unlink()
+    taken.write_text("mine")
+    assert prepared("slake", root).images == root / "imgs"
+    assert taken.read_text() == "mine"
 
 
 def test_other_options_are_refused_with_what_differs(

@@ -46,7 +46,7 @@ def test_the_table_shows_found_beside_published(slake_folder: Folder, tmp_path: 
     assert "licence    CC-BY-4.0: " in said
     assert "LEFT OUT" not in said
     assert f"output     {out}: train.jsonl, val.jsonl, test.jsonl, report.json (written)" in said
-    assert f"next       medalign cache build {out}/train.jsonl --images {root}/imgs" in said
+    assert f"next       medalign cache build {out}/train.jsonl --images {out}/images" in said
     assert "there already, nothing changed" in run("slake", root, "--out", out).stdout
 
 
@@ -82,7 +82,7 @@ def test_the_next_command_can_be_pasted(slake_folder: Folder, tmp_path: Path) ->
     at = result.stdout.index("medalign cache build")
     words = shlex.split(result.stdout[at:].replace("\\\n", " "))
     assert words[3] == str(tmp_path / "my manifests" / "train.jsonl")
-    assert words[words.index("--images") + 1] == str(spaced / "imgs")
+    assert words[words.index("--images") + 1] == str(tmp_path / "my manifests" / "images")
 
 
 def test_a_cut_and_its_seed_are_shown(rad_osf: Folder, rad_item: SlakeItem, tmp_path: Path) -> None:
