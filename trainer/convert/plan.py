@@ -94,6 +94,9 @@ def plan(weights: Weights, tower: Tower, config: Any, rows: int, dtype: torch.dt
             unused.append(Unused(source, stored.file.name, stored, reason))
         elif place is None:
             unknown.append(source)
+        elif not stored.dtype.is_floating_point:
+            kind = str(stored.dtype).removeprefix("torch.")
+            raise ConvertError(f"{stored.file}: {source} is stored as {kind}: quantised weights")
         else:
             more = rows if place in (EMBEDDING, HEAD) else 0
             pieces.append(

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,9 +37,7 @@ def reference_ids(pieces: Sequence[Any], text: str) -> list[int]:
     score = {piece.text: piece.score for piece in pieces if piece.kind == 1}
     parts = list("▁" + text.replace(" ", "▁")) if text else []
     while True:
-        pairs = [
-            (score.get(a + b), -k) for k, (a, b) in enumerate(zip(parts, parts[1:], strict=False))
-        ]
+        pairs = [(score.get(a + b), -k) for k, (a, b) in enumerate(pairwise(parts))]
         known = [(found, place) for found, place in pairs if found is not None]
         if not known:
             break
