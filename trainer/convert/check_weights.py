@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from .describe import name_of
 from .errors import ConvertError
 from .names import HEAD, bare, reason_unused
 from .shard import look, parts_of
+from .stage import Stage
 from .weights import Stored, Weights
 
-Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 _AGAIN = "copy or convert the folder again"
 
 

@@ -95,7 +95,7 @@ def write_description(
         tokens: the tokenizer.
         family: of the original.
     """
-    values = json.loads(config.to_json_string(use_diff=False))
+    values = json.loads(config.to_json_string())
     values["architectures"] = ["LlavaForConditionalGeneration"]
     write_durably(folder / "config.json", as_json(values))
     _processor(config, settings, tower, tokens, family).save_pretrained(folder)

@@ -204,6 +204,10 @@ def test_a_folder_that_is_no_converted_student_is_an_error_that_says_what_to_do(
         ConvertError, match=r"convert it first: medalign student convert .* llava-med"
     ):
         check_student(made("llava-med"), no_stage)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "medalign_llava"}))
+    with pytest.raises(ConvertError, match="is an export with a rotation and code of its own"):
+        check_student(tmp_path, no_stage)
+    (tmp_path / "config.json").unlink()
     with pytest.raises(ConvertError, match="no student at"):
         check_student(tmp_path / "gone", no_stage)
     with pytest.raises(ConvertError, match=r"has no config\.json"):

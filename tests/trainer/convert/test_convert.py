@@ -19,8 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from medalign.trainer.convert import convert as convert_module
-from medalign.trainer.convert import shard
+from medalign.trainer.convert import shard, shards
 from medalign.trainer.convert.convert import Converted
 from medalign.trainer.convert.errors import ConvertError
 
@@ -294,10 +293,10 @@ def test_a_full_disk_leaves_no_half_file_and_the_next_run_goes_on(
 def test_too_little_room_is_said_before_anything_is_written(
     made: Made, converts: Converts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert_module, "_SPARE", 10**18)
+    monkeypatch.setattr(shards, "_SPARE", 10**18)
     with pytest.raises(ConvertError, match=r"free, the conversion needs .* more"):
         converts(made("llava-med"), tmp_path / "out", "llava-med")
-    assert list((tmp_path / ".out.converting" / "folder").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("wanted", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])

@@ -289,3 +289,14 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(
 def test_a_tokenizer_without_the_end_token_is_refused(source: Path) -> None:
     with pytest.raises(ConvertError, match=r"has no token '<\|endoftext\|>'"):
         read_tokens(source, HUATUO_VISION)
+
+
+def test_settings_that_change_the_ids_are_refused_or_noted(source: Path) -> None:
+    path = source / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    for change in ({"add_eos_token": True}, {"add_bos_token": False}):
+        path.write_text(json.dumps({**values, **change}))
+        with pytest.raises(ConvertError, match="add_bos_token must be true and add_eos_token"):
+            read_tokens(source, LLAVA_MED)
+    path.write_text(json.dumps({**values, "legacy": False}))
+    assert any("legacy: false" in note for note in read_tokens(source, LLAVA_MED).notes)
