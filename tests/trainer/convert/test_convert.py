@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from medalign.trainer.convert import shard, shards
 from medalign.trainer.convert.convert import Converted
 from medalign.trainer.convert.errors import ConvertError
+from medalign.trainer.convert.plan import Piece
+from medalign.trainer.convert.weights import Weights
 
 Converts = Callable[..., Converted]
 Made = Callable[..., Path]
@@ -347,6 +349,34 @@ def test_different_dtypes_are_kept_and_counted(
     assert {v.dtype for k, v in tensors(done.out).items() if k.startswith("vision")} >= {
         torch.float32
     }
+
+
+def test_every_tensor_begins_where_its_dtype_may(tmp_path: Path) -> None:
+    """Three numbers of two bytes in front would put one of four bytes at an odd place."""
+    state = {"a": torch.ones(3, dtype=torch.bfloat16), "b": torch.full((2,), 2.0)}
+    save_file(state, tmp_path / "model.safetensors")
+    weights = Weights.open(tmp_path)
+    assert weights is not None
+    pieces = [
+        Piece(
+            target=name,
+            source=name,
+            weights=weights,
+            shape=tuple(value.shape),
+            rows=0,
+            dtype=value.dtype,
+        )
+        for name, value in state.items()
+    ]
+    path = tmp_path / "out.safetensors"
+    shard.write_shard(path, pieces, lambda _count: None)
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8 : 8 + size])
+    assert (size + 8) % 8 == 0
+    assert header["b"]["data_offsets"] == [0, 8]
+    assert header["a"]["data_offsets"] == [8, 14]
+    written = load_file(path)
+    assert all(torch.equal(written[name], value) for name, value in state.items())
 
 
 def test_a_tied_head_is_left_out_if_it_is_the_embedding(
