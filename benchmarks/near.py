@@ -60,7 +60,8 @@ def copies(rgb: Pixels) -> Iterator[tuple[str, Pixels]]:
 def saved(image: Image.Image, kind: str, quality: int) -> Pixels:
     file = io.BytesIO()
     image.save(file, kind, quality=quality)
-    return decode(file.getvalue(), "copy")
+    pixels: Pixels = decode(file.getvalue(), "copy")
+    return pixels
 
 
 def distance(one: Fingerprint, other: Fingerprint) -> float:

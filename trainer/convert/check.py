@@ -1,8 +1,7 @@
 """Is a student's folder whole, and do its parts fit together?"""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from .check_text import check_text
 from .check_weights import check_weights
 from .errors import ConvertError
 from .families import ORIGINALS
+from .stage import Stage
 from .workplace import RECORD, sha256_file
-
-Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 def check_student(folder: Path, stage: Stage, *, forward: bool = False) -> list[Check]:
@@ -61,6 +59,11 @@ def _config(folder: Path) -> Any:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
         kind = None
+    if kind == "medalign_llava":
+        raise ConvertError(
+            f"{folder} is an export with a rotation and code of its own; it was compared with its "
+            "run when it was exported (README.md says how), and this check reads plain students"
+        )
     original = next((each for each in ORIGINALS.values() if each.model_type == kind), None)
     if original is not None:
         raise ConvertError(

@@ -2,12 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from math import prod
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..amounts import counted
 from ..doctor.check import Check, first
@@ -15,10 +12,10 @@ from ..unloaded import unloaded_model
 from .describe import name_of
 from .errors import ConvertError
 from .names import HEAD, bare, reason_unused
-from .shard import parts_of
+from .shard import look, parts_of
+from .stage import Stage
 from .weights import Stored, Weights
 
-Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 _AGAIN = "copy or convert the folder again"
 
 
@@ -110,7 +107,7 @@ def _look(weights: Weights, name: str, told: Callable[[int], None]) -> tuple[boo
     """Whether all values are finite, and any is not zero."""
     sound, alive = True, False
     for part in parts_of(weights.read(name)):
-        sound = sound and bool(torch.isfinite(part).all())
-        alive = alive or bool(part.any())
+        finite, some = look(part)
+        sound, alive = sound and finite, alive or some
         told(part.nbytes)
     return sound, alive

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+_LINE_EVERY_SECONDS = 20.0
+
 student = typer.Typer(
     no_args_is_help=True, help="Convert the paper's original checkpoints; check a student's folder."
 )
@@ -125,17 +127,14 @@ def check_command(
 
 @contextmanager
 def _stage(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far a stage is: a bar on a terminal, one line elsewhere."""
+    """Show how far a stage is: a bar on a terminal, a line now and then elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.progress import TransferSpeedColumn as Speed
 
-    from ..amounts import of_bytes
-
     console = Console(stderr=True)
     if not console.is_terminal:
-        typer.echo(f"{what}: {of_bytes(total)}", err=True)
-        yield lambda _count: None
+        yield _plain_lines(what, total)
         return
     columns = (BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
     with Progress(
@@ -143,3 +142,21 @@ def _stage(what: str, total: int) -> Iterator[Callable[[int], None]]:
     ) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
+
+
+def _plain_lines(what: str, total: int) -> Callable[[int], None]:
+    import time
+
+    from ..amounts import of_bytes
+
+    typer.echo(f"{what}: {of_bytes(total)}", err=True)
+    done, told_at = 0, time.monotonic()
+
+    def told(count: int) -> None:
+        nonlocal done, told_at
+        done += count
+        if time.monotonic() - told_at > _LINE_EVERY_SECONDS:
+            told_at = time.monotonic()
+            typer.echo(f"{what}: {of_bytes(done)} of {of_bytes(total)}", err=True)
+
+    return told

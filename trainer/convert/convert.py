@@ -2,37 +2,33 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 
 from ...teacher_cache.durable import write_durably
-from ..amounts import of_bytes
 from .card import write_card
 from .claims import check_claims
 from .describe import as_json, llava_config, rows_to_add, write_description
 from .errors import ConvertError
 from .families import Original
-from .plan import DTYPES, Piece, Plan, file_name, plan, shards
+from .plan import DTYPES, Piece, Plan, plan
 from .report import setting_facts, tensor_facts
 from .settings import Settings, read_settings
-from .shard import Written, write_shard
+from .shard import Written
+from .shards import write_shards
 from .sources import Identity, difference, identify, named_files, stamps, unchanged
+from .stage import Stage
 from .tokens import Tokens, read_tokens
 from .tower import Choice, Tower, find_tower
-from .weights import SAFETENSORS_INDEX, Weights
+from .weights import Weights
 from .workplace import RECORD, Workplace, check_place, sha256_file
 
 DtypeName = Literal["keep", "bf16", "fp16"]
-Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Begins a stage of so many bytes, and gives what is told of every few more."""
-
-_SPARE: Final = 50_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +158,8 @@ def _convert(job: _Job, out: Path, place: Workplace, stage: Stage) -> Converted:
     files = job.files()
     known = place.known()
     before = stamps(files)
+    if (out / RECORD).is_file():  # other options show before gigabytes are read
+        _same_conversion(out, {**job.identity({}), "sources": _report(out).get("sources", {})})
     with stage("checking the source", sum(size for size, _ in before.values())) as told:
         sources = identify(files, known, told)
     identity = job.identity(sources)
@@ -174,7 +172,7 @@ def _convert(job: _Job, out: Path, place: Workplace, stage: Stage) -> Converted:
         )
     place.write_down({**identity, "stamps": before})
     check_claims(job.weights, job.tower.weights, job.plan.unused)
-    written, reused = _write_shards(job, place, stage)
+    written, reused = write_shards(job.plan.pieces, job.wish.shard_bytes, place, stage)
     unchanged(files, before)
     report = _describe(job, identity, place.folder, written)
     place.publish(out)
@@ -182,53 +180,23 @@ def _convert(job: _Job, out: Path, place: Workplace, stage: Stage) -> Converted:
 
 
 def _already(out: Path, identity: Mapping[str, Any], place: Workplace) -> Converted:
+    _same_conversion(out, identity)
     shutil.rmtree(place.path)
-    report: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    if what := difference(report, identity):
+    return Converted(out, _report(out), already=True, reused=0)
+
+
+def _report(out: Path) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConvertError(f"{out / RECORD} is no JSON: {error}; choose another place") from error
+    return report
+
+
+def _same_conversion(out: Path, identity: Mapping[str, Any]) -> None:
+    if what := difference(_report(out), identity):
         raise ConvertError(
             f"--out {out} holds a conversion of something else ({what}); choose another place"
-        )
-    return Converted(out, report, already=True, reused=0)
-
-
-def _write_shards(
-    job: _Job, place: Workplace, stage: Stage
-) -> tuple[dict[str, tuple[Sequence[Piece], Written]], int]:
-    groups = shards(job.plan.pieces, job.wish.shard_bytes)
-    named = {file_name(k, len(groups)): group for k, group in enumerate(groups)}
-    done = {name: found for name in named if (found := place.finished(name)) is not None}
-    reused = len(done)
-    place.keep_only([*done])
-    left = sum(p.bytes for name, group in named.items() if name not in done for p in group)
-    _check_room(place.path, left)
-    written: dict[str, tuple[Sequence[Piece], Written]] = {}
-    with stage("converting", sum(p.bytes for group in groups for p in group)) as told:
-        for name, group in named.items():
-            if name in done:
-                told(sum(piece.bytes for piece in group))
-            else:
-                done[name] = write_shard(place.folder / name, group, told)
-                place.note(name, done[name])
-            written[name] = (group, done[name])
-    if len(groups) > 1:
-        write_durably(place.folder / SAFETENSORS_INDEX, as_json(_index(named)))
-    return written, reused
-
-
-def _index(named: Mapping[str, Sequence[Piece]]) -> dict[str, Any]:
-    pieces = [piece for group in named.values() for piece in group]
-    return {
-        "metadata": {"total_size": sum(piece.bytes for piece in pieces)},
-        "weight_map": {p.target: name for name, group in named.items() for p in group},
-    }
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed + _SPARE:
-        raise ConvertError(
-            f"{folder.parent} has {of_bytes(free)} free, the conversion needs "
-            f"{of_bytes(needed + _SPARE)} more"
         )
 
 
@@ -244,6 +212,7 @@ def _describe(
         **identity,
         "title": job.family.title,
         "source": job.source.resolve().name,
+        "transformers": version("transformers"),
         **tensor_facts(job.plan, job.weights, job.tower, written),
         **setting_facts(job.settings, job.tower, job.tokens, rows),
     }

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, LlavaConfig, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from ...teacher_cache.durable import write_durably
+from ..students.family import first_line
 from .errors import ConvertError
 from .families import Original
 from .names import SOURCE_EMBEDDING, SOURCE_HEAD
@@ -76,8 +78,8 @@ def llava_config(
             vision_feature_select_strategy="default",
             projector_hidden_act="gelu",
         )
-    except (ValueError, TypeError) as error:
-        raise ConvertError(f"{settings.path}: {error}") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ConvertError(f"{settings.path}: {first_line(error)}") from error
 
 
 def write_description(
@@ -93,7 +95,7 @@ def write_description(
         tokens: the tokenizer.
         family: of the original.
     """
-    values = json.loads(config.to_json_string(use_diff=False))
+    values = json.loads(config.to_json_string())
     values["architectures"] = ["LlavaForConditionalGeneration"]
     write_durably(folder / "config.json", as_json(values))
     _processor(config, settings, tower, tokens, family).save_pretrained(folder)

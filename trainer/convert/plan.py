@@ -1,6 +1,6 @@
 """Which tensor goes where: every one of the source's once, every one of the model's once."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
@@ -94,6 +94,9 @@ def plan(weights: Weights, tower: Tower, config: Any, rows: int, dtype: torch.dt
             unused.append(Unused(source, stored.file.name, stored, reason))
         elif place is None:
             unknown.append(source)
+        elif not stored.dtype.is_floating_point:
+            kind = str(stored.dtype).removeprefix("torch.")
+            raise ConvertError(f"{stored.file}: {source} is stored as {kind}: quantised weights")
         else:
             more = rows if place in (EMBEDDING, HEAD) else 0
             pieces.append(
@@ -165,23 +168,3 @@ def _wanted(config: Any) -> Mapping[str, tuple[str, tuple[int, ...]]]:
     if config.tie_word_embeddings:
         shapes.pop(bare(HEAD), None)
     return shapes
-
-
-def shards(pieces: Iterable[Piece], limit: int) -> list[tuple[Piece, ...]]:
-    """Cut pieces into files of at most `limit` bytes, unless one tensor is larger."""
-    files: list[list[Piece]] = [[]]
-    size = 0
-    for piece in pieces:
-        if files[-1] and size + piece.bytes > limit:
-            files.append([])
-            size = 0
-        files[-1].append(piece)
-        size += piece.bytes
-    return [tuple(file) for file in files]
-
-
-def file_name(number: int, count: int) -> str:
-    """Name of the shard with a number from 0, as transformers names them."""
-    if count == 1:
-        return "model.safetensors"
-    return f"model-{number + 1:05}-of-{count:05}.safetensors"

@@ -60,6 +60,7 @@ def read_tokens(source: Path, family: Original) -> Tokens:
     """
     notes: list[str] = []
     used = [source / _CONFIG] if (source / _CONFIG).is_file() else []
+    _check_settings(source, notes)
     plain = _read(source, used, notes)
     _add_tokens(source, plain, used)
     for token in (family.end_token, family.pad_token):
@@ -100,6 +101,23 @@ def read_tokens(source: Path, family: Original) -> Tokens:
         ),
         notes=tuple(notes),
     )
+
+
+def _check_settings(source: Path, notes: list[str]) -> None:
+    """Refuse settings of a slow tokenizer that change the ids; note one that hardly does."""
+    path = source / _CONFIG
+    values = _json(path) if path.is_file() else {}
+    if not (source / "tokenizer.model").is_file():
+        return
+    if values.get("add_eos_token") or values.get("add_bos_token") is False:
+        raise ConvertError(
+            f"{path}: add_bos_token must be true and add_eos_token false, as the original's are"
+        )
+    if values.get("legacy") is False:
+        notes.append(
+            "tokenizer_config.json says legacy: false, by which no blank goes behind an end token "
+            "within a conversation; here one does"
+        )
 
 
 def _read(source: Path, used: list[Path], notes: list[str]) -> Tokenizer:

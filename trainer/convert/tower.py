@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig
 
 from ..students.family import first_line
@@ -123,14 +124,15 @@ def _beside(settings: Settings) -> Path | None:
 def _config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise ConvertError(f"{folder} is no vision tower: it has no config.json")
+    load: Any = CLIPVisionConfig.from_pretrained
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        if kind not in ("clip", "clip_vision_model"):
-            raise ConvertError(f"{folder} is a {kind!r} model, the vision tower must be a CLIP")
-        load: Any = CLIPVisionConfig.from_pretrained
-        return load(folder, **OWN_CODE)
-    except (OSError, KeyError, TypeError) as error:
+        config = load(folder, **OWN_CODE)
+    except (OSError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ConvertError(f"{folder}: cannot read config.json: {first_line(error)}") from error
+    if kind not in ("clip", "clip_vision_model"):
+        raise ConvertError(f"{folder} is a {kind!r} model, the vision tower must be a CLIP")
+    return config
 
 
 def _check_width(settings: Settings, config: Any, folder: Path | None) -> None:

@@ -48,7 +48,15 @@ class Workplace:
                 raise ConvertError(
                     f"another process is writing {self.path}; wait for it"
                 ) from error
-            yield
+            try:
+                yield
+            finally:
+                self._leave_nothing_empty()
+
+    def _leave_nothing_empty(self) -> None:
+        """Delete the folder if no shard was begun, as after a refusal."""
+        if self.folder.is_dir() and not self.begun() and not any(self.folder.iterdir()):
+            shutil.rmtree(self.path)
 
     def known(self) -> dict[str, Any]:
         """What an earlier run wrote down of itself; empty without one."""

@@ -1,4 +1,4 @@
-"""The converted model says what the original's own parts say, straight from the source's tensors."""
+"""The converted model says what the original's own parts say, from the source's tensors."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -53,7 +53,7 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
 
 
 def load_tower(originals: ModuleType, state: Mapping[str, Tensor]) -> Any:
-    model = CLIPVisionModel(originals.tower_config(originals.Sizes()))
+    model: Any = CLIPVisionModel(originals.tower_config(originals.Sizes()))
     wrapped = any(name.startswith("vision_model.") for name in model.state_dict())
     named = {("vision_model." if wrapped else "") + name: value for name, value in state.items()}
     model.load_state_dict(named, strict=True)
@@ -109,12 +109,11 @@ def test_logits_are_those_of_the_originals_own_parts(
         wanted["config"] = dict(wanted["config"])
     source = made(family, **wanted)
     folder = converts(source, tmp_path / "out", family).out
-    model, report = LlavaForConditionalGeneration.from_pretrained(
-        folder, output_loading_info=True, local_files_only=True
-    )
+    load: Any = LlavaForConditionalGeneration.from_pretrained
+    model, report = load(folder, output_loading_info=True, local_files_only=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    processor = LlavaProcessor.from_pretrained(folder, local_files_only=True)
+    processor: Any = LlavaProcessor.from_pretrained(folder, local_files_only=True)
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (40, 70, 3), dtype=np.uint8))
     prompt = processor.apply_chat_template(

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,9 +37,7 @@ def reference_ids(pieces: Sequence[Any], text: str) -> list[int]:
     score = {piece.text: piece.score for piece in pieces if piece.kind == 1}
     parts = list("▁" + text.replace(" ", "▁")) if text else []
     while True:
-        pairs = [
-            (score.get(a + b), -k) for k, (a, b) in enumerate(zip(parts, parts[1:], strict=False))
-        ]
+        pairs = [(score.get(a + b), -k) for k, (a, b) in enumerate(pairwise(parts))]
         known = [(found, place) for found, place in pairs if found is not None]
         if not known:
             break
@@ -290,3 +289,14 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(
 def test_a_tokenizer_without_the_end_token_is_refused(source: Path) -> None:
     with pytest.raises(ConvertError, match=r"has no token '<\|endoftext\|>'"):
         read_tokens(source, HUATUO_VISION)
+
+
+def test_settings_that_change_the_ids_are_refused_or_noted(source: Path) -> None:
+    path = source / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    for change in ({"add_eos_token": True}, {"add_bos_token": False}):
+        path.write_text(json.dumps({**values, **change}))
+        with pytest.raises(ConvertError, match="add_bos_token must be true and add_eos_token"):
+            read_tokens(source, LLAVA_MED)
+    path.write_text(json.dumps({**values, "legacy": False}))
+    assert any("legacy: false" in note for note in read_tokens(source, LLAVA_MED).notes)
