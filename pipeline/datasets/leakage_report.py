@@ -187,8 +187,10 @@ def _compared(train: Side, found: Comparison) -> dict[str, Any]:
         **_side(found.test),
         "counts": {kind: _counts(leaks, kind) for kind in KINDS},
         "leaks": [_leak(leak) for leak in leaks.found],
-        "test_records": _records(found.test, leaks.test),
-        "train_records": _records(train, leaks.train),
+        "shared_by": {
+            "train": _records(train, leaks.train),
+            "test": _records(found.test, leaks.test),
+        },
     }
 
 

@@ -55,7 +55,12 @@ def test_a_folder_that_may_not_be_entered_is_told(
 def test_the_folder_itself_is_looked_up_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[object] = []
     real = os.path.realpath
-    monkeypatch.setattr(os.path, "realpath", lambda path: looked.append(path) or real(path))
+
+    def look_up(path: str) -> str:
+        looked.append(path)
+        return real(path)
+
+    monkeypatch.setattr(os.path, "realpath", look_up)
     paths = [f"{folder}/{k}.png" for folder in ("sub", "none") for k in range(100)]
     told: list[int] = []
     find_images(root, paths, told.append)

@@ -1,6 +1,7 @@
 """What is shared by very many is counted whole, and listed in part."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,25 @@ def test_images_that_all_look_alike_do_not_list_all_pairs(kind: Kind, prints: Pr
     assert leaks.test[kind] == set(range(1, MANY + 1))
 
 
+def test_the_comparison_by_hash_says_how_far_it_is() -> None:
+    told: list[object] = []
+
+    class Told(NoProgress):
+        @contextmanager
+        def stage(self, what: str, *, total: int, done: int = 0) -> Iterator[None]:
+            told.append((what, total - done))
+            yield
+            told.append("end")
+
+        def advance(self, count: int) -> None:
+            told.append(count)
+
+    train, test = side("a", 2), side("b", 3)
+    known = {content: Fingerprint(content, bytes(32), WHOLE) for content in ("a0", "b1", "b2")}
+    find_leaks(train, test, known, 16, Told())
+    assert told == [("comparing images", 2), 1, 1, "end"]
+
+
 def test_equal_images_share_one_list() -> None:
     leaks = leaks_of(side("a"), side("b"), lambda _: Fingerprint("blank", bytes(32), bytes(32)))
     assert len({id(leak.train) for leak in leaks.found}) == 1
@@ -99,8 +119,9 @@ def test_every_record_that_shares_something_is_in_the_json_once() -> None:
         distance=16,
     ).to_json()
     (found,) = report["tests"]
-    assert [each["line"] for each in found["train_records"]] == list(range(1, MANY + 1))
-    assert found["train_records"][0]["kinds"] == ["file", "patient"]
-    assert [each["kinds"] for each in found["test_records"]] == [["file", "patient"], ["patient"]]
+    shared = found["shared_by"]
+    assert [each["line"] for each in shared["train"]] == list(range(1, MANY + 1))
+    assert shared["train"][0]["kinds"] == ["file", "patient"]
+    assert [each["kinds"] for each in shared["test"]] == [["file", "patient"], ["patient"]]
     assert found["counts"]["file"] == {"leaks": 1, "test_records": 1, "train_records": MANY}
     assert [leak["train_records"] for leak in found["leaks"]] == [MANY, MANY]
