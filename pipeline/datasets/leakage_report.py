@@ -77,7 +77,7 @@ class LeakageReport:
             "compared_by": "path" if self.by_path else "content",
             "not_compared": len(self.unreadable),
             "train": _side(self.train),
-            "tests": [_compared(self.train, each) for each in self.comparisons],
+            "tests": [_compared(each) for each in self.comparisons],
             "images": {
                 "distinct": self.images,
                 "plain": self.plain,
@@ -181,16 +181,13 @@ def _side(side: Side) -> dict[str, Any]:
     return {"manifest": str(side.manifest), "images": root, "records": len(side.members)}
 
 
-def _compared(train: Side, found: Comparison) -> dict[str, Any]:
+def _compared(found: Comparison) -> dict[str, Any]:
     leaks = found.leaks
     return {
         **_side(found.test),
         "counts": {kind: _counts(leaks, kind) for kind in KINDS},
         "leaks": [_leak(leak) for leak in leaks.found],
-        "shared_by": {
-            "train": _records(train, leaks.train),
-            "test": _records(found.test, leaks.test),
-        },
+        "lines": {"train": _lines(leaks.train), "test": _lines(leaks.test)},
     }
 
 
@@ -204,15 +201,6 @@ def _leak(leak: Leak) -> dict[str, Any]:
     return found
 
 
-def _records(side: Side, lines: Mapping[Kind, Set[int]]) -> list[dict[str, Any]]:
-    """Every record that shares something, once, with how."""
-    shared = set().union(*lines.values())
-    return [
-        {
-            "id": member.id,
-            "line": member.line,
-            "kinds": [kind for kind in KINDS if member.line in lines[kind]],
-        }
-        for member in side.members
-        if member.line in shared
-    ]
+def _lines(lines: Mapping[Kind, Set[int]]) -> dict[str, list[int]]:
+    """The lines of all records that share something, by kind: no leak lists them all."""
+    return {kind: sorted(found) for kind, found in lines.items() if found}

@@ -106,7 +106,7 @@ def test_a_record_of_two_images_is_counted_once() -> None:
     assert [member.id for member in leak.train.listed] == ["both", "a1"]
 
 
-def test_every_record_that_shares_something_is_in_the_json_once() -> None:
+def test_the_line_of_every_record_that_shares_something_is_in_the_json() -> None:
     train, test = side("a", 1, MANY, patient="p"), side("b", 2, 1, patient="p")
     test.content["0.png"] = train.content["0.png"]
     leaks = leaks_of(train, test, apart)
@@ -119,9 +119,10 @@ def test_every_record_that_shares_something_is_in_the_json_once() -> None:
         distance=16,
     ).to_json()
     (found,) = report["tests"]
-    shared = found["shared_by"]
-    assert [each["line"] for each in shared["train"]] == list(range(1, MANY + 1))
-    assert shared["train"][0]["kinds"] == ["file", "patient"]
-    assert [each["kinds"] for each in shared["test"]] == [["file", "patient"], ["patient"]]
+    every = list(range(1, MANY + 1))
+    assert found["lines"] == {
+        "train": {"file": every, "patient": every},
+        "test": {"file": [1], "patient": [1, 2]},
+    }
     assert found["counts"]["file"] == {"leaks": 1, "test_records": 1, "train_records": MANY}
     assert [leak["train_records"] for leak in found["leaks"]] == [MANY, MANY]
