@@ -59,7 +59,7 @@ def seal_command(
     Training takes sealed caches only. Rows that are not what the expert says keep it unsealed. A
     cache that is sealed already is looked over, and gets a certificate if it has none.
     """
-    from .interrupt import held_back
+    from .held_signals import held_back
 
     with held_back():
         from ..teacher_cache.audit import seal, status
@@ -122,7 +122,7 @@ def verify_command(
     With --recompute also say whether rows are what the expert says, within the tolerance of the
     certificate; exit 1 if not.
     """
-    from .interrupt import held_back
+    from .held_signals import held_back
 
     with held_back():
         from ..teacher_cache.audit import verify

@@ -111,7 +111,7 @@ def build_command(
 
     Images that a cache does not know yet are added to it, and nothing that is there is moved.
     """
-    from .interrupt import held_back
+    from .held_signals import held_back
 
     origin = retyped(context)
     command = quoted(origin.command) if origin else "the same command"

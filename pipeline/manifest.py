@@ -22,6 +22,7 @@ from .records import check_path, read_record, shorten
 PROBLEMS_SHOWN = 20
 """How many problems one error message lists; the rest are counted."""
 
+_FOLDERS_KEPT = 10_000  # a manifest goes through its folders one after the other
 _BOM = b"\xef\xbb\xbf"
 _SHAPE = "a manifest is JSON Lines, one whole object per line, or one JSON array of objects"
 
@@ -107,19 +108,48 @@ def resolve_image(root: Path, relative: str) -> Path:
     Raises:
         ManifestError: for an absolute path, `..`, a backslash, or a link that leads out of `root`.
     """
-    try:
-        check_path("image", relative)
-    except ValueError as error:
-        raise ManifestError(str(error)) from None
-    # realpath, not Path.resolve: the latter raises RuntimeError on a loop of links.
-    base = os.path.realpath(root)
-    real = os.path.realpath(os.path.join(base, relative))  # noqa: PTH118
-    if not real.startswith(os.path.join(base, "")):  # noqa: PTH118
+    return Path(ImageFolder(root).resolve(relative))
+
+
+class ImageFolder:
+    """A folder of images, to resolve many paths: where folders lie is looked up once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        # realpath, not Path.resolve: the latter raises RuntimeError on a loop of links.
+        self._base = os.path.realpath(root)
+        self._inside = os.path.join(self._base, "")  # noqa: PTH118
+        self._folders: dict[str, str] = {}
+
+    def resolve(self, relative: str) -> str:
+        """Do what `resolve_image` does.
+
+        Raises:
+            ManifestError: as `resolve_image`.
+        """
+        try:
+            check_path("image", relative)
+        except ValueError as error:
+            raise ManifestError(str(error)) from None
+        folder, _, name = relative.rpartition("/")
+        real = os.path.join(self._folder(folder), name)  # noqa: PTH118
+        if os.path.islink(real):  # noqa: PTH114
+            real = os.path.realpath(real)
+        if real.startswith(self._inside):
+            return real
         raise ManifestError(
-            f'image "{shorten(relative)}" leads out of {root} through a link; '
+            f'image "{shorten(relative)}" leads out of {self._root} through a link; '
             "copy the file into the image folder or pass a folder that holds both"
         )
-    return Path(real)
+
+    def _folder(self, folder: str) -> str:
+        found = self._folders.get(folder)
+        if found is None:
+            if len(self._folders) == _FOLDERS_KEPT:
+                self._folders.clear()
+            found = os.path.realpath(os.path.join(self._base, folder))  # noqa: PTH118
+            self._folders[folder] = found
+        return found
 
 
 def _scan(path: Path) -> Iterator[tuple[str, int, Record | list[str]]]:

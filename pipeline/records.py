@@ -192,5 +192,15 @@ def _show(value: object) -> str:
 
 def shorten(text: str, limit: int = 120) -> str:
     """Return text fit for one line of a message: printable and not too long."""
-    plain = text.encode("ascii", "backslashreplace").decode() if not text.isprintable() else text
-    return plain if len(plain) <= limit else f"{plain[:limit]}..."
+    return printable(text[:limit]) + "..." * (len(text) > limit)
+
+
+def printable(text: str) -> str:
+    r"""Return text that a terminal shows in one line, as it is: what it would obey is escaped.
+
+    A line break becomes `\n`, an escape `\x1b`, half a character `\ud800`.
+    """
+    if text.isprintable():
+        return text
+    plain = (each if each.isprintable() else each.encode("unicode_escape") for each in text)
+    return "".join(each if isinstance(each, str) else each.decode() for each in plain)

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Self, TypeVar
+
+from .held_signals import held_back
 
 # Fork would copy a parent that holds CUDA, OpenMP threads and the locks of other threads; the
 # fork server starts small and clean, and its children need neither torch nor zarr.
@@ -57,7 +59,10 @@ class Workers:
     def __enter__(self) -> Self:
         if self.count:
             context = multiprocessing.get_context(_METHOD)
-            with _deaf_to_hangups():
+            if _METHOD == "forkserver":
+                # First, and before anything is blocked: it unblocks Ctrl-C when it has started.
+                resource_tracker.ensure_running()
+            with _deaf():
                 if _METHOD == "forkserver":
                     context.set_forkserver_preload([_PRELOAD])
                     with _one_thread():
@@ -88,7 +93,7 @@ class Workers:
                 done.set_exception(error)
             return done
         try:
-            return self._pool.submit(function, task)
+            return _submit(self._pool, function, task)
         except BrokenProcessPool as error:
             raise WorkerDiedError(_DIED) from error
 
@@ -112,14 +117,23 @@ class Workers:
         futures: deque[Future[Result]] = deque()
         try:
             for task in itertools.islice(rest, max(1, ahead)):
-                futures.append(self._pool.submit(function, task))
+                futures.append(_submit(self._pool, function, task))
             while futures:
                 result = futures.popleft().result()
                 for task in itertools.islice(rest, 1):
-                    futures.append(self._pool.submit(function, task))
+                    futures.append(_submit(self._pool, function, task))
                 yield result
         except BrokenProcessPool as error:
             raise WorkerDiedError(_DIED) from error
+
+
+def _submit(
+    pool: ProcessPoolExecutor, function: Callable[[Task], Result], task: Task
+) -> Future[Result]:
+    # This may start a process. Were it interrupted there, the pool would not know of the process
+    # or of its own thread, would not wait, and would take away what the process starts from.
+    with held_back():
+        return pool.submit(function, task)
 
 
 @contextmanager
@@ -138,16 +152,18 @@ def _one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _deaf_to_hangups() -> Iterator[None]:
-    """Let processes that start meanwhile not hear of a closed terminal; this one hears it after.
+def _deaf() -> Iterator[None]:
+    """Let processes that start meanwhile hear neither Ctrl-C nor a closed terminal.
 
-    What keeps track of semaphores would die of SIGHUP, and complain about that all the way.
+    Both reach every process of a terminal. What keeps track of semaphores would die of SIGHUP, and
+    a process that is still starting would print a traceback; this process hears them afterwards.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with held_back():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def result_of(future: Future[Result]) -> Result:

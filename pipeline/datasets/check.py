@@ -12,7 +12,7 @@ from ..image_files import even, find_images
 from ..manifest import scan_records
 from ..pixels import PixelsError, read_image
 from ..progress import Progress
-from ..records import Record
+from ..records import Record, shorten
 from ..squares import Unreadable
 from .findings import Findings
 from .image_contents import read_each
@@ -108,13 +108,15 @@ def _files(
     workers: int,
     progress: Progress,
 ) -> None:
-    there, absent = find_images(root, named.images)
-    for path, text in absent.items():
-        kind = "image-missing" if text == path else "image-outside"
-        _add_all(findings, kind, named.images[path], text)
-    masks, lost = find_images(root, named.masks)
-    for path, text in lost.items():
-        _add_all(findings, "mask-missing", named.masks[path], text)
+    total = len(named.images) + len(named.masks)
+    with progress.stage("looking for files", total=total):
+        there, absent = find_images(root, named.images, progress.advance)
+        masks, lost = find_images(root, named.masks, progress.advance)
+    for path, why in absent.items():
+        kind = "image-outside" if why.outside else "image-missing"
+        _add_all(findings, kind, named.images[path], str(why))
+    for path, why in lost.items():
+        _add_all(findings, "mask-missing", named.masks[path], str(why))
     chosen = even(there, decode)
     shown = set(chosen)
     of_chosen = {mask for image, mask in named.masked if image in shown}
@@ -133,14 +135,14 @@ def _tell(named: _Named, looks: Mapping[str, Look | Unreadable], findings: Findi
     for path, look in looks.items():
         images, masks = named.images.get(path, []), named.masks.get(path, [])
         if isinstance(look, Unreadable):
-            _add_all(findings, "image-unreadable", images, f"{path}: {look.reason}")
-            _add_all(findings, "mask-unreadable", masks, f"{path}: {look.reason}")
+            _add_all(findings, "image-unreadable", images, f"{shorten(path)}: {look.reason}")
+            _add_all(findings, "mask-unreadable", masks, f"{shorten(path)}: {look.reason}")
             continue
         height, width = look.size
         if min(look.size) < TINY:
-            _add_all(findings, "image-tiny", images, f"{path}: {height} x {width} pixels")
+            _add_all(findings, "image-tiny", images, f"{shorten(path)}: {height} x {width} pixels")
         if look.constant:
-            _add_all(findings, "image-constant", images, path)
+            _add_all(findings, "image-constant", images, shorten(path))
 
 
 def _compare_sizes(
@@ -152,7 +154,12 @@ def _compare_sizes(
         sizes = [look.size for look in map(looks.get, (image, mask)) if isinstance(look, Look)]
         if len(sizes) == 2 and sizes[0] != sizes[1]:
             shown, other = (f"{height} x {width}" for height, width in sizes)
-            _add_all(findings, "mask-size", who, f"{mask}: {other} pixels, the image has {shown}")
+            _add_all(
+                findings,
+                "mask-size",
+                who,
+                f"{shorten(mask)}: {other} pixels, the image has {shown}",
+            )
 
 
 def _add_all(findings: Findings, kind: str, who: Sequence[tuple[int, str]], text: str) -> None:

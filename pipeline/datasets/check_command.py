@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..command_options import FAILED, Json
+from ..records import printable, shorten
 from .stopping import stopping
 
 if TYPE_CHECKING:
@@ -125,8 +126,8 @@ def _print(manifest: Path, found: "Findings", console: "Console") -> None:
 
 
 def _where(unit: str, finding: "Finding") -> str:
-    return f"{unit} {finding.line}" + ("" if finding.id is None else f", {finding.id}")
+    return f"{unit} {finding.line}" + ("" if finding.id is None else f", {shorten(finding.id)}")
 
 
 def _say(console: "Console", line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print(printable(line), soft_wrap=True, markup=False, highlight=False)

@@ -6,6 +6,8 @@ cut short is dropped.
 
 import base64
 import binascii
+import errno
+import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,13 +60,14 @@ def fingerprint_file(path: Path | None) -> Iterator[FingerprintFile]:
     """Open a file of fingerprints, or make it; None keeps them in memory alone.
 
     Raises:
-        FingerprintFileError: the file is another one, or of another version.
+        FingerprintFileError: the file is another one, of another version, or in use.
     """
     if path is None:
         yield FingerprintFile()
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
+        _take(path, file)
         file.seek(0)
         kept = FingerprintFile(file)
         end = _read(path, file, kept)
@@ -73,6 +76,19 @@ def fingerprint_file(path: Path | None) -> Iterator[FingerprintFile]:
         if not end:
             kept._write(_HEAD)
         yield kept
+
+
+def _take(path: Path, file: BinaryIO) -> None:
+    """Keep a second run out; the lock goes with the file, however this process ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise FingerprintFileError(
+            f"{path}: another run writes to it; wait for that run, or name another file"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+            raise  # a file system without locks is used without one
 
 
 def _read(path: Path, file: BinaryIO, kept: FingerprintFile) -> int:

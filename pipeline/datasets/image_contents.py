@@ -80,7 +80,7 @@ def _digests(
     """Yield every readable file, its digest, and what names it; the others go to `unreadable`."""
     users: dict[Path, list[_Use]] = defaultdict(list)
     for side in sides:
-        there, absent = side.files()
+        there, absent = side.files(progress)
         found.unreadable += [(side.manifest, path, reason) for path, reason in absent.items()]
         for path, file in there.items():
             users[file].append((side, path))

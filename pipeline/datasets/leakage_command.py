@@ -1,5 +1,6 @@
 """`medalign data leakage`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,10 @@ from .stopping import stopping
 
 if TYPE_CHECKING:
     from .leakage_report import LeakageReport
+
+
+_BEGIN = b'{\n  "clean": '
+"""How every result begins, as `_write` writes it."""
 
 
 class LeakageError(ValueError):
@@ -43,10 +48,13 @@ def leakage(
     """Say what a training manifest shares with held-out ones; exit code 1 if anything.
 
     Same image, question and answer; same image file; same pixels; near-same image; same patient
-    or study. Questions, answers and reports are never printed.
+    or study. Exit code 1 also if an image could not be compared. Questions, answers and reports
+    are never printed.
     """
     from rich.console import Console
 
+    if as_json is not None:
+        refuse_to_replace(as_json, {"a manifest": [train, *test], "--keep": [keep] if keep else []})
     kept = f"; fingerprints in {keep} stay" if keep else ""
     with stopping(f"stopped{kept}; run the same command again to go on"):
         report = _compare(train, test, images or [], distance, keep, workers)
@@ -57,6 +65,28 @@ def leakage(
     print_report(report, Console())
     if not report.clean:
         raise typer.Exit(FAILED)
+
+
+def refuse_to_replace(path: Path, inputs: Mapping[str, list[Path]]) -> None:
+    """Let `--json` replace a result of this command, and nothing else.
+
+    Raises:
+        LeakageError: the file is one of the inputs, by whatever name, or another one's.
+    """
+    for name, files in inputs.items():
+        for file in files:
+            same = path.samefile(file) if path.exists() and file.exists() else False
+            if same or path.absolute() == file.absolute():
+                raise LeakageError(f"--json {path} is {name} of this command; name a new file")
+    if path.is_dir():
+        raise LeakageError(f"--json {path} is a folder; name a file in it")
+    if path.is_file():
+        with path.open("rb") as file_there:
+            head = file_there.read(len(_BEGIN))
+        if head and head != _BEGIN:
+            raise LeakageError(
+                f"--json {path} is there and no result of `data leakage`; name a new file"
+            )
 
 
 def _write(path: Path, report: "LeakageReport") -> None:
@@ -89,13 +119,14 @@ def _compare(
     roots = image_folders([train, *tests], images)
     here, *others = (read_side(path, roots[path]) for path in (train, *tests))
     count = default_workers() if workers is None else workers
+    progress = ConsoleProgress()
     with fingerprint_file(keep) as kept:
-        found = read_contents([here, *others], count, ConsoleProgress(), kept)
+        found = read_contents([here, *others], count, progress, kept)
     prints = found.fingerprints
     return LeakageReport(
         train=here,
         comparisons=[
-            Comparison(test=other, leaks=find_leaks(here, other, prints, distance))
+            Comparison(test=other, leaks=find_leaks(here, other, prints, distance, progress))
             for other in others
         ],
         unreadable=found.unreadable,

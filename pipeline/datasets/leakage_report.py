@@ -3,16 +3,18 @@
 Only ids, lines, paths, and names of patients and studies: never a question, answer or report.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from .leakage import KINDS, Kind, Leak
-from .side import Member, Side
+from ..records import printable, shorten
+from .leak import KINDS, Kind, Leak, Leaks, Sharers
+from .side import Side
 
 SHOWN: Final = 5
 """Leaks of each kind that the table lists, and records of each leak."""
@@ -23,11 +25,7 @@ class Comparison:
     """Hold what a held-out manifest shares with the training manifest."""
 
     test: Side
-    leaks: Sequence[Leak]
-
-    def of(self, kind: Kind) -> list[Leak]:
-        """The leaks of one kind."""
-        return [leak for leak in self.leaks if leak.kind == kind]
+    leaks: Leaks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,23 +49,35 @@ class LeakageReport:
     distance: float
 
     @property
+    def shares(self) -> bool:
+        """Whether anything is shared."""
+        return any(each.leaks.found for each in self.comparisons)
+
+    @property
     def clean(self) -> bool:
-        """Whether nothing is shared."""
-        return not any(each.leaks for each in self.comparisons)
+        """Whether nothing is shared, and no image was left uncompared that should have been."""
+        return not self.shares and not self.unreadable
+
+    @property
+    def by_path(self) -> bool:
+        """Whether the images of a manifest are known by their paths only."""
+        sides = (self.train, *(each.test for each in self.comparisons))
+        return any(side.root is None and side.has_images for side in sides)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image was opened and compared."""
+        return not self.by_path and not self.unreadable
 
     def to_json(self) -> dict[str, Any]:
         """Return everything, for programs."""
         return {
             "clean": self.clean,
+            "complete": self.complete,
+            "compared_by": "path" if self.by_path else "content",
+            "not_compared": len(self.unreadable),
             "train": _side(self.train),
-            "tests": [
-                {
-                    **_side(each.test),
-                    "counts": {kind: _counts(each.of(kind)) for kind in KINDS},
-                    "leaks": [_leak(leak) for leak in each.leaks],
-                }
-                for each in self.comparisons
-            ],
+            "tests": [_compared(each) for each in self.comparisons],
             "images": {
                 "distinct": self.images,
                 "plain": self.plain,
@@ -85,27 +95,30 @@ def print_report(report: LeakageReport, console: Console) -> None:
     for each in report.comparisons:
         console.print(_table(report.train, each))
         for kind in KINDS:
-            for line in _listed(each.of(kind)):
-                console.print(line, soft_wrap=True, markup=False, highlight=False)
-    for line in _notes(report):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+            _print(_listed(each.leaks.of(kind)), console)
+    _print([*_notes(report), _verdict(report)], console)
+
+
+def _print(lines: Iterable[str], console: Console) -> None:
+    for line in lines:
+        console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
 
 
 def _table(train: Side, found: Comparison) -> Table:
     test = found.test
-    table = Table(title=f"{test.manifest} against {train.manifest}", title_justify="left")
+    title = Text(printable(f"{test.manifest} against {train.manifest}"))
+    table = Table(title=title, title_justify="left")
     table.add_column("shared")
     for name in ("leaks", "held-out records", "training records"):
         table.add_column(name, justify="right")
     for kind, name in KINDS.items():
-        leaks = found.of(kind)
-        counts = _counts(leaks)
+        counts = _counts(found.leaks, kind)
         numbers = [
             f"{counts['leaks']:,}",
             _share(counts["test_records"], len(test.members)),
             _share(counts["train_records"], len(train.members)),
         ]
-        table.add_row(name, *numbers, style="bold red" if leaks else "")
+        table.add_row(name, *numbers, style="bold red" if counts["leaks"] else "")
     return table
 
 
@@ -116,7 +129,7 @@ def _share(part: int, whole: int) -> str:
 def _listed(leaks: Sequence[Leak]) -> Iterable[str]:
     for leak in leaks[:SHOWN]:
         how = "" if leak.distance is None else f", {leak.distance:g} of 256 bits"
-        yield f"{KINDS[leak.kind]}: {leak.what}{how}"
+        yield f"{KINDS[leak.kind]}: {shorten(leak.what)}{how}"
         yield f"  held out: {_members(leak.test)}"
         yield f"  training: {_members(leak.train)}"
     if len(leaks) > SHOWN:
@@ -124,28 +137,42 @@ def _listed(leaks: Sequence[Leak]) -> Iterable[str]:
 
 
 def _notes(report: LeakageReport) -> Iterable[str]:
-    if report.train.root is None or any(each.test.root is None for each in report.comparisons):
-        yield "without --images, images are compared by their paths alone"
     for manifest, path, reason in report.unreadable[:SHOWN]:
-        yield f"not compared: {path} of {manifest}: {reason}"
+        yield f"not compared: {shorten(path)} of {manifest}: {reason}"
     if len(report.unreadable) > SHOWN:
         yield f"not compared: and {len(report.unreadable) - SHOWN:,} more (--json has all)"
     if report.plain:
         yield f"{report.plain:,} of {report.images:,} images are too plain for the near-same test"
-    yield "clean: nothing is shared" if report.clean else "leaks: see above"
 
 
-def _members(members: Sequence[Member]) -> str:
-    shown = ", ".join(f"{member.id} (line {member.line})" for member in members[:SHOWN])
-    more = len(members) - SHOWN
+def _verdict(report: LeakageReport) -> str:
+    lost = len(report.unreadable)
+    some = "1 image" if lost == 1 else f"{lost:,} images"
+    if report.by_path:
+        how = "; images were compared by path only: none was opened, give --images to do so"
+    elif lost:
+        how = f"; {some} could not be compared, see above"
+    else:
+        how = ""
+    if report.shares:
+        return f"leaks: see above{how}"
+    return (
+        f"clean: nothing is shared{how}" if report.clean else f"not clean: no leak was found{how}"
+    )
+
+
+def _members(found: Sharers) -> str:
+    listed = found.listed[:SHOWN]
+    shown = ", ".join(f"{shorten(member.id)} (line {member.line})" for member in listed)
+    more = found.count - len(listed)
     return f"{shown} and {more:,} more" if more > 0 else shown
 
 
-def _counts(leaks: Sequence[Leak]) -> dict[str, int]:
+def _counts(leaks: Leaks, kind: Kind) -> dict[str, int]:
     return {
-        "leaks": len(leaks),
-        "test_records": len({member.line for leak in leaks for member in leak.test}),
-        "train_records": len({member.line for leak in leaks for member in leak.train}),
+        "leaks": len(leaks.of(kind)),
+        "test_records": len(leaks.test[kind]),
+        "train_records": len(leaks.train[kind]),
     }
 
 
@@ -154,10 +181,26 @@ def _side(side: Side) -> dict[str, Any]:
     return {"manifest": str(side.manifest), "images": root, "records": len(side.members)}
 
 
+def _compared(found: Comparison) -> dict[str, Any]:
+    leaks = found.leaks
+    return {
+        **_side(found.test),
+        "counts": {kind: _counts(leaks, kind) for kind in KINDS},
+        "leaks": [_leak(leak) for leak in leaks.found],
+        "lines": {"train": _lines(leaks.train), "test": _lines(leaks.test)},
+    }
+
+
 def _leak(leak: Leak) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": leak.kind, "what": leak.what}
     if leak.distance is not None:
-        found |= {"distance": leak.distance, "train_images_not_listed": leak.more}
-    for name, members in (("train", leak.train), ("test", leak.test)):
-        found[name] = [{"id": member.id, "line": member.line} for member in members]
+        found["distance"] = leak.distance
+    for name, sharers in (("train", leak.train), ("test", leak.test)):
+        found[name] = [{"id": member.id, "line": member.line} for member in sharers.listed]
+        found[f"{name}_records"] = sharers.count
     return found
+
+
+def _lines(lines: Mapping[Kind, Set[int]]) -> dict[str, list[int]]:
+    """The lines of all records that share something, by kind: no leak lists them all."""
+    return {kind: sorted(found) for kind, found in lines.items() if found}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..image_files import find_images
 from ..manifest import checked_records
+from ..progress import Progress
 from ..records import IMAGE_PLACEHOLDER, Record
 from .wording import plain_words
 
@@ -46,6 +47,11 @@ class Side:
     members: list[Member]
     content: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether any record names an image."""
+        return any(member.images for member in self.members)
+
     def paths(self) -> list[str]:
         """Every image path once, in order."""
         return list(dict.fromkeys(path for member in self.members for path in member.images))
@@ -55,15 +61,15 @@ class Side:
         place = path if self.root is None else str(self.root / path)
         return self.content.get(path) or f"path {place}"
 
-    def files(self) -> tuple[dict[str, Path], dict[str, str]]:
+    def files(self, progress: Progress) -> tuple[dict[str, Path], dict[str, str]]:
         """Map paths to their files, and the other paths to why there is none."""
         root = self.root
         if root is None:
             return {}, {}
-        there, absent = find_images(root, self.paths())
-        reasons = {
-            path: f"is not in {root}" if text == path else text for path, text in absent.items()
-        }
+        paths = self.paths()
+        with progress.stage("looking for files", total=len(paths)):
+            there, absent = find_images(root, paths, progress.advance)
+        reasons = {path: why.reason or f"is not in {root}" for path, why in absent.items()}
         return {path: root / path for path in there}, reasons
 
 

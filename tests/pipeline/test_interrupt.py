@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from medalign.pipeline.interrupt import held_back, interruptible
+from medalign.pipeline.held_signals import held_back
+from medalign.pipeline.interrupt import interruptible
 from medalign.pipeline.workers import WorkerDiedError
 
 

@@ -17,6 +17,7 @@ from medalign.pipeline.manifest import (
     read_manifest,
     resolve_image,
 )
+from medalign.pipeline.records import shorten
 
 IN_TMP = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -337,3 +338,20 @@ def test_a_resolved_path_is_always_inside(relative: str) -> None:
     root = Path("/nonexistent/images")
     with contextlib.suppress(ManifestError):
         assert resolve_image(root, relative).is_relative_to(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("naïve ÷ 肺", "naïve ÷ 肺"),
+        ("a\x1b[31mred", r"a\x1b[31mred"),
+        ("line\nline\r", r"line\nline\r"),
+        ("ü\ud800\u202e", r"ü\ud800\u202e"),
+        ("x" * 121, "x" * 120 + "..."),
+        ("x" * 120, "x" * 120),
+    ],
+)
+def test_text_of_a_message_cannot_command_a_terminal(text: str, shown: str) -> None:
+    assert shorten(text) == shown
+    assert shorten(text).isprintable()

@@ -3,10 +3,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from medalign.pipeline.interrupt import interruptible
 from medalign.pipeline.workers import WorkerDiedError, Workers, default_workers
 
 
@@ -44,6 +48,37 @@ def test_an_error_of_the_function_comes_back() -> None:
 def test_workers_leave_ctrl_c_to_the_parent() -> None:
     with Workers(1) as workers:
         assert list(workers.map(signal.getsignal, [signal.SIGINT], ahead=1)) == [signal.SIG_IGN]
+
+
+def test_workers_are_born_deaf_to_what_reaches_a_whole_terminal() -> None:
+    blocked = partial(signal.pthread_sigmask, signal.SIG_BLOCK)
+    with Workers(1) as workers:
+        (found,) = workers.map(blocked, [set[int]()], ahead=1)
+    assert {signal.SIGINT, signal.SIGHUP} <= found
+    assert not blocked(set()) & {signal.SIGINT, signal.SIGHUP}
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda workers: next(workers.map(abs, [-1, -2], ahead=2)),
+        lambda workers: workers.submit(abs, -1),
+    ],
+)
+def test_the_start_of_a_worker_is_never_torn_apart(
+    begin: Callable[[Workers], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def submit(_: ProcessPoolExecutor, function: object, task: object) -> Future[int]:
+        signal.raise_signal(signal.SIGINT)
+        started.append((function, task))
+        return Future()
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit)
+    with Workers(1) as workers, interruptible(), pytest.raises(KeyboardInterrupt):
+        begin(workers)
+    assert started == [(abs, -1)]
 
 
 def test_workers_load_neither_torch_nor_zarr() -> None:

@@ -42,7 +42,7 @@ def present(records: Sequence[Record], images: Path) -> tuple[list[str], Check]:
         return [], Check("image files", "failed", f"{images} is no folder", "give --images DIR")
     there, absent = find_images(images, image_paths(records))
     if absent:
-        lost = list(absent.values())
+        lost = [str(each) for each in absent.values()]
         text = f"{len(lost):,} of {len(there) + len(lost):,} are not in {images}"
         return there, Check("image files", "failed", text, "is --images right?", first(lost))
     return there, Check("image files", "ok", f"all {len(there):,} are in {images}")

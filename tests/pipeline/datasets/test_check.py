@@ -115,6 +115,25 @@ def test_files_are_looked_at_one_by_one(check: Check) -> None:
     assert (report["errors"], report["warnings"]) == (8, 2)
 
 
+def test_paths_that_no_file_system_takes_stop_nothing(check: Check) -> None:
+    long = "x" * 300
+    code, report = check(record("1", image=long), record("2"), record("3", mask=long))
+    assert code == 1
+    assert lines(report) == {"image-missing": [1], "mask-missing": [3]}
+    (found,) = report["kinds"]["image-missing"]["findings"]
+    assert found["text"] == f"{'x' * 120}...: file name too long"
+
+
+def test_names_cannot_command_a_terminal(tmp_path: Path, images: Path) -> None:
+    path = tmp_path / "[" / "x].jsonl"
+    path.parent.mkdir()
+    path.write_text(json.dumps(record("a\x1b[31m\nb", image="\x1b[2J.png")))
+    done = CliRunner().invoke(app, ["data", "check", str(path), "--images", str(images)])
+    assert r"line 1, a\x1b[31m\nb: \x1b[2J.png" in done.output
+    assert "[/x].jsonl: 1 records" in done.output
+    assert all(line.isprintable() for line in done.output.splitlines())
+
+
 def test_fewer_images_can_be_decoded_or_none_looked_at(check: Check) -> None:
     records = [record("1", image="cut.png"), record("2"), record("3", image="b.png")]
     assert check(*records, words=("--decode", "1"))[1]["decoded"] == 1

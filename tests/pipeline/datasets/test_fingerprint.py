@@ -1,5 +1,7 @@
 """Copies share a hash, other images do not, and plain images are not compared at all."""
 
+import errno
+import fcntl
 import io
 from pathlib import Path
 
@@ -152,3 +154,24 @@ def test_another_file_is_never_overwritten_with_fingerprints(
     with pytest.raises(FingerprintFileError, match=r"notes\.txt"), fingerprint_file(path):
         pass
     assert path.read_bytes() == content
+
+
+def test_two_runs_never_write_to_one_file_of_fingerprints(tmp_path: Path) -> None:
+    path = tmp_path / "prints.jsonl"
+    with fingerprint_file(path) as kept:
+        with pytest.raises(FingerprintFileError, match="another run"), fingerprint_file(path):
+            pass
+        kept.add("1", Fingerprint("2", bytes(32), bytes(32)))
+    with fingerprint_file(path) as kept:
+        assert list(kept.known) == ["1"]
+
+
+def test_a_file_system_without_locks_is_used_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_file: object, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with fingerprint_file(tmp_path / "prints.jsonl") as kept:
+        assert not kept.known

@@ -15,6 +15,7 @@ from medalign.pipeline.datasets.prepare import Asked, Prepared, prepare
 from medalign.pipeline.datasets.registry import DATA_SETS
 from medalign.pipeline.datasets.side import read_side
 from medalign.pipeline.datasets.wording import leading_yes_no
+from medalign.pipeline.progress import NoProgress
 
 Lines = Callable[[Path], list[dict[str, Any]]]
 Prepare = Callable[..., Prepared]
@@ -192,7 +193,7 @@ def test_questions_and_reports_name_patients_and_studies_alike(
     train, test = (
         read_side(path, None) for path in (asked_of / "train.jsonl", told_of / "test.jsonl")
     )
-    leaks = find_leaks(train, test, {}, 16)
+    leaks = find_leaks(train, test, {}, 16, NoProgress()).found
     assert {(leak.kind, leak.what) for leak in leaks} == {
         ("file", "CXR3_IM-0001/0.png"),
         ("patient", "CXR3"),

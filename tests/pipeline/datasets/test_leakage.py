@@ -94,6 +94,7 @@ def test_every_kind_of_leak_is_found_once(tmp_path: Path, manifest: Manifest, im
         leak["kind"]: ([m["id"] for m in leak["train"]], [m["id"] for m in leak["test"]])
         for leak in against["leaks"]
     }
+    assert (report["complete"], report["not_compared"]) == (False, 1)
     assert pairs == {
         "triplet": (["a"], ["v"]),
         "file": (["a", "d"], ["v"]),
@@ -144,6 +145,8 @@ def test_nothing_shared_is_clean_and_exit_0(
     )
     code, report = found(tmp_path, train, test, "--images", images)
     assert (code, report["clean"], report["tests"][0]["leaks"]) == (0, True, [])
+    assert (report["complete"], report["compared_by"]) == (True, "content")
+    assert leakage(train, test, "--images", images)[1].endswith("clean: nothing is shared\n")
 
 
 def test_several_held_out_manifests_and_their_own_folders(
@@ -169,10 +172,32 @@ def test_files_that_are_not_there_are_no_leak_unless_they_are_the_same_one(
     train = manifest("train", record("a", "lost.png", "Is it?", "yes"))
     test = manifest("test", record("b", "lost.png", "Is it?", "yes"))
     own = ("--images", f"{train}={images}", "--images", f"{test}={tmp_path}")
-    code, report = found(tmp_path, train, test, *own)
-    assert (code, len(report["images"]["unreadable"])) == (0, 2)
+    _, report = found(tmp_path, train, test, *own)
+    assert (kinds(report["tests"][0]), len(report["images"]["unreadable"])) == ({}, 2)
     _, report = found(tmp_path, train, test, "--images", images)
     assert kinds(report["tests"][0]) == {"triplet": 1, "file": 1}
+
+
+def test_what_was_not_compared_is_never_clean(
+    tmp_path: Path, manifest: Manifest, images: Path
+) -> None:
+    train = manifest("train", record("a", "0.png", "Is it?", "yes"))
+    for path, reason in (
+        ("lost.png", f"is not in {images}"),
+        ("cut.png", "is cut short"),
+        ("x" * 300, "file name too long"),
+    ):
+        test = manifest("test", record("b", path, "Is it?", "yes"))
+        code, report = found(tmp_path, train, test, "--images", images)
+        assert (code, report["clean"], report["complete"]) == (1, False, False)
+        assert (report["not_compared"], report["tests"][0]["leaks"]) == (1, [])
+        (lost,) = report["images"]["unreadable"]
+        assert lost["image"] == path
+        told = leakage(train, test, "--images", images)[1]
+        assert told.endswith(
+            "not clean: no leak was found; 1 image could not be compared, see above\n"
+        )
+        assert reason in lost["reason"]
 
 
 def test_without_images_paths_are_compared(tmp_path: Path, manifest: Manifest) -> None:
@@ -182,7 +207,20 @@ def test_without_images_paths_are_compared(tmp_path: Path, manifest: Manifest) -
     test = manifest("test", record("a", "0.png", "Is it?", "yes"), record("b", None, "why", "So."))
     code, report = found(tmp_path, train, test)
     assert (code, kinds(report["tests"][0])) == (1, {"triplet": 2, "file": 1})
-    assert "paths alone" in leakage(train, test)[1]
+    assert "leaks: see above; images were compared by path only" in leakage(train, test)[1]
+    other = manifest("other", record("a", "1.png", "Is it?", "yes"))
+    code, report = found(tmp_path, train, other)
+    assert (code, report["clean"], report["complete"]) == (0, True, False)
+    assert report["compared_by"] == "path"
+    told = leakage(train, other)[1]
+    assert "clean: nothing is shared; images were compared by path only: none was opened" in told
+
+
+def test_without_any_image_nothing_is_left_to_open(tmp_path: Path, manifest: Manifest) -> None:
+    train = manifest("train", record("a", None, "Why?", "so"))
+    test = manifest("test", record("a", None, "How?", "so"))
+    code, report = found(tmp_path, train, test)
+    assert (code, report["clean"], report["complete"]) == (0, True, True)
 
 
 def test_the_table_names_ids_and_lines_and_cuts_long_lists(
@@ -221,6 +259,53 @@ def test_worker_processes_find_the_same(
     alone = found(tmp_path, train, test, "--images", images, "--workers", 0)
     monkeypatch.setattr(image_contents, "FEW", 1)
     assert found(tmp_path, train, test, "--images", images, "--workers", 2) == alone
+
+
+def test_a_result_replaces_nothing_but_a_result(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = manifest("train", record("a", None, "Is it?", "yes"))
+    test = manifest("test", record("a", None, "Why?", "so"))
+    linked = tmp_path / "linked.jsonl"
+    linked.hardlink_to(train)
+    notes, fresh, keep = tmp_path / "notes.txt", tmp_path / "fresh", tmp_path / "keep"
+    notes.write_text("mine")
+    fresh.touch()
+    monkeypatch.chdir(tmp_path)
+    for out, message in (
+        (Path("train.jsonl"), "is a manifest of this command"),
+        (test, "is a manifest of this command"),
+        (linked, "is a manifest of this command"),
+        (keep, "is --keep of this command"),
+        (notes, "no result of `data leakage`"),
+        (tmp_path, "is a folder"),
+    ):
+        before = {path: path.read_bytes() for path in (train, test, linked, notes)}
+        words = [str(train), str(test), "--keep", str(keep), "--json", str(out)]
+        done = CliRunner().invoke(app, ["data", "leakage", *words])
+        assert isinstance(done.exception, LeakageError)
+        assert message in str(done.exception)
+        assert {path: path.read_bytes() for path in before} == before
+    for _ in range(2):
+        assert leakage(train, test, "--json", fresh)[0] == 0
+    assert json.loads(fresh.read_text())["clean"]
+
+
+def test_names_are_shown_as_they_are_spelt(tmp_path: Path, manifest: Manifest) -> None:
+    (tmp_path / "[").mkdir()
+    there = record("a\x1b[31m\nred", "x\x1b[2J.png", "Is it?", "yes", patient="p\n\x07")
+    code, told = leakage(manifest("set[v2][bold]", there), manifest("[/x]", there))
+    assert code == 1
+    shown = "".join(told.split())
+    assert "/[/x].jsonlagainst" in shown
+    assert "/set[v2][bold].jsonl" in shown
+    for line in (
+        r"held out: a\x1b[31m\nred (line 1)",
+        r"same image file: x\x1b[2J.png",
+        r"same patient: p\n\x07",
+    ):
+        assert line in told
+    assert all(each.isprintable() for each in told.splitlines())
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
