@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -18,6 +19,9 @@ from .trainer.convert.commands import student
 from .trainer.doctor.command import doctor
 from .trainer.export.commands import export
 from .trainer.recipe_commands import recipes
+
+BUG = 70
+"""Exit code of an error that nobody foresaw; never 1, which scripts may go on after."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,8 +73,11 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to go on", 130)
     except Exception as error:
-        if debug or not (message := _explain(error)):
-            raise
+        message = _explain(error)
+        if debug or not message:
+            traceback.print_exc()
+        if not message:
+            _fail("this is a bug of medalign; please report what is above", BUG)
         wrong_input = 2 if isinstance(error, ValueError | OSError) else 1
         _fail(message, getattr(error, "exit_code", wrong_input))
 

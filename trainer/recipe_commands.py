@@ -54,9 +54,9 @@ def show(
     source = find_recipe(name)
     recipe = Recipe.of(source, override or ())
     if as_json:
-        typer.echo(shown_json(source, recipe))
+        typer.echo(shown_json(source, recipe, override or ()))
         return
-    for line in shown(source, recipe):
+    for line in shown(source, recipe, override or ()):
         typer.echo(line)
 
 
@@ -64,6 +64,7 @@ def show(
 def commands(
     name: Name,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of this machine that train.")] = 1,
+    override: Overrides = None,
 ) -> None:
     """Print a shell script that goes from checkpoint and download to the scores of a row."""
     from .recipe import Recipe
@@ -71,7 +72,8 @@ def commands(
     from .shipped import find_recipe
 
     source = find_recipe(name)
-    for line in script(source, Recipe.of(source), gpus):
+    chosen = override or ()
+    for line in script(source, Recipe.of(source, chosen), gpus, chosen):
         typer.echo(line)
 
 

@@ -1,7 +1,8 @@
 """A recipe for people: every value, which of them are assumed, and the commands as comments."""
 
 import json
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 
 from .compose import read_in_order
 from .recipe import Recipe
@@ -10,7 +11,7 @@ from .shipped import Source, first_comment
 from .yaml_lines import RecipeError
 
 
-def shown(source: Source, recipe: Recipe) -> Iterator[str]:
+def shown(source: Source, recipe: Recipe, overrides: Sequence[str] = ()) -> Iterator[str]:
     """Lines of a YAML file that is the same recipe again."""
     about = " + ".join(first_comment(path) for path in source.files)
     yield f"# {source.name}: {about}"
@@ -22,11 +23,14 @@ def shown(source: Source, recipe: Recipe) -> Iterator[str]:
         return
     yield ""
     try:
-        made = stages(source, recipe)
+        made = stages(source, recipe, overrides=overrides)
     except RecipeError as error:
         yield f"# no commands: {error}"
         return
-    yield f"# The commands (as a script: medalign recipes commands {source.asked}), where"
+    changed = "".join(f" --set {shlex.quote(override)}" for override in overrides)
+    if changed and recipe.paper.numbers:
+        yield f"# paper.numbers are those of {source.name} without{changed}"
+    yield f"# The commands (as a script: medalign recipes commands {source.asked}{changed}), where"
     for variable, what in variables(recipe).items():
         yield f"# {f'${variable}':<12} {what}"
     for number, stage in enumerate(made, 1):
@@ -34,10 +38,10 @@ def shown(source: Source, recipe: Recipe) -> Iterator[str]:
         yield from (f"#      {shell(words)}" for words in stage.commands)
 
 
-def shown_json(source: Source, recipe: Recipe) -> str:
+def shown_json(source: Source, recipe: Recipe, overrides: Sequence[str] = ()) -> str:
     """The recipe, what it is made of, and its commands as words, as JSON."""
     try:
-        steps = stages(source, recipe)
+        steps = stages(source, recipe, overrides=overrides)
     except RecipeError:
         steps = ()
     return json.dumps(

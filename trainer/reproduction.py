@@ -1,12 +1,15 @@
 """The commands that reproduce a recipe's row, made from the resolved recipe in this one place."""
 
+import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from .per_step import for_ranks
 from .recipe import Recipe
 from .recipe_paper import PaperSection
+from .row_cost import check_layer
 from .shipped import Source
 from .yaml_lines import RecipeError
 
@@ -45,16 +48,20 @@ def variables(recipe: Recipe) -> dict[str, str]:
     return {name: _WHAT[name].format(**facts) for name in asked}
 
 
-def stages(source: Source, recipe: Recipe, gpus: int = 1) -> tuple[Stage, ...]:
+def stages(
+    source: Source, recipe: Recipe, gpus: int = 1, overrides: Sequence[str] = ()
+) -> tuple[Stage, ...]:
     """Make the commands from the original checkpoint and download to the scores.
 
     Args:
         source: that `medalign train` takes.
         recipe: resolved from it.
         gpus: that train together.
+        overrides: `section.key=value`, as the recipe was resolved with.
 
     Raises:
-        RecipeError: the recipe says nothing in `paper` of what it reproduces.
+        RecipeError: the recipe says nothing in `paper` of what it reproduces, or it cannot be
+            trained on so many GPUs, or its layer is none of its student's.
     """
     paper, expert, mode = recipe.paper, recipe.expert.name, recipe.expert.mode
     if not (paper.student and paper.data and paper.task and expert and mode):
@@ -62,8 +69,10 @@ def stages(source: Source, recipe: Recipe, gpus: int = 1) -> tuple[Stage, ...]:
             f"recipe {source.asked} reproduces no row of the paper: its commands are made of "
             "paper.student, paper.data, paper.task, expert.name and expert.mode"
         )
+    for_ranks(recipe, gpus)
+    check_layer(recipe)
     student, data = f"students/{paper.student}", f"data/{paper.data}"
-    cache, run = f"caches/{paper.data}-{expert}-{mode}", f"runs/{source.name}"
+    cache, run = f"caches/{paper.data}-{expert}-{mode}", f"runs/{_run_name(source, overrides)}"
     images = f"{data}/images"
     train = (f"{data}/train.jsonl", "--images", images)
     convert = ("convert", "$CHECKPOINT", "--family", paper.student, "--out", student)
@@ -71,6 +80,7 @@ def stages(source: Source, recipe: Recipe, gpus: int = 1) -> tuple[Stage, ...]:
     prepare = ("prepare", paper.data, "$DOWNLOAD", *apart, "--out", data)
     build = ("build", *train, "--expert", expert, "--weights", "$WEIGHTS", "--out", cache)
     features = () if recipe.expert.features is None else ("--features", recipe.expert.features)
+    changed = tuple(word for override in overrides for word in ("--set", override))
     learn = ("train", source.asked, "--cache", cache, "--manifest", *train, "--student", student)
     return (
         Stage("the student, once", (("medalign", "student", *convert),)),
@@ -82,14 +92,16 @@ def stages(source: Source, recipe: Recipe, gpus: int = 1) -> tuple[Stage, ...]:
                 ("medalign", "cache", "seal", cache),
             ),
         ),
-        Stage("train", ((*_launcher(gpus), *learn, "--out", run),)),
+        Stage("train", ((*_launcher(gpus), *learn, *changed, "--out", run),)),
         Stage("answer and score", tuple(_evaluations(paper, data, run))),
     )
 
 
-def script(source: Source, recipe: Recipe, gpus: int = 1) -> Iterator[str]:
+def script(
+    source: Source, recipe: Recipe, gpus: int = 1, overrides: Sequence[str] = ()
+) -> Iterator[str]:
     """Lines of a shell script that does all of it, and can be run again after any interruption."""
-    made = stages(source, recipe, gpus)
+    made = stages(source, recipe, gpus, overrides)
     yield "set -eu"
     for variable, what in variables(recipe).items():
         yield f': "${{{variable}:?{what}}}"'
@@ -101,6 +113,12 @@ def script(source: Source, recipe: Recipe, gpus: int = 1) -> Iterator[str]:
 def shell(words: _Words) -> str:
     """A command as a shell takes it; variables are filled in by the shell."""
     return " ".join(f'"{word}"' if word.startswith("$") else shlex.quote(word) for word in words)
+
+
+def _run_name(source: Source, overrides: Sequence[str]) -> str:
+    """A folder of its own for a recipe that is changed on the command line."""
+    words = (re.sub(r"[^\w.=-]+", "-", override) for override in overrides)
+    return "+".join((source.name, *words))
 
 
 def _line(words: _Words) -> str:

@@ -96,11 +96,25 @@ class Cost:
     student: int
 
 
+def check_layer(recipe: Recipe) -> None:
+    """Insist on a layer that the paper's student has.
+
+    Raises:
+        RecipeError: it has fewer.
+    """
+    shape = STUDENTS.get(recipe.paper.student or "")
+    if shape is not None and recipe.loss.layer >= shape.layers:
+        raise RecipeError(
+            f"loss.layer is {recipe.loss.layer}, but {recipe.paper.student} has layers "
+            f"0 to {shape.layers - 1}"
+        )
+
+
 def cost(recipe: Recipe, gpus: int) -> Cost:
     """Compute what a recipe's row takes on a number of H100s.
 
     Raises:
-        RecipeError: the recipe says nothing of its student, expert or counts.
+        RecipeError: the recipe says nothing of its student, expert or counts, or cannot be trained.
     """
     paper, task = recipe.paper, recipe.paper.task
     expert = EXPERTS.get(recipe.expert.name or "")
@@ -109,6 +123,7 @@ def cost(recipe: Recipe, gpus: int) -> Cost:
             "a cost needs paper.student, paper.task, paper.train_conversations, "
             f"paper.train_images and an expert among {', '.join(EXPERTS)}"
         )
+    check_layer(recipe)
     recipe = for_ranks(recipe, gpus)
     shape = STUDENTS[paper.student]
     parameters = parameters_of(shape, TOWER, recipe)

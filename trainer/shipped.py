@@ -49,7 +49,8 @@ def find_recipe(name: str) -> Source:
     """Resolve a file or the name of a shipped recipe, with parts added as in NAME+PART.
 
     Raises:
-        RecipeError: one of the names exists nowhere; says which ones are near.
+        RecipeError: one of the names exists nowhere; says which ones are near. Or a whole recipe
+            is added to another.
     """
     words = name.split("+")
     # A folder may have a + in its name, too.
@@ -58,6 +59,11 @@ def find_recipe(name: str) -> Source:
     whole = Path(first) if Path(first).is_file() else shipped_recipes().get(first)
     if whole is None:
         raise RecipeError(_no_recipe(first))
+    for part in set(parts) & set(shipped_recipes()):
+        raise RecipeError(
+            f"recipe {name!r}: {part} is a whole recipe; after a + stand parts, "
+            f"as in {first}+no-att"
+        )
     files = (whole, *(find_part(part, Path(), f"recipe {name!r}") for part in parts))
     return Source(name, files)
 

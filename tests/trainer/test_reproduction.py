@@ -12,6 +12,7 @@ import typer
 from medalign.cli import app, main
 from medalign.trainer.recipe import Recipe, RecipeError
 from medalign.trainer.reproduction import script, stages
+from medalign.trainer.row_cost import cost
 from medalign.trainer.row_cost_table import paper_rows
 from medalign.trainer.shipped import find_recipe, shipped_recipes, shipped_variants
 
@@ -58,7 +59,7 @@ def test_the_command_line_takes_every_command_of_a_row(name: str) -> None:
 
 @pytest.mark.parametrize("variant", shipped_variants())
 def test_the_command_line_takes_every_command_of_a_variant(variant: str) -> None:
-    name = f"huatuo-iu-xray-report+{variant}"
+    name = f"llava-med-iu-xray-report+{variant}"
     commands = list(words_of(name))
     for words in commands[2:]:  # the others are the row's own
         parsed(words)
@@ -136,6 +137,45 @@ def test_a_script_goes_on_when_records_were_left_out_and_stops_at_errors(tmp_pat
         done = subprocess.run(["bash", str(path)], env=env, check=False)
         stopped = (len(log.read_text().splitlines()), bool(done.returncode))
         assert stopped == (calls, calls < 9)
+
+
+def test_what_is_set_is_trained_with_and_has_a_run_folder_of_its_own() -> None:
+    source, changed = find_recipe("llava-med-slake"), ["loss.alpha=0.08", "expert.name=biomedclip"]
+    made = stages(source, Recipe.of(source, changed), overrides=changed)
+    words = [words for stage in made for words in stage.commands]
+    _, _, build, _, train, ask, *_ = (parsed(each) for each in words)
+    assert build["expert"] == "biomedclip"
+    assert Recipe.of(find_recipe(train["recipe"]), train["override"]) == Recipe.of(source, changed)
+    run = Path("runs/llava-med-slake+loss.alpha=0.08+expert.name=biomedclip")
+    assert train["out"] == ask["source"] == run
+
+
+def test_a_run_that_could_not_train_has_no_commands() -> None:
+    source = find_recipe("llava-med-slake")
+    with pytest.raises(RecipeError, match=r"no multiple of data.batch_size 1 \* 5 ranks"):
+        stages(source, Recipe.of(source), gpus=5)
+    source = find_recipe("huatuo-slake+layer-28")
+    with pytest.raises(RecipeError, match="28, but huatuo-vision has layers 0 to 27"):
+        stages(source, Recipe.of(source))
+    with pytest.raises(RecipeError, match="28, but huatuo-vision has layers 0 to 27"):
+        cost(Recipe.of(source), 1)
+
+
+def test_figures_of_the_paper_stand_beside_its_own_rows_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Recipe.of(find_recipe("huatuo-slake")).paper.numbers
+    for variant in shipped_variants():
+        assert Recipe.of(find_recipe(f"huatuo-slake+{variant}")).paper.numbers == ()
+    assert command(monkeypatch, "recipes", "show", "huatuo-slake", "--set", "loss.beta=0.1") == 0
+    said = capsys.readouterr().out
+    assert "# paper.numbers are those of huatuo-slake without --set loss.beta=0.1" in said
+    assert "medalign recipes commands huatuo-slake --set loss.beta=0.1)" in said
+
+
+def test_two_whole_recipes_are_not_added_up() -> None:
+    with pytest.raises(RecipeError, match=r"huatuo-slake is a whole recipe; after a \+"):
+        find_recipe("llava-med-slake+huatuo-slake")
 
 
 def test_a_recipe_without_a_row_has_no_commands() -> None:
