@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medalign.eval.decoding import Decoder
+from medalign.eval.decoders.specs import Nucleus
 from medalign.eval.generate import generate
 from medalign.eval.source import Source, find_source
 from medalign.trainer.quiet import quiet_libraries
@@ -37,9 +37,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(task: Path, out: Path, batch_size: int = 4) -> list[dict[str, str]]:
-    decoder = Decoder(name="nucleus", max_new_tokens=5)
+    spec = Nucleus(max_new_tokens=5)
     source = Source(task / "student", None)
-    done = generate(source, task / "m.jsonl", task, out, decoder, batch_size=batch_size)
+    done = generate(source, task / "m.jsonl", task, out, spec, batch_size=batch_size)
     assert [record for record, _ in done.unreadable] == ["q5"]
     return [json.loads(line) for line in out.read_text().splitlines()]
 
