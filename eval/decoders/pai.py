@@ -57,7 +57,9 @@ def boosted(scores: Tensor, visual: Tensor, alpha: float) -> Tensor:
         visual: [B, S] bool.
         alpha: share that is added.
     """
-    return torch.where(visual[:, None], scores + alpha * scores.abs(), scores)
+    # A sliding window may hide image tokens; -inf plus its size would be no number.
+    raised = visual[:, None] & scores.isfinite()
+    return torch.where(raised, scores + alpha * scores.abs(), scores)
 
 
 def refined(logits: Tensor, other: Tensor, gamma: float, beta: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Tiny students with weights large enough that the most likely token is not always the same."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,11 +65,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
-    made: dict[str, Bench] = {}
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bench]:
+    """Make a student once for the session; `adapter` leaves the rotation to an adapter."""
+    made: dict[tuple[str, bool], Bench] = {}
 
-    def make(text_model: Any) -> Bench:
-        if text_model not in made:
+    def make(text_model: Any, *, adapter: bool = False) -> Bench:
+        key = (text_model, adapter)
+        if key not in made:
             folder = tmp_path_factory.mktemp("student")
             sizes = TinyStudent(
                 text_model=text_model,
@@ -76,22 +79,23 @@ def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
                 width=32,
                 layers=6,
                 vocabulary=300,
-                spread=0.2,
+                spread=0.25,
             )
             make_student(folder, DEMO_TEXTS, sizes)
             model = load_base(folder, torch.float32)
-            made[text_model] = _bench(model)
-        return made[text_model]
+            made[key] = _bench(model, rotated=not adapter)
+        return made[key]
 
     return make
 
 
-def _bench(model: Any) -> Bench:
+def _bench(model: Any, *, rotated: bool) -> Bench:
     generator = torch.Generator().manual_seed(0)
-    attach(model, 2, probe=False)
-    weight = model.model.language_model.layers[2].visual_rotation.weight
-    with torch.no_grad():
-        weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+    if rotated:
+        attach(model, 2, probe=False)
+        weight = model.model.language_model.layers[2].visual_rotation.weight
+        with torch.no_grad():
+            weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
     image = [model.config.image_token_id] * PATCHES
     rows = [
         [1, 10, 20, *image, 30, 31, 32],
@@ -103,6 +107,21 @@ def _bench(model: Any) -> Bench:
 
 
 @pytest.fixture(params=["mistral", "qwen2"])
-def bench(request: pytest.FixtureRequest, benches: Callable[[str], Bench]) -> Bench:
+def bench(request: pytest.FixtureRequest, benches: Callable[..., Bench]) -> Bench:
     """A Mistral and a Qwen2 student with an active rotation."""
     return benches(request.param)
+
+
+@pytest.fixture
+def eager() -> Callable[[Any, str], AbstractContextManager[None]]:
+    """Let one half of a model run eager attention, which alone can show what it attends to."""
+
+    @contextmanager
+    def switch(model: Any, half: str) -> Iterator[None]:
+        model.set_attn_implementation({half: "eager"})
+        try:
+            yield
+        finally:
+            model.set_attn_implementation({half: "sdpa"})
+
+    return switch
