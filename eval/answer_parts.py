@@ -40,6 +40,18 @@ def part_identity(identity: Mapping[str, Any], part: Part) -> dict[str, Any]:
     return {**identity, "part": str(part)}
 
 
+def refuse_other_parts(out: Path, count: int, identity: Mapping[str, Any]) -> None:
+    """Refuse to share the work with parts, or a whole file, that another identity began.
+
+    Raises:
+        AnswersError: names the file and what differs.
+    """
+    refuse_other(out, identity)
+    for index in range(1, count + 1):
+        part = Part(index, count)
+        refuse_other(part_path(out, part), part_identity(identity, part))
+
+
 def begin_part(out: Path, part: Part) -> None:
     """Take back that a part is finished; it is about to be written."""
     _mark(part_path(out, part)).unlink(missing_ok=True)
@@ -77,14 +89,13 @@ def join_parts(out: Path, count: int, identity: Mapping[str, Any], order: Sequen
             waiting.append(index)
             continue
         unreadable += marked
-        refuse_other(path, part_identity(identity, part))
         data = path.read_bytes() if path.exists() else b""
         # A part that was begun again may be in the middle of a line.
         answers = parse_answers(data[: data.rfind(b"\n") + 1], path)
         found.update((answer.id, answer) for answer in answers)
     if waiting:
         return Joined(None, tuple(waiting), tuple(unreadable))
-    refuse_other(out, identity)
+    refuse_other_parts(out, count, identity)
     text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
     write_durably(identity_path(out), text.encode("utf-8"))
     lines = [found[record].to_line() for record in order if record in found]

@@ -17,8 +17,16 @@ from ..trainer.data import Conversations
 from ..trainer.student import llava_of
 from ..trainer.students.spec import StudentSpec
 from ..trainer.workers import micro_batches
-from .answer_log import AnswerLog, refuse_other
-from .answer_parts import Joined, begin_part, finish_part, join_parts, part_identity, part_path
+from .answer_log import AnswerLog
+from .answer_parts import (
+    Joined,
+    begin_part,
+    finish_part,
+    join_parts,
+    part_identity,
+    part_path,
+    refuse_other_parts,
+)
 from .answers import Answer, AnswersError, gold
 from .decoders import Spec, decode
 from .decoders.fit import check_fit
@@ -91,7 +99,7 @@ def generate(
     if part is None:
         with AnswerLog.open(out, identity) as log:
             return asker.answer(records, log, workers, progress)
-    refuse_other(out, identity)
+    refuse_other_parts(out, part.count, identity)
     own = records[part.index - 1 :: part.count]
     with AnswerLog.open(part_path(out, part), part_identity(identity, part)) as log:
         if any(record.id not in log.done for record in own):
