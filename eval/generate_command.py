@@ -123,7 +123,7 @@ def _together(
     options: Mapping[str, int | float | None], assigned: Mapping[str, str]
 ) -> dict[str, int | float | str]:
     """Options of their own and `--set` as one; giving a setting both ways is refused."""
-    from .decoders.specs import DecodingError
+    from .decoders.settings import DecodingError
 
     given = {name: value for name, value in options.items() if value is not None}
     if twice := sorted(given.keys() & assigned.keys()):

@@ -2,6 +2,6 @@
 
 from .dispatch import decode as decode
 from .presets import make_spec as make_spec
+from .settings import DecodingError as DecodingError
+from .settings import Spec as Spec
 from .specs import SPECS as SPECS
-from .specs import DecodingError as DecodingError
-from .specs import Spec as Spec

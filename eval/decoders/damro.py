@@ -14,7 +14,8 @@ from transformers import LogitsProcessor
 from .call import Call, Cut, projected
 from .plausible import contrasted
 from .prompt import Embedded, embed
-from .specs import Damro, DecodingError
+from .settings import DecodingError
+from .specs import Damro
 from .stream import Contrast, ContrastStream
 
 

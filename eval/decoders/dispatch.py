@@ -26,20 +26,8 @@ from .opera_model import BeamModel
 from .pai import pai
 from .prompt import Prompt
 from .record_noise import PerRecordNoise
-from .specs import (
-    Avisc,
-    Beam,
-    Damro,
-    DecodingError,
-    Dola,
-    M3id,
-    Opera,
-    Pai,
-    Sampled,
-    Spec,
-    Vcd,
-    check_family,
-)
+from .settings import DecodingError, Sampled, Spec
+from .specs import Avisc, Beam, Damro, Dola, M3id, Opera, Pai, Vcd, check_family
 from .vcd import vcd
 
 Inputs = Mapping[str, Tensor | None]

@@ -11,7 +11,8 @@ from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 from ...trainer.students.families import family_of
 from .call import Call
 from .plausible import keep_plausible
-from .specs import DecodingError, Dola
+from .settings import DecodingError
+from .specs import Dola
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from ...trainer.students.spec import StudentSpec
 from .dola import premature_layers
 from .pai import boosted_layers
-from .specs import Damro, DecodingError, Dola, Pai, Spec, check_family
+from .settings import DecodingError, Spec
+from .specs import Damro, Dola, Pai, check_family
 
 
 def check_fit(spec: Spec, student: StudentSpec) -> None:

@@ -11,7 +11,8 @@ from .call import Call
 from .last_row import last_rows
 from .plausible import keep_plausible
 from .prompt import Embedded, Prompt, embed
-from .specs import DecodingError, Pai
+from .settings import DecodingError
+from .specs import Pai
 from .stream import Contrast, ContrastStream
 
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from typing import Any, Final
 
-from .specs import SPECS, DecodingError, Spec, settings_of
+from .settings import DecodingError, Spec, settings_of
+from .specs import SPECS
 
 Values = Mapping[str, Any]
 

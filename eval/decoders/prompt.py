@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .specs import DecodingError
+from .settings import DecodingError
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -1,115 +1,9 @@
-"""The ten decoders as settings: one dataclass each, checked where it is made.
+"""The ten decoders as settings: one dataclass each, checked where it is made."""
 
-A setting's name is its field's, without the underscore that keeps `lambda_` from being Python's.
-"""
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
-from collections.abc import Iterator
-from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar, Final
-
-_ENDLESS: Final = (float("inf"), float("-inf"))
-
-
-class DecodingError(ValueError):
-    """A decoder's name or setting cannot be used, or does not fit the student."""
-
-
-def _number(
-    default: float, least: float, most: float = float("inf"), *, above: bool = False
-) -> Any:
-    """A number from `least` (or above it) to `most`."""
-    return field(default=default, metadata={"least": least, "most": most, "above": above})
-
-
-def _choice(default: str, *others: str) -> Any:
-    return field(default=default, metadata={"choices": (default, *others)})
-
-
-def _variant() -> Any:
-    return _choice("published", "reference")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
-    """What every decoder has.
-
-    Attributes:
-        max_new_tokens: most tokens of an answer.
-
-    Raises:
-        DecodingError: a value is of the wrong type or out of range.
-    """
-
-    name: ClassVar[str]
-    max_new_tokens: int = _number(128, 1)
-
-    def __post_init__(self) -> None:
-        for one in fields(self):
-            _check(self.name, one, getattr(self, one.name))
-
-    @property
-    def sampled(self) -> bool:
-        """Whether answers depend on a seed."""
-        return False
-
-    def settings(self) -> dict[str, str | int | float | bool]:
-        """Every setting by name; equal settings (and seed, if sampled) give equal answers."""
-        values = {setting_name(one): getattr(self, one.name) for one in fields(self)}
-        # JSON has no infinity.
-        return {name: str(v) if v in _ENDLESS else v for name, v in values.items()}
-
-    def identity(self, seed: int) -> dict[str, str | int | float | bool]:
-        """What decides this decoder's answers, and nothing else."""
-        return {"decoder": self.name, **self.settings(), **({"seed": seed} if self.sampled else {})}
-
-
-def setting_name(one: "Field[Any]") -> str:
-    """The name of a setting, as users write it."""
-    return one.name.rstrip("_")
-
-
-def settings_of(kind: type[Spec]) -> "Iterator[tuple[str, Field[Any]]]":
-    """Name and field of each setting of a decoder."""
-    return ((setting_name(one), one) for one in fields(kind))
-
-
-def _check(decoder: str, one: "Field[Any]", value: object) -> None:
-    where = f"{decoder}: {setting_name(one)}"
-    # type(), not isinstance: true is an int. A whole number will do for a float.
-    if type(value) is not one.type and not (one.type is float and type(value) is int):
-        kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
-        raise DecodingError(f"{where} takes {kinds.get(one.type, 'text')}, got {value!r}")
-    about = one.metadata
-    if "choices" in about and value not in about["choices"]:
-        raise DecodingError(f"{where} takes {' or '.join(about['choices'])}, got {value!r}")
-    if "least" in about:
-        assert isinstance(value, int | float)
-        low, high = about["least"], about["most"]
-        inside = low < value <= high if about["above"] else low <= value <= high
-        if not inside:
-            begin = "above" if about["above"] else "from"
-            end = "" if high == float("inf") else f" to {high:g}"
-            raise DecodingError(f"{where} takes numbers {begin} {low:g}{end}, got {value!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampled(Spec):
-    """What decoders have that draw their tokens.
-
-    Attributes:
-        temperature: divides the logits; 0 takes the most likely token instead of drawing one.
-        top_k: draw from the k most likely tokens; 0 is all.
-        top_p: draw from the fewest tokens whose probability reaches this.
-    """
-
-    temperature: float = _number(1.0, 0)
-    top_k: int = _number(0, 0)
-    top_p: float = _number(1.0, 0, 1, above=True)
-
-    @property
-    def sampled(self) -> bool:
-        """Whether answers depend on a seed."""
-        return self.temperature > 0
+from .settings import DecodingError, Sampled, Spec, choice, number, variant_setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +22,7 @@ class Beam(Spec):
     """
 
     name: ClassVar[str] = "beam"
-    beams: int = _number(5, 1)
+    beams: int = number(5, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +30,8 @@ class Nucleus(Sampled):
     """A draw from the fewest tokens whose probability reaches `top_p`."""
 
     name: ClassVar[str] = "nucleus"
-    temperature: float = _number(1.0, 0, above=True)
-    top_p: float = _number(0.9, 0, 1, above=True)
+    temperature: float = number(1.0, 0, above=True)
+    top_p: float = number(0.9, 0, 1, above=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,10 +46,10 @@ class Vcd(Sampled):
     """
 
     name: ClassVar[str] = "vcd"
-    alpha: float = _number(1.0, 0)
-    beta: float = _number(0.1, 0, 1)
-    noise_step: int = _number(500, 0, 999)
-    variant: str = _variant()
+    alpha: float = number(1.0, 0)
+    beta: float = number(0.1, 0, 1)
+    noise_step: int = number(500, 0, 999)
+    variant: str = variant_setting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,9 +67,9 @@ class Dola(Spec):
 
     name: ClassVar[str] = "dola"
     layers: str = "low"
-    relative_top: float = _number(0.1, 0, 1)
-    repetition_penalty: float = _number(1.0, 0, above=True)
-    variant: str = _variant()
+    relative_top: float = number(0.1, 0, 1)
+    repetition_penalty: float = number(1.0, 0, above=True)
+    variant: str = variant_setting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,13 +88,13 @@ class Opera(Spec):
     """
 
     name: ClassVar[str] = "opera"
-    beams: int = _number(5, 1)
-    scale: float = _number(50.0, 0, above=True)
-    threshold: int = _number(15, 1)
-    candidates: int = _number(5, 1)
-    weight: float = _number(1.0, 0)
-    window: int = _number(512, 1)
-    variant: str = _variant()
+    beams: int = number(5, 1)
+    scale: float = number(50.0, 0, above=True)
+    threshold: int = number(15, 1)
+    candidates: int = number(5, 1)
+    weight: float = number(1.0, 0)
+    window: int = number(512, 1)
+    variant: str = variant_setting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,11 +109,11 @@ class Avisc(Sampled):
     """
 
     name: ClassVar[str] = "avisc"
-    alpha: float = _number(1.0, 0)
-    beta: float = _number(0.1, 0, 1)
-    gamma: float = _number(0.5, 0, 1)
-    lambda_: float = _number(1.0, float("-inf"))
-    scheme: str = _choice("zeros", "ones", "noise")
+    alpha: float = number(1.0, 0)
+    beta: float = number(0.1, 0, 1)
+    gamma: float = number(0.5, 0, 1)
+    lambda_: float = number(1.0, float("-inf"))
+    scheme: str = choice("zeros", "ones", "noise")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,10 +128,10 @@ class M3id(Sampled):
     """
 
     name: ClassVar[str] = "m3id"
-    lambda_: float = _number(0.02, 0)
-    gate: float = _number(0.3, 0, 1)
-    beta: float = _number(0.1, 0, 1)
-    variant: str = _variant()
+    lambda_: float = number(0.02, 0)
+    gate: float = number(0.3, 0, 1)
+    beta: float = number(0.1, 0, 1)
+    variant: str = variant_setting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,13 +148,13 @@ class Damro(Sampled):
     """
 
     name: ClassVar[str] = "damro"
-    alpha: float = _number(0.5, 0)
-    beta: float = _number(0.1, 0, 1)
-    top_tokens: int = _number(10, 1)
-    mode: str = _choice("zero", "drop")
-    layer: int = _number(-1, float("-inf"), -1)
+    alpha: float = number(0.5, 0)
+    beta: float = number(0.1, 0, 1)
+    top_tokens: int = number(10, 1)
+    mode: str = choice("zero", "drop")
+    layer: int = number(-1, float("-inf"), -1)
     split_heads: bool = True
-    variant: str = _variant()
+    variant: str = variant_setting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,14 +174,14 @@ class Pai(Sampled):
     """
 
     name: ClassVar[str] = "pai"
-    temperature: float = _number(0.0, 0)
-    alpha: float = _number(0.2, 0)
-    gamma: float = _number(1.1, 0)
-    beta: float = _number(0.1, 0, 1)
-    first_layer: int = _number(2, 0)
-    last_layer: int = _number(-1, -1)
+    temperature: float = number(0.0, 0)
+    alpha: float = number(0.2, 0)
+    gamma: float = number(1.1, 0)
+    beta: float = number(0.1, 0, 1)
+    first_layer: int = number(2, 0)
+    last_layer: int = number(-1, -1)
     first_token: bool = True
-    variant: str = _variant()
+    variant: str = variant_setting()
 
 
 SPECS: Final[dict[str, type[Spec]]] = {

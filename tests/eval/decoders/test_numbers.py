@@ -12,7 +12,7 @@ from medalign.eval.decoders.m3id import cut_contrast, gated_contrast, weight
 from medalign.eval.decoders.over_trust import grown, most_frequent, over_trust
 from medalign.eval.decoders.pai import boosted, refined
 from medalign.eval.decoders.plausible import contrasted, keep_plausible
-from medalign.eval.decoders.specs import DecodingError
+from medalign.eval.decoders.settings import DecodingError
 from medalign.eval.decoders.vcd import diffusion, noised_images
 
 INF = float("inf")

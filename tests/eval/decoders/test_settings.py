@@ -7,7 +7,8 @@ import pytest
 
 from medalign.eval.decoders import SPECS, DecodingError, make_spec
 from medalign.eval.decoders.presets import PRESETS, read_assignments
-from medalign.eval.decoders.specs import Avisc, M3id, Nucleus, settings_of
+from medalign.eval.decoders.settings import settings_of
+from medalign.eval.decoders.specs import Avisc, M3id, Nucleus
 from medalign.eval.generate_command import DecoderChoice, PresetChoice
 
 
