@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from medalign.eval.decoders import decode, make_spec, vcd
+from medalign.eval.decoders import decode, m3id, make_spec, vcd
 
 TOKENS = 10
 
@@ -133,3 +133,28 @@ def test_a_repetition_penalty_keeps_dola_from_repeating(bench: Any) -> None:
     for k, row in enumerate(answers(bench, "dola", repetition_penalty=50.0, **free)):
         assert len(set(row)) == TOKENS
         assert not set(row) & set(bench.rows[k])
+
+
+def test_m3id_counts_the_tokens_of_the_answer_from_one(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    contrast = m3id.gated_contrast
+
+    def count(logits: Any, other: Any, token: int, *settings: float) -> Any:
+        counted.append(token)
+        return contrast(logits, other, token, *settings)
+
+    monkeypatch.setattr(m3id, "gated_contrast", count)
+    answers(bench, "m3id", 0, 1)
+    assert counted == list(range(1, TOKENS + 1))
+
+
+def test_pai_can_leave_the_first_token_alone(bench: Any) -> None:
+    strong = {"alpha": 3.0, "gamma": 1.0, "first_layer": 0}
+    greedy = answers(bench, "greedy", 0, 1, 2)
+    later = answers(bench, "pai", 0, 1, 2, first_token=False, **strong)
+    assert [row[0] for row in later] == [row[0] for row in greedy]
+    assert later != greedy
+    at_once = answers(bench, "pai", 0, 1, 2, **strong)
+    assert [row[0] for row in at_once] != [row[0] for row in greedy]

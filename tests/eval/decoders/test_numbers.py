@@ -10,9 +10,10 @@ from medalign.eval.decoders.damro import top_patches
 from medalign.eval.decoders.dola import divergence, layer_contrast, premature, premature_layers
 from medalign.eval.decoders.m3id import cut_contrast, gated_contrast, weight
 from medalign.eval.decoders.over_trust import grown, most_frequent, over_trust
-from medalign.eval.decoders.pai import boosted, refined
+from medalign.eval.decoders.pai import boosted, boosted_layers, refined
 from medalign.eval.decoders.plausible import contrasted, keep_plausible
 from medalign.eval.decoders.settings import DecodingError
+from medalign.eval.decoders.specs import Pai
 from medalign.eval.decoders.vcd import diffusion, noised_images
 
 INF = float("inf")
@@ -46,6 +47,16 @@ def test_vcd_contrasts_and_cuts(
     found = contrasted(L, OTHER, alpha, 0.1)
     near(found, scores)
     near(found.softmax(-1), probabilities)
+
+
+def test_the_model_decides_what_is_plausible_not_the_contrast() -> None:
+    """The last token would win by far, if what is cut were looked for after the contrast."""
+    other = torch.tensor([[2, 1, 0.5, 0, -30]], dtype=torch.float64)
+    near(contrasted(L, other, 1.0, 0.1), [2, 1, 0.5, 0, -INF])
+    near(refined(L, other, 3.0, 0.1)[:, 4:], [-INF])
+    near(cut_contrast(L, other, 50, 0.02, 0.1)[:, 4:], [-INF])
+    earlier = torch.stack([other])
+    near(layer_contrast(L, earlier, 0.1, "published")[:, 4:], [-INF])
 
 
 @pytest.mark.parametrize(
@@ -196,6 +207,14 @@ def test_pai_raises_scores_of_image_tokens_negative_ones_too() -> None:
     near(changed.softmax(-1), [0.473379, 0.035160, 0.317315, 0.174146])
     hidden = torch.full((1, 1, 2), -INF)
     assert torch.equal(boosted(hidden, torch.tensor([[True, False]]), 0.2), hidden)
+
+
+def test_pai_changes_the_layers_it_is_told() -> None:
+    assert boosted_layers(Pai(), 6) == range(2, 6)
+    assert boosted_layers(Pai(first_layer=0, last_layer=3), 6) == range(4)
+    for first, last in ((6, -1), (2, 6), (4, 3)):
+        with pytest.raises(DecodingError, match="which has 0 to 5"):
+            boosted_layers(Pai(first_layer=first, last_layer=last), 6)
 
 
 def test_pai_contrasts_and_cuts() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from medalign.eval.decoders import SPECS, DecodingError, decode, make_spec, stream
@@ -39,6 +40,35 @@ def test_an_answer_does_not_depend_on_its_batch(bench: Any, name: str) -> None:
         length = min(len(alone), together.shape[1])
         assert torch.equal(together[k][:length], alone[:length])
         assert torch.equal(turned[3 - k][:length], alone[:length])
+
+
+@pytest.mark.parametrize("name", ["vcd", "avisc", "m3id", "damro", "pai", "opera"])
+def test_prompts_may_have_several_images(benches: Any, name: str) -> None:
+    bench = benches("mistral")
+    image = [bench.model.config.image_token_id] * 16
+    several = [1, 10, *image, *image, 20, 21]
+    with_two = {
+        "input_ids": torch.tensor([several]),
+        "attention_mask": torch.ones(1, len(several), dtype=torch.long),
+        "pixel_values": bench.pixels[:2],
+    }
+    one = bench.inputs(2)
+    gap = len(several) - len(bench.rows[2])
+    both = {
+        "input_ids": torch.cat([F.pad(one["input_ids"], (gap, 0)), with_two["input_ids"]]),
+        "attention_mask": torch.cat(
+            [F.pad(one["attention_mask"], (gap, 0)), with_two["attention_mask"]]
+        ),
+        "pixel_values": torch.cat([one["pixel_values"], with_two["pixel_values"]]),
+    }
+    spec = make_spec(name, None, {"max_new_tokens": 4})
+    if name == "damro":
+        spec = make_spec(name, None, {"max_new_tokens": 4, "mode": "drop"})
+    together = decode(bench.model, both, spec, ids=["a", "b"])
+    for row, (inputs, record) in enumerate(((one, "a"), (with_two, "b"))):
+        alone = decode(bench.model, inputs, spec, ids=[record])[0]
+        length = min(len(alone), together.shape[1])
+        assert torch.equal(together[row][:length], alone[:length])
 
 
 @pytest.mark.parametrize("name", list(SPECS))
