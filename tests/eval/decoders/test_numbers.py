@@ -173,6 +173,7 @@ def test_avisc_reads_as_many_layers_as_gamma_asks_for() -> None:
     # The second layer looks elsewhere than the first; only with both is token 0 not alone.
     attention = torch.tensor([[0.6, 0.0, 0.0], [0.0, 0.0, 0.4]], dtype=torch.float64)
     assert blind_tokens(attention, 0.5, 0.5).tolist() == [True, False, False]
+    assert blind_tokens(attention.flip(0), 0.5, 0.5).tolist() == [True, False, False]
     assert blind_tokens(attention, 0.7, -0.5).tolist() == [True, False, True]
     assert blind_tokens(attention, 1.0, -0.5).tolist() == [True, False, True]
 

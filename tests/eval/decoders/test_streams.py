@@ -174,6 +174,22 @@ def test_avisc_hides_all_but_the_blind_tokens_and_nothing_else(
     assert torch.equal(everything, prompt.visual)
 
 
+def test_avisc_reads_attention_while_the_prompt_is_read_and_no_longer(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = bench.model.model.language_model.layers
+    reading: list[bool] = []
+    step = ContrastStream.step
+
+    def look(self: ContrastStream, ids: Tensor) -> Tensor:
+        reading.append(any(hasattr(block.self_attn, "medalign_last_row") for block in blocks))
+        return step(self, ids)
+
+    monkeypatch.setattr(ContrastStream, "step", look)
+    decode(bench.model, bench.inputs(0), make_spec("avisc", None, {"max_new_tokens": 2}))
+    assert reading == [False, False]
+
+
 @pytest.mark.parametrize("mode", ["zero", "drop"])
 def test_damro_shows_the_chosen_patches_bit_for_bit(
     bench: Any, watched: list[Step], mode: str
