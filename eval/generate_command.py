@@ -50,7 +50,11 @@ def generate(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the decoder; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of the decoder, see docs/decoders.md; repeatable.",
+        ),
     ] = None,
     student: Annotated[
         Path | None, typer.Option(help="Where the run's student is, if it moved.")
@@ -103,6 +107,8 @@ def generate(
     found = find_source(source, student)
     if found.unfinished:
         typer.echo(found.unfinished, err=True)
+    if decoder is DecoderChoice.opera and batch_size > 1:
+        typer.echo("opera rewinds each answer by itself: one question at a time", err=True)
     with answer_bar() as bar:
         done = answer(
             found,

@@ -1,14 +1,21 @@
 """Attention that is read or changed beside the model's own kernel."""
 
+import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+from transformers import CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPAttention
 
-from medalign.eval.decoders.damro import class_row
+from medalign.eval.decoders.damro import class_attention, class_row
 from medalign.eval.decoders.last_row import last_rows
 from medalign.eval.decoders.pai import boosted
+from medalign.eval.decoders.settings import DecodingError
+from medalign.eval.decoders.specs import Damro
 
 
 def test_avisc_reads_what_eager_attention_would_say(
@@ -28,24 +35,47 @@ def test_avisc_reads_what_eager_attention_would_say(
         assert torch.allclose(rows[layer], maps[layer][:, :, -1], atol=1e-5)
 
 
+@pytest.mark.parametrize("layer", [-1, -2])
 def test_damro_reads_the_class_token_as_the_tower_attends(
-    bench: Any, eager: Callable[[Any, str], Any]
+    bench: Any, eager: Callable[[Any, str], Any], layer: int
 ) -> None:
-    tower = bench.model.model.vision_tower
-    block = tower.encoder.layers[-1].self_attn
-    seen: list[Tensor] = []
-    keep = block.register_forward_pre_hook(
-        lambda _m, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]),
-        with_kwargs=True,
-    )
-    with torch.no_grad(), eager(bench.model, "vision_config"):
-        maps = tower(bench.pixels, output_attentions=True).attentions
-    keep.remove()
+    model = bench.model
+    with torch.no_grad(), eager(model, "vision_config"):
+        maps = model.model.vision_tower(bench.pixels, output_attentions=True).attentions
+    found = {}
+    for split in (True, False):
+        spec = Damro(layer=layer, split_heads=split)
+        with torch.no_grad(), class_attention(model, spec) as rows:
+            model.get_image_features(pixel_values=bench.pixels)
+        (found[split],) = rows
+    assert torch.allclose(found[True], maps[layer].mean(1)[:, 0, 1:], atol=1e-5)
+    assert not torch.allclose(found[True], found[False], atol=1e-3)
+
+
+def test_attention_over_the_whole_width_is_one_softmax() -> None:
+    block = CLIPAttention(CLIPVisionConfig(hidden_size=8, num_attention_heads=2))
+    states = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = class_row(block, seen[0], split_heads=True)
-        whole = class_row(block, seen[0], split_heads=False)
-    assert torch.allclose(found, maps[-1].mean(1)[:, 0, 1:], atol=1e-5)
-    assert not torch.allclose(found, whole, atol=1e-3)
+        scores = block.q_proj(states[0, 0]) @ block.k_proj(states[0]).T / math.sqrt(8)
+        found = class_row(block, states, split_heads=False)
+    assert torch.allclose(found[0], scores.softmax(-1)[1:])
+
+
+def test_a_tower_without_such_a_layer_or_a_class_token_is_refused(bench: Any) -> None:
+    with (
+        pytest.raises(DecodingError, match="layer is -3, the vision tower has 2 layers"),
+        class_attention(bench.model, Damro(layer=-3)),
+    ):
+        pass
+    config = SimpleNamespace(
+        vision_feature_select_strategy="full", vision_config=SimpleNamespace(model_type="siglip")
+    )
+    other = SimpleNamespace(config=config, model=bench.model.model)
+    with (
+        pytest.raises(DecodingError, match="needs a vision tower with a class token, siglip"),
+        class_attention(other, Damro()),
+    ):
+        pass
 
 
 def test_boosted_attention_at_zero_changes_nothing(bench: Any) -> None:
