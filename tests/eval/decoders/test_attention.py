@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPAttention
 
 from medalign.eval.decoders.damro import class_attention, class_row
-from medalign.eval.decoders.last_row import last_rows
+from medalign.eval.decoders.last_row import last_rows, last_scores
 from medalign.eval.decoders.pai import boosted
 from medalign.eval.decoders.settings import DecodingError
 from medalign.eval.decoders.specs import Damro
@@ -33,6 +33,25 @@ def test_avisc_reads_what_eager_attention_would_say(
         maps = bench.model(**inputs, output_attentions=True).attentions
     for layer in range(6):
         assert torch.allclose(rows[layer], maps[layer][:, :, -1], atol=1e-5)
+
+
+def test_masks_of_every_kernel_hide_the_same_keys() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 3, 8, generator=generator)
+    key = torch.randn(2, 2, 6, 8, generator=generator)
+    repeated = key.repeat_interleave(2, dim=1)
+    plain = torch.einsum("bhd,bhsd->bhs", query[:, :, -1], repeated) * 0.5
+    assert torch.allclose(last_scores(query, key, None, 0.5, None), plain, atol=1e-5)
+    seen = torch.tensor([[False, False, True, True, True, True], [True] * 6])
+    wanted = plain.masked_fill(~seen[:, None], float("-inf"))
+    square = seen[:, None, None, :].expand(-1, 1, 3, -1)
+    added = torch.zeros(2, 1, 3, 6).masked_fill(~square, torch.finfo(torch.float32).min)
+    for mask in (seen.long(), square, added):
+        assert torch.allclose(last_scores(query, key, mask, 0.5, None), wanted, atol=1e-5)
+    near = last_scores(query, key, None, 0.5, 4)
+    assert near[:, :, :2].isneginf().all()
+    assert torch.allclose(near[:, :, 2:], plain[:, :, 2:], atol=1e-5)
+    assert torch.allclose(last_scores(query, key, None, 0.5, 6), plain, atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [-1, -2])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from medalign.eval.decoders import decode, make_spec
+from medalign.eval.decoders.hypotheses import Beams, choose
 from medalign.eval.decoders.opera import search
 from medalign.eval.decoders.opera_model import BeamModel
 from medalign.eval.decoders.specs import Beam, Opera
@@ -101,6 +102,31 @@ def test_what_was_chosen_there_is_not_chosen_again() -> None:
     assert seen[5][11] != first[0][11]
 
 
+def test_rejections_behind_a_rewind_are_forgotten() -> None:
+    """Twice to length 14, once to 12, again to 14: there only the newest choice is rejected."""
+
+    seen: list[list[int]] = []
+
+    def order(length: int) -> Tensor:
+        generator = torch.Generator().manual_seed(length)
+        return torch.randn(WORDS, generator=generator)
+
+    def logits(tokens: Tensor) -> Tensor:
+        if tokens.shape[1] == 15:
+            seen.append(tokens[0].tolist())
+        return order(tokens.shape[1]).repeat(len(tokens), 1)
+
+    def rows(tokens: Tensor) -> Tensor:
+        return leaning_on(11 if len(model.restarts) == 3 else 13)(tokens)
+
+    model = Scripted(logits, rows)
+    search(model, Opera(beams=1, threshold=2, weight=0.0, max_new_tokens=18), frozenset())
+    assert model.restarts[:5] == [0, 14, 14, 12, 14]
+    places = [order(14).argsort(descending=True).tolist().index(one[14]) for one in seen]
+    # First choice, second, third; then the first again, and the second.
+    assert places[:5] == [0, 1, 2, 0, 1]
+
+
 def test_nothing_is_rewound_without_dominance_or_before_the_tenth_token() -> None:
     for column, threshold in ((None, 2), (9, 2), (11, 40)):
         model = Scripted(by_last_token, leaning_on(column))
@@ -160,6 +186,32 @@ def test_later_tokens_are_punished_for_over_trust() -> None:
     assert search(Scripted(logits, rows), unpunished, frozenset()) == [7] * 14
     # 1e-7 (50 * .2)^n: 1e3 at the tenth token, but the first ten are not looked at.
     assert search(Scripted(logits, rows), spec, frozenset()) == [7] * 10 + [8] * 4
+
+
+def test_a_beam_keeps_what_belongs_to_its_parent() -> None:
+    beams = Beams(
+        tokens=torch.tensor([[1, 2], [3, 4]]),
+        scores=torch.tensor([-1.0, -2.0]),
+        finished=(),
+        trust=torch.tensor([[0.1, 0.2], [0.3, 0.4]], dtype=torch.float64),
+    )
+    scores = torch.full((2, 6), -9.0)
+    scores[0, 3], scores[1, 5] = -3.0, -0.5
+    after, parents, done = choose(beams, scores, frozenset(), 9)
+    assert parents.tolist() == [1, 0]
+    assert after.tokens.tolist() == [[3, 4, 5], [1, 2, 3]]
+    assert after.scores.tolist() == [-2.5, -4.0]
+    assert after.trust.tolist() == [[0.3, 0.4], [0.1, 0.2]]
+    assert (after.finished, done) == ((), False)
+
+
+def test_an_end_ranked_behind_the_beams_finishes_nothing() -> None:
+    beams = Beams.begin(1, torch.device("cpu"))
+    scores = torch.tensor([[-1.0, -2.0, -3.0, -4.0]])
+    after, _, _ = choose(beams, scores, frozenset({1}), 9)
+    assert (after.finished, after.tokens.tolist()) == ((), [[0]])
+    after, _, _ = choose(beams, scores, frozenset({0}), 9)
+    assert (after.finished, after.tokens.tolist()) == (((-1.0, (0,)),), [[1]])
 
 
 def test_every_token_costs_one_pass_and_one_for_each_candidate(
