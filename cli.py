@@ -12,7 +12,9 @@ from .demo.commands import demo
 from .eval.commands import app as eval_app
 from .eval.commands import cache_show
 from .pipeline.commands import cache
+from .pipeline.datasets.commands import data
 from .trainer.commands import train
+from .trainer.convert.commands import student
 from .trainer.doctor.command import doctor
 from .trainer.export.commands import export
 from .trainer.recipe_commands import recipes
@@ -30,7 +32,9 @@ cache.command("show")(cache_show)
 app.command()(train)
 app.command()(export)
 app.add_typer(recipes, name="recipes")
+app.add_typer(student, name="student")
 app.add_typer(eval_app, name="eval")
+app.add_typer(data, name="data")
 
 
 def _version(wanted: bool) -> None:

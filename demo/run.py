@@ -26,7 +26,8 @@ from ..teacher_cache.reader import TeacherCache
 from ..teacher_cache.seal import seal
 from ..trainer.loop import Step
 from ..trainer.prepare import Say, with_paths
-from ..trainer.recipe import Recipe, find_recipe
+from ..trainer.recipe import Recipe
+from ..trainer.shipped import find_recipe
 from ..trainer.student import load_base, load_student
 from ..trainer.students.probe import attach
 from ..trainer.students.spec import StudentSpec, read_student
@@ -97,7 +98,7 @@ def run_demo(out: Path, say: Say, report: Callable[[Step, int], None]) -> Demo:
     runs = []
     for name, folder, overrides in (("plain LoRA", "plain", PLAIN), ("MedAlign", "medalign", ())):
         say(f"train    {name}")
-        recipe = Recipe.from_yaml(find_recipe("demo"), overrides)
+        recipe = Recipe.of(find_recipe("demo"), overrides)
         chosen = with_paths(
             recipe, student=out / "student", manifest=SAMPLE / "train.jsonl", images=SAMPLE
         )
@@ -158,7 +159,7 @@ def _claim(out: Path) -> None:
 
 def _untrained(spec: StudentSpec) -> object:
     model = load_base(spec.path, torch.float32)
-    attach(model, Recipe.from_yaml(find_recipe("demo")).loss.layer, rotation=False)
+    attach(model, Recipe.of(find_recipe("demo")).loss.layer, rotation=False)
     return model
 
 
@@ -196,7 +197,7 @@ def _finished(
 
 
 def _measure(model: object, spec: StudentSpec, cache: TeacherCache) -> Measured:
-    loss = Recipe.from_yaml(find_recipe("demo")).loss
+    loss = Recipe.of(find_recipe("demo")).loss
     return measure(model, spec, read_manifest(SAMPLE / "test.jsonl"), SAMPLE, cache, loss)
 
 

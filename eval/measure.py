@@ -15,7 +15,7 @@ from ..trainer.batch import collate
 from ..trainer.data import Conversations
 from ..trainer.losses import attention_alignment_terms, gram_alignment_terms
 from ..trainer.objective import look
-from ..trainer.recipe import LossSection
+from ..trainer.recipe_sections import LossSection
 from ..trainer.student import llava_of
 from ..trainer.students.spec import StudentSpec
 from .answers import AnswersError

@@ -48,7 +48,7 @@ def iter_records(path: Path) -> Iterator[Record]:
     Raises:
         ManifestError: at the first record that breaks a rule, or if the file is no manifest.
     """
-    for where, found in _scan(path):
+    for where, _, found in _scan(path):
         if isinstance(found, Record):
             yield found
         else:
@@ -72,18 +72,31 @@ def checked_records(path: Path) -> Iterator[Record]:
     """
     problems: list[str] = []
     total = 0
-    first_seen: dict[str, str] = {}
-    for where, found in _scan(path):
+    for where, _, found in scan_records(path):
         if isinstance(found, Record):
-            earlier = first_seen.setdefault(found.id, where)
-            if earlier is where:
-                yield found
-                continue
-            found = [f'id "{shorten(found.id)}" was used before, on {earlier}; ids must be unique']
+            yield found
+            continue
         total += len(found)
         problems += [f"{where}: {each}" for each in found[: PROBLEMS_SHOWN - len(problems)]]
     if total:
         raise _error(path, problems, total)
+
+
+def scan_records(path: Path) -> Iterator[tuple[str, int, Record | list[str]]]:
+    """Yield (where, line, record or all that is wrong with it); an id used before is wrong too.
+
+    Raises:
+        ManifestError: the file is no manifest at all.
+    """
+    first_seen: dict[str, str] = {}
+    for where, line, found in _scan(path):
+        if isinstance(found, Record):
+            earlier = first_seen.setdefault(found.id, where)
+            if earlier is not where:
+                text = f'id "{shorten(found.id)}" was used before, on {earlier}; ids must be unique'
+                yield where, line, [text]
+                continue
+        yield where, line, found
 
 
 def resolve_image(root: Path, relative: str) -> Path:
@@ -109,8 +122,8 @@ def resolve_image(root: Path, relative: str) -> Path:
     return Path(real)
 
 
-def _scan(path: Path) -> Iterator[tuple[str, Record | list[str]]]:
-    """Yield (where, record or its problems) for every record of the file."""
+def _scan(path: Path) -> Iterator[tuple[str, int, Record | list[str]]]:
+    """Yield (where, line, record or its problems) for every record of the file."""
     try:
         with path.open("rb") as file:
             start = _first_character(path, file)
@@ -120,7 +133,7 @@ def _scan(path: Path) -> Iterator[tuple[str, Record | list[str]]]:
                 _array_items(path, file) if start == b"[" else _json_lines(path, file)
             ):
                 empty = False
-                yield where, read_record(raw, line)
+                yield where, line, read_record(raw, line)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ManifestError(f"{path}: cannot be read: {reason.lower()}") from None

@@ -1,6 +1,8 @@
 """Fixtures that more than one folder of tests uses."""
 
+import contextlib
 import hashlib
+import io
 import socket
 import struct
 import subprocess
@@ -9,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import Lock, Thread
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import settings
 
+from medalign.cli import main
 from medalign.teacher_cache.audit import seal
 from medalign.teacher_cache.schema import CacheCard, ExpertCard, Failure, PatchGrid, Plan
 from medalign.teacher_cache.writer import TeacherCacheWriter
@@ -145,6 +149,43 @@ def stores_below(
         return folder / name
 
     return lambda folder: partial(make, folder)
+
+
+@pytest.fixture(scope="session")
+def medalign() -> Callable[..., str]:
+    """Run the command line in this process, which has the heavy imports behind it.
+
+    `medalign("cache", "seal", store)` returns what was printed; `code=2` expects that exit code,
+    and gives stderr alone, as input that is wrong must be explained there.
+    """
+
+    def run(*words: str | Path, code: int = 0) -> str:
+        out, err, found = io.StringIO(), io.StringIO(), 0
+        before, sys.argv = sys.argv, ["medalign", *map(str, words)]
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                main()
+        except SystemExit as end:
+            found = end.code if isinstance(end.code, int) else int(bool(end.code))
+        finally:
+            sys.argv = before
+        assert found == code, f"{words}\n{out.getvalue()}\n{err.getvalue()}"
+        return err.getvalue() if code == 2 else out.getvalue() + err.getvalue()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def originals() -> ModuleType:
+    """Makers of small original checkpoints: `originals.make_llava_med(folder)` and others."""
+    path = Path(__file__).parent / "trainer" / "convert" / "original.py"
+    spec = spec_from_file_location("original_checkpoints", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 class CuttingProxy:

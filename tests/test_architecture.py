@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("demo", "eval", "pipeline", "teacher_cache", "trainer")
 LOWER_HALF = {  # what the trainer may take of the pipeline: it never sees an expert
     "pipeline.geometry",
+    "pipeline.image_files",
     "pipeline.manifest",
     "pipeline.pixels",
 }
@@ -27,6 +28,7 @@ ONLY_IN = {  # each heavy library has one door
     "deepspeed": {"trainer/ranks.py"},
     "open_clip": {"pipeline/tower.py"},
     "peft": {"trainer/student.py"},
+    "pyarrow": {"pipeline/datasets/parquet.py"},
     "pydicom": {"pipeline/codestream.py", "pipeline/dicom.py"},
     "timm": {"pipeline/tower.py"},
     "wandb": {"trainer/loggers.py"},

@@ -1,13 +1,12 @@
 """The whole job through the command line, as a user runs it, on tiny models."""
 
-import contextlib
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from medalign.cli import main
 from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
 
 RECIPE = """\
@@ -26,24 +24,6 @@ data: {batch_size: 2, accumulation: 2, workers: 1}
 deepspeed: {stage: 2}
 run: {steps: 6, save_every: 2}
 """
-
-
-def medalign(*words: str | Path, code: int = 0) -> str:
-    """Run a command in this process, which has the heavy imports behind it.
-
-    Returns its output, or stderr alone when its input was wrong.
-    """
-    out, err, found = io.StringIO(), io.StringIO(), 0
-    before, sys.argv = sys.argv, ["medalign", *map(str, words)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main()
-    except SystemExit as end:
-        found = end.code if isinstance(end.code, int) else int(bool(end.code))
-    finally:
-        sys.argv = before
-    assert found == code, f"{words}\n{out.getvalue()}\n{err.getvalue()}"
-    return err.getvalue() if code == 2 else out.getvalue() + err.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +53,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cache(job: Path) -> Path:
+def cache(job: Path, medalign: Callable[..., str]) -> Path:
     store = job / "cache"
     words = ("cache", "build", job / "m.jsonl", "--images", job / "images", "--expert", "demo")
     shape = ("--grid", "4x4", "--shard-rows", "4", "--workers", "0", "--out", store)
@@ -97,7 +77,7 @@ def train_words(job: Path, cache: Path, out: Path) -> list[str | Path]:
 
 
 @pytest.fixture(scope="module")
-def finished(job: Path, cache: Path) -> Path:
+def finished(job: Path, cache: Path, medalign: Callable[..., str]) -> Path:
     out = job / "run"
     said = medalign(*train_words(job, cache, out))
     assert str(out / "adapter") in said
@@ -105,7 +85,9 @@ def finished(job: Path, cache: Path) -> Path:
     return out
 
 
-def test_a_run_remembers_its_cache_and_the_certificate(cache: Path, finished: Path) -> None:
+def test_a_run_remembers_its_cache_and_the_certificate(
+    cache: Path, finished: Path, medalign: Callable[..., str]
+) -> None:
     known = json.loads((finished / "environment.json").read_text())["cache"]
     info = json.loads(medalign("cache", "info", cache, "--json"))
     for key in ("store", "rows", "content_hash", "certificate"):
@@ -114,7 +96,7 @@ def test_a_run_remembers_its_cache_and_the_certificate(cache: Path, finished: Pa
 
 
 def test_training_from_similarities_gives_the_loss_curve_of_training_from_features(
-    job: Path, cache: Path, finished: Path
+    job: Path, cache: Path, finished: Path, medalign: Callable[..., str]
 ) -> None:
     error, store = 1e-3, job / "gram"
     words = ("cache", "build", job / "m.jsonl", "--images", job / "images", "--expert", "demo")
@@ -156,14 +138,16 @@ def test_a_run_folder_holds_everything_the_contract_names(finished: Path) -> Non
     assert any("multi_modal_projector" in key for key in keys)
 
 
-def test_a_finished_run_is_not_trained_again(job: Path, cache: Path, finished: Path) -> None:
+def test_a_finished_run_is_not_trained_again(
+    job: Path, cache: Path, finished: Path, medalign: Callable[..., str]
+) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
     medalign(*train_words(job, cache, finished))
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
-    job: Path, cache: Path, finished: Path
+    job: Path, cache: Path, finished: Path, medalign: Callable[..., str]
 ) -> None:
     out = job / "killed"
     words = [sys.executable, "-m", "medalign", *map(str, train_words(job, cache, out))]
@@ -206,7 +190,7 @@ def test_a_stopped_run_saves_and_says_how_to_go_on(
 
 @pytest.mark.parametrize("decoder", ["greedy", "beam", "nucleus"])
 def test_answers_are_generated_and_scored(
-    job: Path, finished: Path, decoder: str, tmp_path: Path
+    job: Path, finished: Path, decoder: str, tmp_path: Path, medalign: Callable[..., str]
 ) -> None:
     out = tmp_path / "p.jsonl"
     words: list[str | Path] = [
@@ -227,7 +211,9 @@ def test_answers_are_generated_and_scored(
     assert json.loads(scores.read_text())["counts"]["records"] == 5
 
 
-def test_a_student_without_an_adapter_answers_too(job: Path, tmp_path: Path) -> None:
+def test_a_student_without_an_adapter_answers_too(
+    job: Path, tmp_path: Path, medalign: Callable[..., str]
+) -> None:
     words: list[str | Path] = [
         "eval",
         "generate",
@@ -253,7 +239,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_to_train_is_one_line_and_exit_2(
-    job: Path, cache: Path, tmp_path: Path, case: str
+    job: Path, cache: Path, tmp_path: Path, case: str, medalign: Callable[..., str]
 ) -> None:
     extra, wanted = BAD[case]
     said = medalign(*train_words(job, cache, tmp_path / "run"), *extra, code=2)
@@ -263,7 +249,7 @@ def test_bad_input_to_train_is_one_line_and_exit_2(
 
 
 def test_another_recipe_over_a_run_is_refused_naming_both_sides(
-    job: Path, cache: Path, finished: Path
+    job: Path, cache: Path, finished: Path, medalign: Callable[..., str]
 ) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
     said = medalign(*train_words(job, cache, finished), "--set", "optim.lr=0.1", code=2)
@@ -271,7 +257,9 @@ def test_another_recipe_over_a_run_is_refused_naming_both_sides(
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
-def test_starting_over_keeps_the_earlier_run(job: Path, cache: Path, tmp_path: Path) -> None:
+def test_starting_over_keeps_the_earlier_run(
+    job: Path, cache: Path, tmp_path: Path, medalign: Callable[..., str]
+) -> None:
     out = tmp_path / "run"
     short = ["--set", "run.steps=1"]
     medalign(*train_words(job, cache, out), *short)
@@ -281,14 +269,16 @@ def test_starting_over_keeps_the_earlier_run(job: Path, cache: Path, tmp_path: P
 
 
 def test_a_folder_of_something_else_is_not_written_into(
-    job: Path, cache: Path, tmp_path: Path
+    job: Path, cache: Path, tmp_path: Path, medalign: Callable[..., str]
 ) -> None:
     (tmp_path / "thesis.txt").write_text("chapter one")
     assert "something else than a run" in medalign(*train_words(job, cache, tmp_path), code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_cache_that_is_still_building_is_refused(job: Path, tmp_path: Path) -> None:
+def test_a_cache_that_is_still_building_is_refused(
+    job: Path, tmp_path: Path, medalign: Callable[..., str]
+) -> None:
     store = tmp_path / "cache"
     words = ("cache", "build", job / "test.jsonl", "--images", job / "images", "--expert", "demo")
     medalign(*words, "--grid", "4x4", "--workers", "0", "--out", store)
@@ -304,7 +294,7 @@ def test_a_cache_that_is_still_building_is_refused(job: Path, tmp_path: Path) ->
     ],
 )
 def test_a_cache_of_another_shape_is_refused_naming_both_sides(
-    job: Path, tmp_path: Path, options: list[str], wanted: str
+    job: Path, tmp_path: Path, options: list[str], wanted: str, medalign: Callable[..., str]
 ) -> None:
     store = tmp_path / "cache"
     words = ("cache", "build", job / "test.jsonl", "--images", job / "images", "--expert", "demo")
@@ -314,7 +304,7 @@ def test_a_cache_of_another_shape_is_refused_naming_both_sides(
 
 
 def test_an_image_that_changed_since_the_cache_was_built_is_refused(
-    job: Path, cache: Path, tmp_path: Path
+    job: Path, cache: Path, tmp_path: Path, medalign: Callable[..., str]
 ) -> None:
     moved = tmp_path / "images"
     moved.mkdir()
@@ -353,7 +343,7 @@ def test_two_ranks_give_the_numbers_of_one(
 
 
 def test_an_image_lost_since_the_cache_was_built_is_told_and_exits_1(
-    job: Path, cache: Path, tmp_path: Path
+    job: Path, cache: Path, tmp_path: Path, medalign: Callable[..., str]
 ) -> None:
     fewer = tmp_path / "images"
     fewer.mkdir()

@@ -1,10 +1,9 @@
 """Build, seal, verify and train against an S3 server, over a network that drops connections."""
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medalign.cli import main
 from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
 
 RECIPE = """\
@@ -22,19 +20,6 @@ data: {batch_size: 2, workers: 1}
 run: {steps: 2}
 """
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
-
-
-def medalign(*words: str | Path) -> None:
-    out, before, code = io.StringIO(), sys.argv, None
-    sys.argv = ["medalign", *map(str, words)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            main()
-    except SystemExit as end:
-        code = end.code
-    finally:
-        sys.argv = before
-    assert not code, out.getvalue()
 
 
 @pytest.fixture
@@ -63,7 +48,9 @@ def building(job: Path, store: str | Path) -> list[str]:
     return [str(word) for word in (*words, *shape)]
 
 
-def losses(job: Path, store: str | Path, out: Path) -> list[tuple[float, ...]]:
+def losses(
+    medalign: Callable[..., str], job: Path, store: str | Path, out: Path
+) -> list[tuple[float, ...]]:
     paths = ("--manifest", job / "m.jsonl", "--images", job / "images", "--student")
     medalign("train", job / "r.yaml", "--cache", store, *paths, job / "student", "--out", out)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -71,7 +58,7 @@ def losses(job: Path, store: str | Path, out: Path) -> list[tuple[float, ...]]:
 
 
 def test_two_parts_build_a_store_on_s3_and_training_from_it_is_training_from_disk(
-    job: Path, bucket: str, proxy: Any
+    medalign: Callable[..., str], job: Path, bucket: str, proxy: Any
 ) -> None:
     proxy.every = 9
     store = f"{bucket}/cache"
@@ -84,7 +71,8 @@ def test_two_parts_build_a_store_on_s3_and_training_from_it_is_training_from_dis
     medalign("cache", "verify", store)
     medalign(*building(job, job / "cache"))
     medalign("cache", "seal", job / "cache")
-    remote, local = losses(job, store, job / "remote"), losses(job, job / "cache", job / "local")
+    remote = losses(medalign, job, store, job / "remote")
+    local = losses(medalign, job, job / "cache", job / "local")
     assert remote == local
     assert len(remote) == 2
     assert proxy.cut > 5

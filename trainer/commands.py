@@ -8,7 +8,9 @@ import typer
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, or a shipped one's name.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A YAML file, or a shipped recipe; RECIPE+PART adds a part.")
+    ],
     cache: Annotated[str | None, typer.Option(help="Folder or URL of a sealed cache.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="Manifest to train on.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
@@ -34,12 +36,13 @@ def train(
     if as_json and not plan:
         raise typer.BadParameter("--json goes with --plan")
     from .quiet import quiet_libraries
-    from .recipe import Recipe, find_recipe
+    from .recipe import Recipe
+    from .shipped import find_recipe
 
-    path = find_recipe(recipe)
-    chosen = Recipe.from_yaml(path, override or ())
+    source = find_recipe(recipe)
+    chosen = Recipe.of(source, override or ())
     quiet_libraries()
-    out = out or Path("runs") / path.stem
+    out = out or Path("runs") / source.name
     if plan:
         from .plan.command import print_plan
 

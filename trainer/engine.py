@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from .partition import MOMENTS, partition_of
 from .ranks import Ranks, load_deepspeed
-from .recipe import OptimSection, Recipe
+from .recipe import Recipe
+from .recipe_sections import OptimSection
 from .zero_config import zero_config, zero_stage
 
 

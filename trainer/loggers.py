@@ -19,7 +19,8 @@ from typing import Any, Literal, Protocol, Self
 from ..teacher_cache.durable import write_durably
 from .contest import Best
 from .json_lines import append
-from .recipe import LogSection, Recipe, RecipeError
+from .recipe import Recipe, RecipeError
+from .recipe_run_sections import LogSection
 from .run_folder import RunFolder
 
 Kind = Literal["train", "validation"]
@@ -133,7 +134,7 @@ class WeightsAndBiases:
             dir=str(folder.path),
             # The variable, where a user set it, is read by W&B itself.
             mode=None if "WANDB_MODE" in os.environ else recipe.log.wandb_mode,
-            config=recipe.model_dump(mode="json"),
+            config=recipe.settings(),
             # stdout belongs to the command's result.
             settings=wandb.Settings(silent=True, console="off"),
         )

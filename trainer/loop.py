@@ -20,7 +20,8 @@ from .held_out import HeldOut, Validation
 from .loggers import Loggers
 from .memory_used import peak_bytes, resident_bytes
 from .objective import Share
-from .recipe import OptimSection, Recipe
+from .recipe import Recipe
+from .recipe_sections import OptimSection
 from .run_folder import RunFolder
 from .stop import StopRequest
 
@@ -183,7 +184,7 @@ class Loop:
 
     def _step(self, batches: Iterator[Batch], step: int, report: Callable[[Step], None]) -> Step:
         begun = time.perf_counter()
-        micro = [next(batches) for _ in range(self.recipe.data.accumulation)]
+        micro = [next(batches) for _ in range(self.recipe.data.micro_steps)]
         waited = time.perf_counter() - begun
         # Known before the first forward: a mean over the step needs the step's counts.
         tokens, images, skipped, refused, cut, read = self._sum(

@@ -30,6 +30,10 @@ LIVE: Final = 1_000_000_000
 """Most gathered parameters that ZeRO 3 holds at once (`stage3_max_live_parameters`)."""
 CONTEXT: Final = 600_000_000
 """Bytes that CUDA and its libraries take of a device before the first tensor; an assumption."""
+PEAK_OPERATIONS: Final = 989e12
+"""Dense bf16 operations a second of an H100 SXM, by its data sheet."""
+UTILISATION: Final = 0.4
+"""Share of them that a step is assumed to reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,3 +208,8 @@ def step_operations(parameters: Parameters, load: Load, chosen: Settings) -> flo
     cells = load.batch * load.tokens
     passes = 6 if chosen.checkpointing else 4
     return float(cells * (passes * parameters.frozen + 6 * parameters.trained))
+
+
+def gpu_seconds(operations: float) -> float:
+    """Seconds that an H100 takes for operations in bf16, if it reaches `UTILISATION`."""
+    return operations / (UTILISATION * PEAK_OPERATIONS)

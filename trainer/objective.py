@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .batch import Batch
 from .losses import answer_nll, attention_alignment_terms, gram_alignment_terms
-from .recipe import LossSection
+from .recipe_sections import LossSection
 from .student import llava_of
 from .students.families import family_of
 from .students.probe import Tap, show_blank_images

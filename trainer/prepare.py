@@ -18,6 +18,7 @@ from .data import Selection, select
 from .held_out import choose
 from .loggers import check_installed
 from .packed import PackedRecords
+from .per_step import for_ranks
 from .recipe import Recipe, RecipeError
 from .students.families import FAMILIES
 from .students.spec import StudentSpec, read_config, read_student
@@ -34,7 +35,7 @@ class Prepared:
     """A run whose parts fit together; nothing heavy is loaded yet.
 
     Attributes:
-        recipe: complete, with the paths that the command line gave.
+        recipe: complete, with the paths of the command line and the accumulation of these ranks.
         student: what the student's folder says.
         cache: the sealed teacher cache, or None for plain LoRA.
         selection: records to train on.
@@ -69,6 +70,7 @@ def prepare(
         ValueError: of the part that is wrong; `RecipeError`, `StudentError`, `AgreementError`,
             `TeacherCacheError`, `ManifestError` and `MissingTeacherError` name it.
     """
+    recipe = for_ranks(recipe, world)
     student = read_student(_given(recipe.student.path, "student"), recipe.student.geometry)
     manifest = _given(recipe.data.manifest, "manifest")
     images = _given(recipe.data.images, "images")
@@ -83,7 +85,7 @@ def prepare(
     zero_config(recipe, bf16=uses_bf16(recipe), world=world)  # refused now, not after loading
     selection = select(checked_records(manifest), opened, recipe.data.on_missing)
     _check_folder(selection, images)
-    per_step = recipe.data.batch_size * recipe.data.accumulation * world
+    per_step = recipe.data.batch_size * recipe.data.micro_steps * world
     steps = recipe.run.steps
     if steps is None:
         assert recipe.run.epochs is not None

@@ -19,12 +19,13 @@ from .swap import drop_folder, put_folder, recover
 # Changing these leaves every number of the run as it was, or moves files about.
 FREE_KEYS: Final = frozenset(
     {
-        "data.accumulation",  # what counts is the product with batch_size and ranks: `per_step`
+        "data.accumulation",  # what counts is the product with batch_size and ranks
         "data.batch_size",
         "data.cache_folder",
         "data.cache_gb",
         "data.images",
         "data.manifest",  # its records are in the identity
+        "data.per_step",  # what it comes to is in the identity
         "data.prefetch",
         "data.start_method",
         "data.workers",

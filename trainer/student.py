@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
-from .recipe import LoraSection
+from .recipe_sections import LoraSection
 from .students.families import FAMILIES, family_of
 from .students.probe import attach
 from .students.spec import OWN_CODE, StudentError, first_line, read_config

@@ -194,7 +194,7 @@ def _identity(plan: Prepared, ranks: Ranks) -> dict[str, Any]:
         **cache_identity(plan.cache),
         "student": student_digest(plan.student.path),
         "records": records_digest(plan.selection.records),
-        "per_step": data.batch_size * data.accumulation * ranks.world,
+        "per_step": data.batch_size * data.micro_steps * ranks.world,
         # student.dtype may be auto, which is not the same on every machine.
         "precision": "bf16" if uses_bf16(plan.recipe) else "fp32",
     }
@@ -245,7 +245,7 @@ def _load(
     student, engine = load_engine(recipe, plan.student.path, ranks)
     about = {
         "medalign": version("medalign"),
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.settings(),
         **cache_identity(plan.cache),
         "expert": None if plan.cache is None else plan.cache.card.expert.name,
         "alpha": "black" if plan.cache is None else plan.cache.card.alpha,
@@ -285,7 +285,7 @@ def step_order(plan: Prepared, length: int, ranks: Ranks, start: int, stop: int)
         length=length,
         seed=plan.recipe.run.seed,
         batch_size=data.batch_size,
-        accumulation=data.accumulation,
+        accumulation=data.micro_steps,
         rank=ranks.rank,
         world=ranks.world,
         start=start,
@@ -309,7 +309,7 @@ def read_ahead(
         order,
         pad_id(plan),
         data.workers,
-        data.accumulation,
+        data.micro_steps,
         prefetch=data.prefetch,
         start_method=data.start_method,
     )

@@ -1,7 +1,6 @@
 """YAML whose every key knows where it was given: a line of the file, or an override."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_settings(
-    path: Path, overrides: Iterable[str] = ()
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read a mapping of sections, then apply `section.key=value` overrides (values are YAML).
+def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read one file: a mapping of sections.
 
     Returns:
-        The values, and by dotted key where each was given.
+        The values, and by dotted key (of a list, also by its items' numbers) where each was given.
 
     Raises:
         RecipeError: the file is missing or no YAML mapping, or a key is given twice.
@@ -43,10 +40,7 @@ def read_settings(
         raise RecipeError(f"{where}: no valid YAML: {problem}") from error
     if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
         raise RecipeError(f"{path}: a recipe is a mapping of sections, loss and run among them")
-    origin = {key: f"{path}:{line}" for key, line in _lines(root, path).items()}
-    for override in overrides:
-        origin[_apply(values, override)] = f"--set {override}"
-    return values, origin
+    return values, {key: f"{path}:{line}" for key, line in _lines(root, path).items()}
 
 
 def _read(path: Path) -> str:
@@ -58,27 +52,39 @@ def _read(path: Path) -> str:
 
 
 def _lines(root: yaml.MappingNode, path: Path) -> dict[str, int]:
-    """Line of every section and key, 1-based.
+    """Line of every section, key and list item, 1-based.
 
     Raises:
         RecipeError: a key stands twice; YAML would keep the last in silence.
     """
     lines: dict[str, int] = {}
 
-    def walk(node: yaml.MappingNode, prefix: str) -> None:
-        for key, value in node.value:
-            name = f"{prefix}{key.value}"
+    def walk(node: yaml.Node, prefix: str) -> None:
+        children = []
+        if isinstance(node, yaml.MappingNode):
+            children = [(key.value, key, value) for key, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            children = [(number, item, item) for number, item in enumerate(node.value)]
+        for key, place, value in children:
+            name = f"{prefix}{key}"
             if name in lines:
-                raise RecipeError(f"{path}:{key.start_mark.line + 1}: {name} is given twice")
-            lines[name] = key.start_mark.line + 1
-            if isinstance(value, yaml.MappingNode):
-                walk(value, f"{name}.")
+                raise RecipeError(f"{path}:{place.start_mark.line + 1}: {name} is given twice")
+            lines[name] = place.start_mark.line + 1
+            walk(value, f"{name}.")
 
     walk(root, "")
     return lines
 
 
-def _apply(values: dict[str, Any], text: str) -> str:
+def override(values: dict[str, Any], text: str) -> str:
+    """Set one key from `section.key=value`, where the value is YAML.
+
+    Returns:
+        The dotted key.
+
+    Raises:
+        RecipeError: the text is not of that form.
+    """
     key, equals, value = text.partition("=")
     section, dot, name = key.strip().partition(".")
     if not (equals and dot and section and name):

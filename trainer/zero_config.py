@@ -36,8 +36,8 @@ def zero_config(recipe: Recipe, *, bf16: bool, world: int) -> dict[str, Any]:
     section = recipe.deepspeed
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": recipe.data.batch_size,
-        "gradient_accumulation_steps": recipe.data.accumulation,
-        "train_batch_size": recipe.data.batch_size * recipe.data.accumulation * world,
+        "gradient_accumulation_steps": recipe.data.micro_steps,
+        "train_batch_size": recipe.data.batch_size * recipe.data.micro_steps * world,
         "gradient_clipping": recipe.optim.clip,
         "bf16": {"enabled": bf16},
         "fp16": {"enabled": False},

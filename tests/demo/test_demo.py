@@ -10,7 +10,7 @@ from medalign.pipeline.manifest import read_manifest, resolve_image
 from medalign.teacher_cache.origin import load_origin
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.trainer.quiet import quiet_libraries
-from medalign.trainer.recipe import find_recipe
+from medalign.trainer.shipped import find_recipe, shipped_recipes
 
 
 @pytest.fixture
@@ -18,8 +18,9 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo's recipe, two steps long."""
     quiet_libraries()
     recipe = tmp_path / "demo.yaml"
-    recipe.write_text(find_recipe("demo").read_text().replace("steps: 60", "steps: 2"))
-    monkeypatch.setattr("medalign.demo.run.find_recipe", lambda _name: recipe)
+    recipe.write_text(shipped_recipes()["demo"].read_text().replace("steps: 60", "steps: 2"))
+    short = find_recipe(str(recipe))
+    monkeypatch.setattr("medalign.demo.run.find_recipe", lambda _name: short)
 
 
 def test_every_sample_record_has_its_image_and_mask() -> None:

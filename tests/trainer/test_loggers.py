@@ -12,7 +12,8 @@ from medalign.trainer import loggers
 from medalign.trainer.contest import Best
 from medalign.trainer.json_lines import append_lines, read_lines
 from medalign.trainer.loggers import JsonLines, Loggers, TensorBoard, check_installed, open_loggers
-from medalign.trainer.recipe import LogSection, Recipe, RecipeError
+from medalign.trainer.recipe import Recipe, RecipeError
+from medalign.trainer.recipe_run_sections import LogSection
 from medalign.trainer.run_folder import RunFolder
 
 needs_tensorboard = pytest.mark.skipif(

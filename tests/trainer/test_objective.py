@@ -13,7 +13,7 @@ from medalign.teacher_cache.reader import TeacherCache
 from medalign.trainer.batch import Batch, collate
 from medalign.trainer.data import Conversations
 from medalign.trainer.objective import Objective, Share
-from medalign.trainer.recipe import LoraSection, LossSection
+from medalign.trainer.recipe_sections import LoraSection, LossSection
 from medalign.trainer.student import add_adapter, checkpoint_activations, llava_of, load_base
 from medalign.trainer.students.spec import read_student
 

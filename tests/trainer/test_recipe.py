@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.trainer.recipe import Recipe, RecipeError, find_recipe, shipped_recipes
+from medalign.trainer.recipe import Recipe, RecipeError
 
 SMALL = "loss:\n  layer: 2\nrun:\n  steps: 3\n"
 
@@ -19,12 +19,6 @@ def refusal(folder: Path, text: str, *overrides: str) -> str:
     with pytest.raises(RecipeError) as error:
         Recipe.from_yaml(write(folder, text), overrides)
     return str(error.value).replace(str(folder) + "/", "")
-
-
-def test_every_shipped_recipe_is_valid() -> None:
-    assert "demo" in shipped_recipes()
-    for path in shipped_recipes().values():
-        Recipe.from_yaml(path)
 
 
 def test_a_misspelt_key_names_its_line_and_the_known_ones(tmp_path: Path) -> None:
@@ -89,6 +83,21 @@ def test_a_recipe_survives_a_round_trip(
     assert Recipe.from_yaml(path) == recipe
 
 
-def test_a_recipe_that_is_nowhere_names_the_shipped_ones() -> None:
-    with pytest.raises(RecipeError, match=r"no recipe 'nosuch': not a file.*'demo'"):
-        find_recipe("nosuch")
+def test_one_line_of_a_list_is_named(tmp_path: Path) -> None:
+    text = SMALL + "optim:\n  betas:\n    - 0.9\n    - 2\n"
+    assert refusal(tmp_path, text).startswith("r.yaml:8: optim.betas.1: input should be less than")
+
+
+def test_what_the_paper_says_is_kept_but_decides_no_run(tmp_path: Path) -> None:
+    number = "{metric: bleu, value: 10, called: BLEU, source: paper, table: Table 1}"
+    paper = f"paper:\n  data: slake\n  decoders: [beam]\n  numbers: [{number}]\n"
+    recipe = Recipe.from_yaml(write(tmp_path, SMALL + paper))
+    assert recipe.paper.numbers[0].value == 10.0
+    assert Recipe.from_yaml(write(tmp_path, recipe.to_yaml())) == recipe
+    assert recipe.flat() == Recipe.from_yaml(write(tmp_path, SMALL)).flat()
+    assert "r.yaml:6: unknown key paper.dta; known here: student, data" in refusal(
+        tmp_path, SMALL + "paper:\n  dta: slake\n"
+    )
+    assert "r.yaml:7: unknown key paper.numbers.0.metrc; known here: metric" in refusal(
+        tmp_path, SMALL + "paper:\n  numbers:\n    - metrc: bleu\n"
+    )

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from medalign.cli import main
-from medalign.trainer.recipe import Recipe, shipped_recipes
+from medalign.trainer.recipe import Recipe
+from medalign.trainer.recipe_paper import PaperNumber, PaperSection
 from medalign.trainer.recipe_reference import COMMAND, reference
 from medalign.trainer.run_folder import FREE_KEYS
 
@@ -18,13 +19,15 @@ def test_the_page_in_docs_is_what_the_code_says() -> None:
 def test_every_key_is_there_with_its_meaning_and_whether_it_may_change() -> None:
     rows, section = {}, ""
     for line in reference().splitlines():
-        if line.startswith("## "):
-            section = line.removeprefix("## ")
+        if line.startswith("#"):
+            section = line.lstrip("# ")
         elif line.startswith("| `"):
             key, value, default, meaning = (c.strip() for c in line.strip("|").split(" | "))
             rows[f"{section}.{key.strip('`*' + chr(92))}"] = (key, value, default, meaning)
-    assert rows.keys() == Recipe.model_validate(SMALL).flat().keys()
-    assert {name for name, (key, *_) in rows.items() if key.endswith("*")} == FREE_KEYS
+    paper = {f"paper.{key}" for key in PaperSection.model_fields}
+    paper |= {f"paper.numbers.{key}" for key in PaperNumber.model_fields}
+    assert rows.keys() == Recipe.model_validate(SMALL).flat().keys() | paper
+    assert {name for name, (key, *_) in rows.items() if key.endswith("*")} == FREE_KEYS | paper
     assert all(value and default and meaning for _, value, default, meaning in rows.values())
     assert rows["loss.layer"][1:3] == ("integer, at least 0", "required")
     assert rows["optim.betas"][1:3] == ("list of 2: number, at least 0, below 1", "`[0.9, 0.999]`")
@@ -45,19 +48,8 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return 0
 
 
-def test_recipes_are_listed_shown_and_explained(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_the_reference_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(monkeypatch, "recipes") == 0
-    listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == sorted(shipped_recipes())
-    assert all(len(line.split()) > 3 for line in listed)
-    assert command(monkeypatch, "recipes", "show", "demo", "--set", "run.steps=7") == 0
-    path = tmp_path / "shown.yaml"
-    path.write_text(capsys.readouterr().out)
-    shown = Recipe.from_yaml(path)
-    assert shown == Recipe.from_yaml(shipped_recipes()["demo"], ["run.steps=7"])
     assert command(monkeypatch, "recipes", "reference") == 0
     assert capsys.readouterr().out == reference()
-    assert command(monkeypatch, "recipes", "show", "nosuch") == 2
-    assert "no recipe 'nosuch'" in capsys.readouterr().err

@@ -250,3 +250,17 @@ def test_a_damaged_measurement_counts_as_none(folder: RunFolder, text: str) -> N
     assert folder.best(contest) is None
     second = write(folder, 2, measured=measured(2, 0.5), contest=contest)
     assert folder.best(contest) == Best(second, 2, "lm", 0.5)
+
+
+def test_a_run_goes_on_whatever_its_recipe_says_of_the_paper_or_of_the_split_of_a_step(
+    folder: RunFolder, recipe: Callable[..., Recipe]
+) -> None:
+    folder.release()
+    changes = {"paper.data": "slake", "paper.assumed": {"loss.layer": "so"}, "data.per_step": 8}
+    again = RunFolder(folder.path)
+    assert again.begin(recipe(**changes), SAME, resume=True) is None
+    again.release()
+    assert "  data: slake" in (folder.path / "recipe.yaml").read_text()
+    third = RunFolder(folder.path)
+    third.begin(recipe(), SAME, resume=True)
+    third.release()

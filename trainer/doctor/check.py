@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 Status = Literal["ok", "warning", "failed"]
 
@@ -34,17 +34,6 @@ def first(cases: Sequence[str], total: int | None = None) -> tuple[str, ...]:
     total = len(cases) if total is None else total
     shown = tuple(cases[:SHOWN])
     return shown if total <= len(shown) else (*shown, f"and {total - len(shown):,} more")
-
-
-Member = TypeVar("Member")
-
-
-def even(members: Sequence[Member], count: int | None) -> list[Member]:
-    """Evenly spread members of a list, the first and the last included; None takes all."""
-    if count is None or len(members) <= count:
-        return list(members)
-    steps = max(1, count - 1)
-    return [members[k * (len(members) - 1) // steps] for k in range(count)]
 
 
 def worst(checks: Iterable[Check]) -> Status:

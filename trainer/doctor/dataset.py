@@ -7,13 +7,14 @@ from typing import Final
 
 from PIL import Image
 
+from ...pipeline.image_files import even, find_images, image_paths
 from ...pipeline.manifest import ManifestError, Record, checked_records, resolve_image
 from ...pipeline.pixels import PixelsError, read_image, sha256_file
 from ...teacher_cache.certificate import read_certificate
 from ...teacher_cache.reader import TeacherCache
 from ...teacher_cache.schema import TeacherCacheError
 from ..amounts import counted
-from .check import Check, Status, even, first
+from .check import Check, Status, first
 
 _DEEP: Final = ("I", "F")  # Pillow's modes of more than 8 bits start with these
 
@@ -35,25 +36,13 @@ def read_records(path: Path) -> tuple[list[Record], Check]:
     return records, Check("manifest", "ok", text)
 
 
-def image_paths(records: Sequence[Record]) -> list[str]:
-    """Every image of a manifest once, in its order."""
-    return list(dict.fromkeys(path for record in records for path in record.images))
-
-
 def present(records: Sequence[Record], images: Path) -> tuple[list[str], Check]:
     """Find every image file; returns those that are there."""
     if not images.is_dir():
         return [], Check("image files", "failed", f"{images} is no folder", "give --images DIR")
-    there: list[str] = []
-    lost: list[str] = []
-    for path in image_paths(records):
-        try:
-            found = resolve_image(images, path).is_file()
-        except ManifestError as error:
-            lost.append(str(error))
-        else:
-            (there if found else lost).append(path)
-    if lost:
+    there, absent = find_images(images, image_paths(records))
+    if absent:
+        lost = list(absent.values())
         text = f"{len(lost):,} of {len(there) + len(lost):,} are not in {images}"
         return there, Check("image files", "failed", text, "is --images right?", first(lost))
     return there, Check("image files", "ok", f"all {len(there):,} are in {images}")

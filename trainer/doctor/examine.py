@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from ...pipeline.image_files import even
 from ...pipeline.manifest import Record
 from ...teacher_cache.reader import TeacherCache
 from ..agreement import disagreements
@@ -15,13 +16,16 @@ from ..amounts import counted
 from ..conversation import Encoded
 from ..lengths import SCANNED, VisualTokens, measure_lengths
 from ..loggers import check_installed
+from ..per_step import for_ranks
 from ..prepare import check_precision, uses_bf16
-from ..recipe import DataSection, Recipe, RecipeError, find_recipe
+from ..recipe import Recipe, RecipeError
+from ..recipe_run_sections import DataSection
+from ..shipped import find_recipe
 from ..students.spec import StudentSpec
 from ..students.tiny import make_demo_student
 from ..zero_config import zero_config
 from . import dataset, machine, model
-from .check import Check, even
+from .check import Check
 
 PREVIEWED: Final = 3
 """Conversations that are shown."""
@@ -89,11 +93,11 @@ class Examination:
 
     def _read_recipe(self, name: str) -> Check:
         try:
-            self.recipe = Recipe.from_yaml(find_recipe(name))
+            self.recipe = Recipe.of(find_recipe(name))
             check_precision(self.recipe)
             check_installed(self.recipe.log)
             ranks = _ranks(self.recipe)
-            zero_config(self.recipe, bf16=uses_bf16(self.recipe), world=ranks)
+            zero_config(for_ranks(self.recipe, ranks), bf16=uses_bf16(self.recipe), world=ranks)
         except RecipeError as error:
             return Check("recipe", "failed", str(error), "mend the recipe")
         loss = self.recipe.loss
@@ -245,13 +249,13 @@ class Examination:
 def _ranks(recipe: Recipe) -> int:
     """Ranks that the user's DeepSpeed file is written for; 1 where it leaves that open."""
     config = recipe.deepspeed.config
-    if config is None:
+    if config is None or recipe.data.per_step is not None:
         return 1
     try:
         said = json.loads(Path(config).read_text()).get("train_batch_size")
     except (OSError, ValueError, AttributeError):
         return 1  # what is wrong with the file is said where it is read
-    each = recipe.data.batch_size * recipe.data.accumulation
+    each = recipe.data.batch_size * recipe.data.micro_steps
     return said // each if isinstance(said, int) and said > 0 and said % each == 0 else 1
 
 

@@ -35,7 +35,7 @@ class Card:
 
     def recipe(self) -> dict[str, Any]:
         """The recipe; of paths only the last name, since an export is published."""
-        sections: dict[str, Any] = self.origin.recipe.model_dump(mode="json")
+        sections: dict[str, Any] = self.origin.recipe.settings()
         return {
             name: {key: _last_name(value) for key, value in section.items()}
             for name, section in sections.items()

@@ -84,7 +84,7 @@ def _branches(recipe: Recipe, case: Case) -> Iterator[Branch]:
 
 def _batches(recipe: Recipe, case: Case, before: str) -> Branch:
     """Halve the batch as often as it goes; the step's conversations stay the same."""
-    size, accumulation = recipe.data.batch_size, recipe.data.accumulation
+    size, accumulation = recipe.data.batch_size, recipe.data.micro_steps
     found, smaller = [], size
     while smaller % 2 == 0:
         smaller //= 2

@@ -97,11 +97,11 @@ def measure(
         FullError: a device is too small.
     """
     own = step_order(plan, len(samples), ranks, 0, TIMED)
-    order = PlanOrder(tuple(longest), plan.recipe.data.accumulation, own)
+    order = PlanOrder(tuple(longest), plan.recipe.data.micro_steps, own)
     batches = read_ahead(plan, samples, order)
     before = 0 if ranks.device.type == "cuda" else peak_bytes()
     _, engine = votes.together(lambda: load_engine(plan.recipe, plan.student.path, ranks))
-    stepper = _Stepper(engine, precision(plan.recipe), plan.recipe.data.accumulation, votes)
+    stepper = _Stepper(engine, precision(plan.recipe), plan.recipe.data.micro_steps, votes)
     with closing(batches):
         parts = stepper.longest(batches)
         timed = [stepper.timed(batches) for _ in range(TIMED)]

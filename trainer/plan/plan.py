@@ -13,7 +13,7 @@ from ..data import Conversations
 from ..host import free_disk_bytes
 from ..lengths import Lengths, VisualTokens, measure_lengths
 from ..loop import NothingToLearnError
-from ..memory import Memory, checkpoint_bytes, estimate, step_operations
+from ..memory import Memory, checkpoint_bytes, estimate, gpu_seconds, step_operations
 from ..prepare import Prepared, prepare, uses_bf16
 from ..ranks import Ranks
 from ..recipe import Recipe
@@ -28,10 +28,6 @@ GPU_BYTES: Final = 80_000_000_000
 """Memory of the GPU that figures by formula are for, where this machine has none."""
 GPU_RANKS: Final = 8
 """Ranks of the table of ZeRO stages."""
-PEAK_OPERATIONS: Final = 989e12
-"""Dense bf16 operations a second of an H100 SXM, by its data sheet."""
-UTILISATION: Final = 0.4
-"""Share of them that a step is assumed to reach."""
 ESTIMATED_SHARE: Final = 0.9
 """Most of a GPU that a run may take by formula; a measurement may take all of it."""
 _TRIED: Final = 4  # how many of the longest conversations are read for one that can be
@@ -159,7 +155,7 @@ def _plan(
     adapter = here.parameters.trained * here.chosen.number_bytes
     best = int(recipe.validation.keep_best is not None)
     operations = step_operations(case.parameters, case.load, case.chosen)
-    seconds = operations * recipe.data.accumulation / (UTILISATION * PEAK_OPERATIONS)
+    seconds = gpu_seconds(operations * recipe.data.micro_steps)
     return Plan(
         device=torch.cuda.get_device_name(0) if gpu else "CPU",
         case=case,
@@ -167,7 +163,7 @@ def _plan(
         run=Run(
             samples=len(run.selection.records),
             steps=run.steps,
-            per_step=recipe.data.batch_size * recipe.data.accumulation * world,
+            per_step=recipe.data.batch_size * recipe.data.micro_steps * world,
             world=world,
         ),
         disk=Disk(

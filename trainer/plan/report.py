@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ..amounts import counted, of_bytes, of_seconds
-from ..memory import Memory
-from .plan import GPU_BYTES, GPU_RANKS, PEAK_OPERATIONS, UTILISATION, Plan
+from ..memory import PEAK_OPERATIONS, UTILISATION, Memory
+from .plan import GPU_BYTES, GPU_RANKS, Plan
 
 _PARTS = {
     "frozen": "frozen weights",

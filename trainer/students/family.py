@@ -6,11 +6,12 @@ A family is one `Family` in one file of this folder, listed in `families.py`.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ...teacher_cache.schema import PatchGrid
@@ -105,4 +106,6 @@ def image_token_of(path: Path, config: Any, tokenizer: Any) -> str:
 
 def first_line(error: Exception) -> str:
     """First line of a library's message; the rest is often a page."""
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = cast(Exception, error.__cause__)  # its own first line only says that there is one
     return str(error).strip().partition("\n")[0]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GenerationConfig
 
 from ...pipeline.geometry import GeometryName
@@ -116,7 +117,7 @@ def read_config(path: Path) -> Any:
         raise StudentError(f"{path} has no config.json, so it is no Hugging Face model")
     try:
         config = AutoConfig.from_pretrained(path, **OWN_CODE)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise StudentError(f"{path}: cannot read config.json: {first_line(error)}") from error
     if config.model_type not in FAMILIES:
         known = ", ".join(f"`{name}`" for name in FAMILIES)

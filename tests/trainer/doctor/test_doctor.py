@@ -11,10 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medalign.cli import app
+from medalign.pipeline.image_files import even
 from medalign.pipeline.manifest import read_manifest
 from medalign.trainer.doctor import dataset as images_of
 from medalign.trainer.doctor import machine
-from medalign.trainer.doctor.check import Check, even, first, worst
+from medalign.trainer.doctor.check import Check, first, worst
 from medalign.trainer.doctor.preview import in_colour
 from medalign.trainer.recipe import Recipe
 from medalign.trainer.students.spec import read_student
@@ -333,6 +334,22 @@ def test_a_deepspeed_file_may_be_written_for_more_ranks_than_one(
     if status == "warning":
         assert "is that of 8 ranks" in check["text"]
         assert check["advice"].startswith("start 8 ranks")
+
+
+@pytest.mark.parametrize(
+    ("per_step", "batch", "wanted"),
+    [(32, 32, ""), (32, 30, "train_batch_size"), (5, "auto", "no multiple of data.batch_size 2")],
+)
+def test_a_step_of_a_fixed_size_fits_any_number_of_ranks(
+    per_step: int, batch: int | str, wanted: str, written: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = tmp_path / "zero.json"
+    config.write_text(json.dumps({"train_batch_size": batch, "zero_optimization": {"stage": 2}}))
+    step = {"data.per_step": per_step, "data.accumulation": None}
+    code, found = doctor("--recipe", written(**{"deepspeed.config": str(config)}, **step))
+    check = named(found, "recipe")
+    assert (code, check["status"]) == ((1, "failed") if wanted else (0, "ok"))
+    assert wanted in check["text"]
 
 
 def test_held_out_manifest_images_and_rows_of_the_recipe_are_looked_at(

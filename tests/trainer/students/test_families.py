@@ -14,7 +14,7 @@ from medalign.eval.decoders.specs import Beam
 from medalign.trainer.batch import Batch, collate
 from medalign.trainer.data import Conversations
 from medalign.trainer.objective import Objective, Share
-from medalign.trainer.recipe import LossSection
+from medalign.trainer.recipe_sections import LossSection
 from medalign.trainer.student import (
     checkpoint_activations,
     llava_of,

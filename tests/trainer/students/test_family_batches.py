@@ -18,7 +18,7 @@ from medalign.teacher_cache.reader import TeacherCache, TeacherRow
 from medalign.trainer.batch import collate
 from medalign.trainer.data import Conversations
 from medalign.trainer.objective import Objective, Share, look
-from medalign.trainer.recipe import LossSection
+from medalign.trainer.recipe_sections import LossSection
 from medalign.trainer.student import llava_of, load_base
 from medalign.trainer.students.families import FAMILIES, family_of
 from medalign.trainer.students.spec import read_config

@@ -1,0 +1,112 @@
+"""SLAKE: questions in English and Chinese about CT, MRI and X-ray, with region masks."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from .dataset import Choice, Counts, DataSet, Layout, Published, Source
+from .json_source import answer_type, as_text, kept, read_items
+from .sample import Item, LeftOut, Sample, Split
+
+_RELEASE: Final = Layout(
+    name="Slake1.0 release",
+    files=("train.json", "validate.json", "test.json"),
+    images="imgs",
+    archive="imgs.zip",
+)
+_HUB: Final = Layout(
+    name="Hugging Face download",
+    files=("train.json", "validation.json", "test.json"),
+    images="imgs",
+    archive="imgs.zip",
+)
+_SPLITS: Final[Mapping[str, Split]] = {
+    "train.json": "train",
+    "validate.json": "val",
+    "validation.json": "val",
+    "test.json": "test",
+}
+_EXTRA: Final = ("location", "content_type", "base_type", "q_lang", "triple", "img_id", "qid")
+_MASK: Final = "mask.png"
+
+
+def _read(source: Source, choices: Mapping[str, str]) -> Iterator[Item]:
+    masks: dict[str, bool] = {}
+    for name in source.layout.files:
+        for where, item in read_items(source.root / name):
+            language = item.get("q_lang")
+            if choices["language"] not in ("all", language):
+                told = language if language in ("en", "zh") else "unknown"
+                yield LeftOut(where=where, reason=f"language {told}", by_rule=told != "unknown")
+                continue
+            image = as_text(item.get("img_name"))
+            mask = (PurePosixPath(image).parent / _MASK).as_posix()
+            if mask not in masks:
+                masks[mask] = (source.images / mask).is_file()
+            yield _sample(item, where, _SPLITS[name], mask if masks[mask] else None)
+
+
+def _sample(item: Mapping[str, Any], where: str, split: Split, mask: str | None) -> Item:
+    kind = answer_type(item)
+    if kind is None:
+        return LeftOut(where=where, reason="its answer_type is neither OPEN nor CLOSED")
+    return Sample(
+        where=where,
+        id=as_text(item.get("qid")) or None,
+        split=split,
+        images=(as_text(item.get("img_name")),),
+        question=as_text(item.get("question")),
+        answer=as_text(item.get("answer")),
+        answer_type=kind,
+        modality=as_text(item.get("modality")) or None,
+        mask=mask,
+        extra=kept(item, _EXTRA),
+    )
+
+
+SLAKE: Final = DataSet(
+    name="slake",
+    title="SLAKE 1.0",
+    licence="CC-BY-4.0",
+    terms="CC BY 4.0 by the card on Hugging Face: may be passed on with attribution",
+    layouts=(_RELEASE, _HUB),
+    published=(
+        Published(
+            name="official",
+            source="the English part of the release",
+            counts={
+                "train": Counts(records=4919, images=450),
+                "val": Counts(records=1053, images=96),
+                "test": Counts(records=1061, images=96),
+            },
+            choices={"language": "en"},
+        ),
+        Published(
+            name="LLaVA-Med",
+            source="table of data sets in the LLaVA-Med paper",
+            counts={
+                "train": Counts(records=4919, open=2976, closed=1943, images=450),
+                "val": Counts(records=1053, open=631, closed=422, images=96),
+                "test": Counts(records=1061, open=645, closed=416, images=96),
+            },
+            choices={"language": "en"},
+        ),
+        Published(
+            name="official",
+            source="the release, both languages",
+            counts={"total": Counts(records=14028, images=642)},
+            choices={"language": "all"},
+        ),
+    ),
+    split_rule="official: one file a split",
+    id_rule="slake_<qid>",
+    read=_read,
+    choices=(
+        Choice(
+            name="language",
+            default="en",
+            values=("en", "zh", "all"),
+            help="which questions are kept",
+        ),
+    ),
+)

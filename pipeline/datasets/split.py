@@ -1,0 +1,107 @@
+"""Cut samples into splits: by group, seeded, and without looking at how many there are.
+
+Each group's place follows from a hash of the seed and the group's name alone, so samples that are
+added later move nothing that was cut before.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from .sample import Sample, Split
+
+_CUT: tuple[Split, ...] = ("test", "val")  # test first: another share of val leaves it as it was
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Hold samples that all have a split, and how they came to it.
+
+    Attributes:
+        samples: in the order in which they came.
+        fractions: of the cut; empty where none was made.
+        groups: how many groups were cut.
+        of_train: whether val was cut out of the set's own train.
+    """
+
+    samples: Sequence[Sample]
+    fractions: Mapping[Split, float]
+    groups: int
+    of_train: bool
+
+
+def cut_samples(
+    samples: Sequence[Sample],
+    fractions: Mapping[Split, float],
+    wanted: Mapping[Split, float],
+    seed: int,
+) -> Cut:
+    """Give every sample a split; those that come with one keep it, unless val is cut of train.
+
+    Args:
+        samples: as the set has them.
+        fractions: the set's, for samples that come without a split.
+        wanted: the user's, which count before the set's. Where every sample has a split, they
+            are cut out of train.
+        seed: of the cut.
+    """
+    whole = all(sample.split is not None for sample in samples)
+    movable: Split | None = "train" if wanted and whole else None
+    places = [place for place, sample in enumerate(samples) if sample.split == movable]
+    if not places:
+        return Cut(samples=samples, fractions={}, groups=0, of_train=False)
+    used = wanted if whole else {**fractions, **wanted}
+    groups = groups_of([samples[place] for place in places])
+    cut = list(samples)
+    for place, group in zip(places, groups, strict=True):
+        cut[place] = replace(samples[place], split=split_of(group, used, seed))
+    return Cut(samples=cut, fractions=used, groups=len(set(groups)), of_train=whole)
+
+
+def split_of(group: str, fractions: Mapping[Split, float], seed: int) -> Split:
+    """Return where a group belongs.
+
+    Args:
+        group: its name.
+        fractions: of test and val, each in [0, 1], together at most 1; the rest is train.
+        seed: any whole number.
+    """
+    digest = hashlib.sha256(f"{seed}\0{group}".encode()).digest()
+    place, limit = int.from_bytes(digest[:8]), 0.0
+    for split in _CUT:
+        limit += fractions.get(split, 0.0)
+        if place < limit * 2**64:
+            return split
+    return "train"
+
+
+def groups_of(samples: Sequence[Sample]) -> list[str]:
+    """Return the name of each sample's group.
+
+    Samples that share a patient, a study or an image are in one group, also by way of others. A
+    group is named after the first of its patients, else of its studies, else of its images.
+    """
+    above: dict[str, str] = {}
+    for sample in samples:
+        first, *others = _names(sample)
+        above.setdefault(first, first)
+        for other in others:
+            above.setdefault(other, other)
+            least, more = sorted((_top(above, first), _top(above, other)))
+            above[more] = least
+    return [_top(above, _names(sample)[0]) for sample in samples]
+
+
+def _names(sample: Sample) -> list[str]:
+    """Return what ties a sample to others; the kinds sort as they count: patients come first."""
+    named = [("1 patient", sample.patient), ("2 study", sample.study)]
+    tied = [f"{kind} {name}" for kind, name in named if name is not None]
+    return tied + [f"3 image {path}" for path in sample.images]
+
+
+def _top(above: dict[str, str], name: str) -> str:
+    """Return the least name of a group, and shorten the way to it."""
+    while above[name] != name:
+        above[name] = above[above[name]]
+        name = above[name]
+    return name

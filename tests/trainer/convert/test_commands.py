@@ -1,0 +1,76 @@
+"""`medalign student`, as a user runs it."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medalign.cli import main
+
+
+@pytest.fixture
+def medalign(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process; returns exit code, output and errors."""
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["medalign", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        shown = capsys.readouterr()
+        return int(end.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_converted_checked_and_converted_again(source: Path, medalign: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("student", "convert", source, "--family", "llava-med", "--out", out)
+    code, shown, progress = medalign(*words, "--shard-gb", "0.0002")
+    assert code == 0
+    for line in (
+        "tensors       99 read, 98 converted, 1 not needed",
+        "not needed    1 tensor: follows from rope_theta",
+        "vision tower  the checkpoint's own, hidden state -2",
+        "images        56 px, padded with the mean colour",
+        "tokens        image <image> 420, end </s> 2, padding <unk> 0",
+        "vocabulary    1 row added: the mean of the others, in embedding and head",
+        "token ids     12 of 12 prompts as the original tokenises them, chunk by chunk",
+        f"student       {out}; look at it with: medalign student check {out}",
+    ):
+        assert line in shown
+    assert "checking the source" in progress
+    code, shown, _ = medalign(*words, "--shard-gb", "0.0002")
+    assert (code, shown) == (0, f"already converted: {out}\n")
+    code, shown, _ = medalign("student", "check", out)
+    assert code == 0
+    assert shown.count("ok  ") == 10
+
+
+def test_check_ends_with_1_when_something_failed(student: Path, medalign: Run) -> None:
+    (student / "model-00003-of-00007.safetensors").unlink()
+    code, shown, _ = medalign("student", "check", student, "--json")
+    found = json.loads(shown)
+    assert (code, found["status"]) == (1, "failed")
+    status = {check["name"]: check["status"] for check in found["checks"]}
+    assert status["tensors"] == status["conversion"] == "failed"
+    assert status["tokenizer"] == status["template"] == "ok"
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(medalign: Run, tmp_path: Path) -> None:
+    for words in (
+        ("convert", tmp_path / "gone", "--family", "llava-med", "--out", tmp_path / "out"),
+        ("check", tmp_path / "gone"),
+    ):
+        code, shown, error = medalign("student", *words)
+        assert (code, shown) == (2, "")
+        assert error.startswith("medalign: no ")
+        assert error.count(os.linesep) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,1 @@
+"""From the paper's original checkpoints to Hugging Face Llava folders, tensor by tensor."""

@@ -1,0 +1,141 @@
+"""Is a student's folder whole, and do its parts fit together?"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..doctor.check import Check
+from ..student import load_base
+from ..students.spec import StudentError, StudentSpec, first_line, read_config, read_student
+from .check_text import check_text
+from .check_weights import check_weights
+from .errors import ConvertError
+from .families import ORIGINALS
+from .stage import Stage
+from .workplace import RECORD, sha256_file
+
+
+def check_student(folder: Path, stage: Stage, *, forward: bool = False) -> list[Check]:
+    """Look at every file of a student; the model is held only for `forward`.
+
+    Args:
+        folder: in Hugging Face format.
+        stage: told how far it is.
+        forward: also load the model and let it look at a black image.
+
+    Raises:
+        ConvertError: the folder is no Llava at all.
+    """
+    config = _config(folder)
+    checks = [_settings(folder, config), *check_weights(folder, config, stage)]
+    if (folder / RECORD).is_file():
+        checks.append(_as_converted(folder, stage))
+    try:
+        spec = read_student(folder)
+    except StudentError as error:
+        checks.append(Check("processor", "failed", first_line(error), "mend or copy that file"))
+        return checks
+    checks += check_text(folder, config, spec)
+    if forward and all(check.status != "failed" for check in checks):
+        checks.append(_forward(folder, spec))
+    return checks
+
+
+def lines(checks: list[Check]) -> Iterator[str]:
+    """Checks as text for a terminal."""
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        advice = f"; {check.advice}" if check.advice else ""
+        yield f"{check.status:<7}  {check.name:<{width}}  {check.text}{advice}"
+        for detail in check.details:
+            yield f"{'':{width + 11}}{detail}"
+
+
+def _config(folder: Path) -> Any:
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = None
+    if kind == "medalign_llava":
+        raise ConvertError(
+            f"{folder} is an export with a rotation and code of its own; it was compared with its "
+            "run when it was exported (README.md says how), and this check reads plain students"
+        )
+    original = next((each for each in ORIGINALS.values() if each.model_type == kind), None)
+    if original is not None:
+        raise ConvertError(
+            f"{folder} is {original.title} as it was published; convert it first: medalign student "
+            f"convert {folder} --family {original.name} --out DIR"
+        )
+    try:
+        config = read_config(folder)
+    except StudentError as error:
+        raise ConvertError(str(error)) from error
+    if config.model_type != "llava":
+        raise ConvertError(
+            f"{folder} is a {config.model_type!r} student; this check knows 'llava' alone, for the "
+            f"others there is: medalign doctor --student {folder}"
+        )
+    return config
+
+
+def _settings(folder: Path, config: Any) -> Check:
+    layer, layers = config.vision_feature_layer, config.vision_config.num_hidden_layers
+    if not isinstance(layer, int) or not -layers - 1 <= layer <= layers:
+        text = f"vision_feature_layer is {layer}, the vision tower has {layers} layers"
+        return Check("config", "failed", text, f"mend {folder / 'config.json'}; LLaVA takes -2")
+    text = (
+        f"llava with {config.text_config.model_type}, {config.text_config.num_hidden_layers} "
+        f"layers, {config.vision_config.model_type} of {layers} layers, hidden state {layer}"
+    )
+    if layer != -2:
+        return Check("config", "warning", text, "LLaVA's own models take hidden state -2")
+    return Check("config", "ok", text)
+
+
+def _as_converted(folder: Path, stage: Stage) -> Check:
+    """Compare every file with the checksums of its conversion."""
+    try:
+        report = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        files = {**report["weights"], **report["others"]}
+        total = sum(file["bytes"] for file in files.values())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Check("conversion", "failed", f"{RECORD} cannot be read: {error}", "convert again")
+    changed = []
+    with stage("checksums", total) as told:
+        for name, file in files.items():
+            path = folder / name
+            if not path.is_file():
+                changed.append(f"{name} is missing")
+            elif sha256_file(path, told) != file["sha256"]:
+                changed.append(f"{name} is not as it was converted")
+    if changed:
+        lost = any(line.startswith("model") or line.endswith("missing") for line in changed)
+        text = f"{len(changed)} of {len(files)} files differ from {RECORD}"
+        advice = "convert again, or copy the folder again" if lost else "right if you changed them"
+        return Check("conversion", "failed" if lost else "warning", text, advice, tuple(changed))
+    text = f"{report['title']}: all {len(files)} files as they were converted"
+    return Check("conversion", "ok", text)
+
+
+def _forward(folder: Path, spec: StudentSpec) -> Check:
+    encoder = spec.encoder
+    text = f"{encoder.image_token * spec.grid.size}\nWhat is shown?"
+    ids = torch.tensor([encoder.tokenizer(text).input_ids])
+    side = spec.image_size
+    try:
+        model = load_base(folder, torch.float32)
+        with torch.inference_mode():
+            logits = model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values=torch.zeros(1, 3, side, side),
+            ).logits
+    except (StudentError, RuntimeError, ValueError) as error:
+        return Check("forward", "failed", first_line(error), "convert or copy the folder again")
+    if not bool(torch.isfinite(logits).all()):
+        return Check("forward", "failed", "logits are not finite", "the weights are damaged")
+    return Check("forward", "ok", f"{ids.shape[1]:,} tokens, all logits finite, in float32")

@@ -1,0 +1,225 @@
+"""Convert an original checkpoint: look at everything, then write shard by shard, then publish."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ...teacher_cache.durable import write_durably
+from .card import write_card
+from .claims import check_claims
+from .describe import as_json, llava_config, rows_to_add, write_description
+from .errors import ConvertError
+from .families import Original
+from .plan import DTYPES, Piece, Plan, plan
+from .report import setting_facts, tensor_facts
+from .settings import Settings, read_settings
+from .shard import Written
+from .shards import write_shards
+from .sources import Identity, difference, identify, named_files, stamps, unchanged
+from .stage import Stage
+from .tokens import Tokens, read_tokens
+from .tower import Choice, Tower, find_tower
+from .weights import Weights
+from .workplace import RECORD, Workplace, check_place, sha256_file
+
+DtypeName = Literal["keep", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is asked of a conversion.
+
+    Attributes:
+        vision_tower: a CLIP folder.
+        tower_weights: whose tower counts when the checkpoint has one too.
+        dtype: of the converted tensors.
+        shard_bytes: most bytes of a weight file, unless one tensor is larger.
+    """
+
+    vision_tower: Path | None = None
+    tower_weights: Choice | None = None
+    dtype: DtypeName = "keep"
+    shard_bytes: int = 5_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What a conversion became.
+
+    Attributes:
+        out: the folder.
+        report: as in its `conversion.json`.
+        already: whether an earlier run had made it.
+        reused: shards that an interrupted run had finished.
+    """
+
+    out: Path
+    report: Mapping[str, Any]
+    already: bool
+    reused: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """All that is known before the first byte is written."""
+
+    source: Path
+    family: Original
+    wish: Wish
+    settings: Settings
+    weights: Weights
+    tower: Tower
+    tokens: Tokens
+    config: Any
+    plan: Plan
+
+    def files(self) -> dict[str, Path]:
+        read = [self.settings.path, *self.weights.files, *self.tokens.files]
+        if self.tower.folder is not None:
+            own = ("config.json", "preprocessor_config.json")
+            read += [p for name in own if (p := self.tower.folder / name).is_file()]
+        read += [] if self.tower.weights is None else self.tower.weights.files
+        return named_files(self.source, read, self.tower.folder)
+
+    def identity(self, sources: Identity) -> dict[str, Any]:
+        return {
+            "medalign": version("medalign"),
+            "family": self.family.name,
+            "dtype": self.wish.dtype,
+            "shard_bytes": self.wish.shard_bytes,
+            "tower": self.tower.origin,
+            "sources": sources,
+        }
+
+
+def convert(source: Path, out: Path, family: Original, wish: Wish, stage: Stage) -> Converted:
+    """Turn an original checkpoint into a Hugging Face Llava folder.
+
+    Nothing is written before every tensor has its place. An interrupted conversion goes on with
+    the shards that are whole, and ends with the same bytes.
+
+    Args:
+        source: the checkpoint's folder.
+        out: folder to make.
+        family: of the checkpoint.
+        wish: the rest.
+        stage: told how far it is.
+
+    Raises:
+        ConvertError: the checkpoint, a setting or `out` cannot be used as asked.
+        OSError: the disk is full, say.
+    """
+    check_place(out, source, wish.vision_tower)
+    job = _look(source, family, wish)
+    place = Workplace(out)
+    with place.held():
+        return _convert(job, out, place, stage)
+
+
+def _look(source: Path, family: Original, wish: Wish) -> _Job:
+    settings = read_settings(source, family)
+    weights = Weights.open(source)
+    if weights is None:
+        raise ConvertError(f"{source} holds no weights: no safetensors and no pytorch_model*.bin")
+    tower = find_tower(settings, weights, wish.vision_tower, wish.tower_weights)
+    tokens = read_tokens(source, family)
+    config = llava_config(family, settings, weights, tower, tokens)
+    rows = rows_to_add(weights, settings, tokens)
+    planned = plan(weights, tower, config, rows, DTYPES[wish.dtype])
+    config.dtype = config.text_config.dtype = config.vision_config.dtype = _usual(planned.pieces)
+    return _Job(
+        source=source,
+        family=family,
+        wish=wish,
+        settings=settings,
+        weights=weights,
+        tower=tower,
+        tokens=tokens,
+        config=config,
+        plan=planned,
+    )
+
+
+def _usual(pieces: Sequence[Piece]) -> torch.dtype:
+    """The dtype that most bytes have."""
+    sizes: dict[torch.dtype, int] = {}
+    for piece in pieces:
+        sizes[piece.dtype] = sizes.get(piece.dtype, 0) + piece.bytes
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def _convert(job: _Job, out: Path, place: Workplace, stage: Stage) -> Converted:
+    files = job.files()
+    known = place.known()
+    before = stamps(files)
+    if (out / RECORD).is_file():  # other options show before gigabytes are read
+        _same_conversion(out, {**job.identity({}), "sources": _report(out).get("sources", {})})
+    with stage("checking the source", sum(size for size, _ in before.values())) as told:
+        sources = identify(files, known, told)
+    identity = job.identity(sources)
+    if (out / RECORD).is_file():
+        return _already(out, identity, place)
+    if place.begun() and (what := difference(known, identity)):
+        raise ConvertError(
+            f"{place.path} holds an unfinished conversion of something else ({what}); delete it to "
+            "begin anew"
+        )
+    place.write_down({**identity, "stamps": before})
+    check_claims(job.weights, job.tower.weights, job.plan.unused)
+    written, reused = write_shards(job.plan.pieces, job.wish.shard_bytes, place, stage)
+    unchanged(files, before)
+    report = _describe(job, identity, place.folder, written)
+    place.publish(out)
+    return Converted(out, report, already=False, reused=reused)
+
+
+def _already(out: Path, identity: Mapping[str, Any], place: Workplace) -> Converted:
+    _same_conversion(out, identity)
+    shutil.rmtree(place.path)
+    return Converted(out, _report(out), already=True, reused=0)
+
+
+def _report(out: Path) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConvertError(f"{out / RECORD} is no JSON: {error}; choose another place") from error
+    return report
+
+
+def _same_conversion(out: Path, identity: Mapping[str, Any]) -> None:
+    if what := difference(_report(out), identity):
+        raise ConvertError(
+            f"--out {out} holds a conversion of something else ({what}); choose another place"
+        )
+
+
+def _describe(
+    job: _Job,
+    identity: Mapping[str, Any],
+    folder: Path,
+    written: Mapping[str, tuple[Sequence[Piece], Written]],
+) -> dict[str, Any]:
+    write_description(folder, job.config, job.settings, job.tower, job.tokens, job.family)
+    rows = rows_to_add(job.weights, job.settings, job.tokens)
+    report = {
+        **identity,
+        "title": job.family.title,
+        "source": job.source.resolve().name,
+        "transformers": version("transformers"),
+        **tensor_facts(job.plan, job.weights, job.tower, written),
+        **setting_facts(job.settings, job.tower, job.tokens, rows),
+    }
+    write_card(folder, job.source, report)
+    others = sorted(p for p in folder.iterdir() if p.name not in written)
+    report["others"] = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in others
+    }
+    write_durably(folder / RECORD, as_json(report))
+    return report

@@ -1,0 +1,140 @@
+"""What a converted folder holds beside its weights: config, processor, template, generation."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import GenerationConfig, LlavaConfig, LlavaProcessor
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from ...teacher_cache.durable import write_durably
+from ..students.family import first_line
+from .errors import ConvertError
+from .families import Original
+from .names import SOURCE_EMBEDDING, SOURCE_HEAD
+from .settings import Settings
+from .tokens import IMAGE_TOKEN, Tokens
+from .tower import Tower
+from .weights import Weights
+
+_CLASS_TOKEN: Final = 1
+
+
+def rows_to_add(weights: Weights, settings: Settings, tokens: Tokens) -> int:
+    """Rows that embedding and head lack for the tokenizer's ids.
+
+    A vocabulary that is larger than the tokenizer, as Qwen's, has a row for the image token.
+
+    Raises:
+        ConvertError: embedding and config.json do not agree.
+    """
+    size = int(settings.text["vocab_size"])
+    embedding = weights.tensors.get(SOURCE_EMBEDDING)
+    if embedding is not None and embedding.shape[0] != size:
+        raise ConvertError(
+            f"{settings.path}: vocab_size is {size}, the embedding has {embedding.shape[0]} rows"
+        )
+    if tokens.image_id > size:
+        raise ConvertError(
+            f"{settings.path}: the tokenizer has {tokens.image_id} tokens, the model's vocabulary "
+            f"{size}; the files do not belong together"
+        )
+    return max(0, tokens.size - size)
+
+
+def llava_config(
+    family: Original, settings: Settings, weights: Weights, tower: Tower, tokens: Tokens
+) -> Any:
+    """Build the configuration of the converted model.
+
+    Raises:
+        ConvertError: the text model's or the tower's settings contradict each other.
+    """
+    tied = settings.tied
+    text = dict(settings.text)
+    text["vocab_size"] = int(text["vocab_size"]) + rows_to_add(weights, settings, tokens)
+    layers = tower.config.num_hidden_layers
+    if not -layers - 1 <= settings.layer <= layers:
+        raise ConvertError(
+            f"{settings.path}: mm_vision_select_layer is {settings.layer}, the vision tower has "
+            f"{layers} layers"
+        )
+    side = tower.config.image_size // tower.config.patch_size
+    llava: Any = LlavaConfig
+    try:
+        return llava(
+            text_config=family.text_config(
+                **text,
+                eos_token_id=tokens.end_id,
+                pad_token_id=tokens.pad_id,
+                tie_word_embeddings=SOURCE_HEAD not in weights.tensors if tied is None else tied,
+            ),
+            vision_config=tower.config,
+            image_token_index=tokens.image_id,
+            image_seq_length=side * side,
+            vision_feature_layer=settings.layer,
+            vision_feature_select_strategy="default",
+            projector_hidden_act="gelu",
+        )
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ConvertError(f"{settings.path}: {first_line(error)}") from error
+
+
+def write_description(
+    folder: Path, config: Any, settings: Settings, tower: Tower, tokens: Tokens, family: Original
+) -> None:
+    """Write everything but weights and report.
+
+    Args:
+        folder: to write into.
+        config: of the model, its dtype set.
+        settings: of the original.
+        tower: the vision tower.
+        tokens: the tokenizer.
+        family: of the original.
+    """
+    values = json.loads(config.to_json_string())
+    values["architectures"] = ["LlavaForConditionalGeneration"]
+    write_durably(folder / "config.json", as_json(values))
+    _processor(config, settings, tower, tokens, family).save_pretrained(folder)
+    generation: Any = GenerationConfig
+    generation(
+        bos_token_id=config.text_config.bos_token_id,
+        eos_token_id=tokens.end_id,
+        pad_token_id=tokens.pad_id,
+    ).save_pretrained(folder)
+
+
+def _processor(
+    config: Any, settings: Settings, tower: Tower, tokens: Tokens, family: Original
+) -> Any:
+    side = tower.config.image_size
+    images = LlavaImageProcessorPil(
+        do_pad=settings.pads,
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=list(tower.mean),
+        image_std=list(tower.std),
+    )
+    llava: Any = LlavaProcessor
+    return llava(
+        image_processor=images,
+        tokenizer=tokens.tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=_CLASS_TOKEN,
+        chat_template=family.chat_template,
+        image_token=IMAGE_TOKEN,
+    )
+
+
+def as_json(value: Any) -> bytes:
+    """JSON as every file of a converted folder has it."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`bfloat16`, as config.json writes it."""
+    return str(dtype).removeprefix("torch.")
