@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from medalign.eval.answer_log import identity_path
-from medalign.eval.answer_parts import Joined, part_path
+from medalign.eval.answer_parts import Joined, join_parts, part_path
 from medalign.eval.answers import AnswersError, read_answers
 from medalign.eval.decoders import SPECS, DecodingError, Spec, make_spec
 from medalign.eval.decoders.specs import Nucleus
@@ -126,8 +126,11 @@ def test_pais_reference_is_given_the_bare_questions(task: Path, tmp_path: Path) 
     bare = make_spec("pai", None, {**plain.settings(), "variant": "reference"})
     ask(task, tmp_path / "a.jsonl", plain)
     ask(task, tmp_path / "b.jsonl", bare)
-    one = [line["text"] for line in lines_of(tmp_path / "a.jsonl")]
-    assert one != [line["text"] for line in lines_of(tmp_path / "b.jsonl")]
+    ask(task, tmp_path / "c.jsonl", bare, batch_size=1)  # each record has its own question
+    published, reference, alone = (
+        [line["text"] for line in lines_of(tmp_path / f"{name}.jsonl")] for name in "abc"
+    )
+    assert published != reference == alone
 
 
 def test_parts_join_to_what_one_process_writes(task: Path, tmp_path: Path) -> None:
@@ -178,3 +181,33 @@ def test_parts_of_other_settings_are_refused_before_anything_is_answered(
     ask(task, out, spec, part=Part(2, 2))
     with pytest.raises(AnswersError, match=r"p\.jsonl: was begun with another max_new_tokens"):
         ask(task, out, other, part=Part(1, 3))
+
+
+def test_a_part_that_is_answered_again_is_not_finished_meanwhile(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, out = Nucleus(max_new_tokens=2), tmp_path / "p.jsonl"
+    ask(task, out, spec, part=Part(1, 2))
+    first = part_path(out, Part(1, 2))
+    first.write_bytes(first.read_bytes().splitlines(keepends=True)[0])
+
+    def fail(*_: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("medalign.eval.generate.decode", fail)
+        with pytest.raises(KeyboardInterrupt):
+            ask(task, out, spec, part=Part(1, 2))
+    second = ask(task, out, spec, part=Part(2, 2)).joined
+    assert second is not None
+    assert second.waiting == (1,)
+
+
+def test_parts_are_compared_again_when_they_are_joined(task: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.jsonl"
+    for index in (1, 2):
+        ask(task, out, Nucleus(max_new_tokens=2), part=Part(index, 2))
+    out.unlink()
+    with pytest.raises(AnswersError, match=r"p\.part-1-of-2\.jsonl: was begun with another"):
+        join_parts(out, 2, {"decoder": "greedy"}, ["q0"])
+    assert not out.exists()

@@ -12,6 +12,7 @@ TOKENS = 10
 SAME_AS_GREEDY: list[tuple[str, dict[str, Any]]] = [
     ("beam", {"beams": 1}),
     ("nucleus", {"top_p": 1e-9}),
+    ("nucleus", {"top_k": 1, "top_p": 1.0}),
     ("vcd", {"alpha": 0.0}),
     ("vcd", {"variant": "reference"}),
     ("dola", {"relative_top": 1.0}),
