@@ -7,7 +7,7 @@ import torch
 
 from medalign.eval.decoders import decode, m3id, make_spec, vcd
 
-TOKENS = 10
+TOKENS = 8
 
 SAME_AS_GREEDY: list[tuple[str, dict[str, Any]]] = [
     ("beam", {"beams": 1}),
@@ -17,7 +17,6 @@ SAME_AS_GREEDY: list[tuple[str, dict[str, Any]]] = [
     ("vcd", {"variant": "reference"}),
     ("dola", {"relative_top": 1.0}),
     ("dola", {"relative_top": 1.0, "layers": "high", "variant": "reference"}),
-    ("opera", {"weight": 0.0, "beams": 1}),
     ("opera", {"weight": 0.0, "beams": 1, "candidates": 2}),
     ("avisc", {"alpha": 0.0}),
     ("avisc", {"lambda": float("-inf")}),
