@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from .answers import SHOWN, Answer, AnswersError, Task
 from .clusters import cluster_records, clustered_by
+from .metrics.definitions import Better, Unit
 from .metrics.interval import LEVEL, RESAMPLES, SEED
 from .metrics.paired import SWAPS, McNemar, compare_statistics
 from .metrics.statistic import Int64
@@ -36,7 +37,8 @@ class Compared:
         interval: paired bootstrap interval of the difference.
         p: of the permutation test.
         exact: whether that made all swaps, or a random sample of them.
-        mcnemar: of a metric that calls every sample right or wrong.
+        mcnemar: of a metric that counts every sample as one or not at all.
+        better: which direction is better: "higher", "lower" or "neither".
         definition: of the metric.
         package: that computes it.
         version: of the package.
@@ -45,7 +47,7 @@ class Compared:
     name: str
     protocol: str
     group: str
-    unit: str
+    unit: Unit
     n: int
     clusters: int
     a: float
@@ -55,6 +57,7 @@ class Compared:
     p: float
     exact: bool
     mcnemar: McNemar | None
+    better: Better
     definition: str
     package: str
     version: str
@@ -164,7 +167,9 @@ def _compared(a: TaskScores, b: TaskScores, clusters: Int64) -> list[Compared]:
     for key, definition in a.definitions.items():
         if key not in b.definitions:  # undefined there, and named among what is not computed
             continue
-        paired = compare_statistics(a.statistics[key], b.statistics[key], clusters)
+        paired = compare_statistics(
+            a.statistics[key], b.statistics[key], clusters, binary=definition.binary
+        )
         times = scale(definition.unit)
         low, high = paired.interval
         protocol, name = key
@@ -183,6 +188,7 @@ def _compared(a: TaskScores, b: TaskScores, clusters: Int64) -> list[Compared]:
                 p=paired.p,
                 exact=paired.exact,
                 mcnemar=paired.mcnemar,
+                better=definition.better,
                 definition=definition.sentence,
                 package=definition.package,
                 version=package_version(definition.package),

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from .compare import Compared, Comparison
-from .score_table import few_clusters, not_computed, table_of
+from .score_table import LOWER_NOTE, few_clusters, not_computed, shown_name, table_of
 
 
 def print_comparison(found: Comparison, out: Path | None) -> None:
@@ -27,48 +28,42 @@ def print_comparison(found: Comparison, out: Path | None) -> None:
 
 
 def _table(title: str, metrics: Sequence[Compared], level: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric")
-    for column in ("n", "A", "B", rf"B - A \[{level}]", "p", "right only in A : B"):
-        table.add_column(column, justify="right", no_wrap=column != "right only in A : B")
-    protocol = ""
-    for metric in sorted(metrics, key=lambda each: each.protocol, reverse=True):
-        if metric.protocol != protocol:
-            protocol = metric.protocol
-            table.add_section()
-            table.add_row(f"[bold]{protocol}[/bold]")
-        table.add_row(*_row(metric))
+    # Without lines between columns it fits a terminal of 80 columns.
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("metric", overflow="fold")
+    for column in ("n", "A", "B", rf"B - A \[{level}]", "p", "A only : B"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for protocol in dict.fromkeys(metric.protocol for metric in metrics):
+        table.add_section()
+        table.add_row(f"[bold]{protocol}[/bold]")
+        for metric in metrics:
+            if metric.protocol == protocol:
+                table.add_row(*_row(metric))
     return table
 
 
 def _row(metric: Compared) -> list[str]:
     digits = 1 if metric.unit == "percent" else 2
     low, high = metric.interval
+    test = metric.mcnemar
     difference = f"{metric.difference:+.{digits}f}"
     return [
-        metric.name,
+        shown_name(metric),
         str(metric.n),
         f"{metric.a:.{digits}f}",
         f"{metric.b:.{digits}f}",
         rf"{difference} \[{low:+.{digits}f}, {high:+.{digits}f}]",
-        _p(metric.p),
-        _mcnemar(metric),
+        "<0.001" if metric.p < 0.001 else f"{metric.p:.3f}",
+        "" if test is None else f"{test.only_a} : {test.only_b}",
     ]
-
-
-def _mcnemar(metric: Compared) -> str:
-    test = metric.mcnemar
-    return "" if test is None else f"{test.only_a} : {test.only_b}, p {_p(test.p)}"
-
-
-def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _remarks(found: Comparison, out: Path | None) -> list[str]:
     lines = [
         few_clusters(found.tests["clusters"], found.tests["clustered_by"]),
-        f"p: permutation of A and B by cluster, each of {len(found.metrics)} metrics by itself; "
-        "after the colon McNemar's exact p, which takes samples as independent",
+        f"p: two-sided permutation test by cluster, each of {len(found.metrics)} metrics by itself",
+        "A only : B: samples that count in one of the files only; --out and --json have McNemar's "
+        "exact p of these",
+        LOWER_NOTE,
     ]
     return [*lines, f"definitions, versions and digests: {out}"] if out is not None else lines

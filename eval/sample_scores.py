@@ -80,7 +80,7 @@ def _add_hallucination(tallies: Tallies, place: int, pair: Pair) -> None:
         tallies[protocol, "unclear_answers"].add(place, float(said is None))
         if truth == "no":
             tallies[protocol, "hallucination_rate"].add(place, yes)
-            if kind is not None:
+            if kind is not None and protocol == "strict":
                 tallies[protocol, f"hallucination_rate: {kind}"].add(place, yes)
         else:
             tallies[protocol, "missed_findings"].add(place, float(said == "no"))

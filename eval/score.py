@@ -14,6 +14,7 @@ from .. import __version__
 from ..pipeline.manifest import read_manifest
 from .answers import Answer, AnswersError, Pair, Task, join, read_answers
 from .clusters import cluster_records, clustered_by
+from .metrics.definitions import Better, Unit
 from .metrics.interval import LEVEL, RESAMPLES, SEED, bootstrap_interval
 from .metrics.statistic import Int64
 from .task_scores import NotComputed, TaskScores, choose_metrics, task_scores
@@ -39,19 +40,21 @@ class Score:
         version: of the package.
         group: what `--metrics` calls it and its neighbours.
         clusters: patients or images that the n samples belong to.
+        better: which direction is better: "higher", "lower" or "neither".
     """
 
     name: str
     protocol: str
     value: float
     interval: tuple[float, float]
-    unit: str
+    unit: Unit
     n: int
     definition: str
     package: str
     version: str
     group: str
     clusters: int
+    better: Better
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +195,7 @@ def package_version(package: str) -> str:
     return __version__ if package == "medalign" else importlib.metadata.version(package)
 
 
-def scale(unit: str) -> float:
+def scale(unit: Unit) -> float:
     """Return what a statistic is multiplied with to be in a unit."""
     return 100.0 if unit == "percent" else 1.0
 
@@ -234,6 +237,7 @@ def _summarise(scored: TaskScores, clusters: Int64) -> list[Score]:
                 version=package_version(definition.package),
                 group=definition.group,
                 clusters=len(set(clusters[statistic.places].tolist())),
+                better=definition.better,
             )
         )
     return found

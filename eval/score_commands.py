@@ -94,9 +94,11 @@ def score(
 ) -> None:
     """Score predictions: every metric with its 95% interval, n and definition.
 
-    Predictions and manifest are joined by id. Samples of one patient (where the manifest does not
-    say: of one image) are drawn together for the intervals. A metric whose model is not there is
-    named with what it needs and where that was looked for.
+    Predictions and manifest are joined by id. For the intervals, samples of one
+    patient are drawn together, or of one image where the manifest names no patient.
+    A metric whose model is not there is named, with what it needs and where that
+    was looked for; the models are found by option, in the folder that
+    $MEDALIGN_METRICS names, or in the Hugging Face cache.
     """
     from .answers import AnswersError
     from .score import score as score_file
@@ -150,9 +152,10 @@ def compare(
 ) -> None:
     """Compare two predictions files, sample by sample: is B better than A?
 
-    For every metric: both values, B - A with its 95% interval (both files draw the same patients
-    or images), p of a permutation test that swaps the files by patient or image, and, where an
-    answer is right or wrong, how many only one file has right with McNemar's exact p.
+    For every metric: both values, B - A with its 95% interval, and p of a
+    permutation test that swaps the two files patient by patient (or image by
+    image). Where an answer is right or wrong, also how many only one file has
+    right, with McNemar's exact p.
     """
     from .answers import AnswersError
     from .compare import compare as compare_files

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -10,11 +11,18 @@ from .clusters import FEW
 from .score import Score, Scores
 from .task_scores import NotComputed
 
+if TYPE_CHECKING:
+    from .compare import Compared
+
 WORDS = frozenset({"bleu", "rouge_l", "meteor"})
 """Groups of report metrics that share a table."""
 
 ANSWERS = frozenset({"open", "closed", "choice", "overall"})
 """Groups of VQA metrics that share a table."""
+
+_LOWER = "\N{DOWNWARDS ARROW}"
+LOWER_NOTE = f"{_LOWER} lower is better"
+"""What the mark of a name means."""
 
 
 def print_scores(scores: Scores, out: Path) -> None:
@@ -59,6 +67,16 @@ def few_clusters(interval_clusters: int, clustered_by: str) -> str:
     return said + rough * (interval_clusters < FEW)
 
 
+def shown_name(metric: "Score | Compared") -> str:
+    """Return a metric's name without its table's, marked if lower is better."""
+    name = metric.name.removeprefix(f"{metric.group}_")
+    if metric.group in WORDS | ANSWERS:
+        name = metric.name
+    head, colon, kind = name.partition(": ")
+    name = f"  of {kind}" if colon else head
+    return f"{name} {_LOWER}" if metric.better == "lower" else name
+
+
 def _table(title: str, metrics: Sequence[Score]) -> Table:
     """Return one row per metric and one column per protocol."""
     table = Table(title=title, title_justify="left")
@@ -68,9 +86,10 @@ def _table(title: str, metrics: Sequence[Score]) -> Table:
     for protocol in protocols:
         table.add_column(protocol, justify="right", no_wrap=True)
     found = {(metric.name, metric.protocol): metric for metric in metrics}
+    shown = {metric.name: shown_name(metric) for metric in metrics}
     for name, n in {metric.name: metric.n for metric in metrics}.items():
         cells = [_cell(found.get((name, protocol))) for protocol in protocols]
-        table.add_row(name, str(n), *cells)
+        table.add_row(shown[name], str(n), *cells)
     return table
 
 
@@ -85,6 +104,8 @@ def _cell(metric: Score | None) -> str:
 def _remarks(scores: Scores, out: Path) -> list[str]:
     counts = ", ".join(f"{name} {count}" for name, count in scores.counts.items() if count)
     lines = [f"counts: {counts}"]
+    if any(metric.better == "lower" for metric in scores.metrics):
+        lines.append(LOWER_NOTE)
     lines.append(few_clusters(scores.interval["clusters"], scores.interval["clustered_by"]))
     if any(metric.group == "meteor" for metric in scores.metrics):
         used = f"WordNet {scores.wordnet}" if scores.wordnet else "no WordNet found, no synonyms"

@@ -2,9 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 Key = tuple[str, str]
 """(protocol, name) of a metric."""
+
+Unit = Literal["percent", "per report"]
+Better = Literal["higher", "lower", "neither"]
 
 VQA_METRICS = ("open", "closed", "choice", "overall", "hallucination")
 """What can be chosen of task `vqa`."""
@@ -18,13 +22,17 @@ class Definition:
         sentence: the definition.
         group: what `--metrics` calls it and its neighbours.
         package: distribution that computes it.
-        unit: "percent", or what one sample's value counts.
+        unit: "percent", or "per report".
+        better: which direction is better, where one is.
+        binary: whether every sample counts as one or not at all, so that McNemar's test applies.
     """
 
     sentence: str
     group: str
     package: str = "medalign"
-    unit: str = "percent"
+    unit: Unit = "percent"
+    better: Better = "higher"
+    binary: bool = False
 
 
 _LLAVA_MED = {
@@ -77,6 +85,17 @@ _HALLUCINATION = {
     "yes_share": "share of yes/no questions answered yes; compare with how many references are yes",
     "unclear_answers": "share of yes/no questions whose answer says neither, or both",
 }
+_DIRECTION: dict[str, Better] = {"yes_no_accuracy": "higher", "yes_share": "neither"}
+_RIGHT_OR_WRONG = frozenset(
+    {
+        ("strict", "open_exact_match"),
+        ("strict", "closed_accuracy"),
+        ("strict", "choice_accuracy"),
+        ("strict", "overall_accuracy"),
+        ("llava-med", "closed_accuracy"),
+        ("llava-med", "choice_accuracy"),
+    }
+)
 
 
 def vqa_definitions(kinds: Iterable[str] = ()) -> dict[Key, Definition]:
@@ -86,15 +105,24 @@ def vqa_definitions(kinds: Iterable[str] = ()) -> dict[Key, Definition]:
         kinds: kinds of closed questions, each with a hallucination rate of its own.
     """
     found = {
-        (protocol, name): Definition(text, name.partition("_")[0])
+        (protocol, name): Definition(
+            text, name.partition("_")[0], binary=(protocol, name) in _RIGHT_OR_WRONG
+        )
         for protocol, texts in (("strict", _STRICT), ("llava-med", _LLAVA_MED))
         for name, text in texts.items()
     }
-    typed = {
+    typed = {"hallucination_rate": _HALLUCINATION["hallucination_rate"]} | {
         f"hallucination_rate: {kind}": f"{_HALLUCINATION['hallucination_rate']}, of kind {kind!r}"
         for kind in sorted(kinds)
     }
     for protocol, judge in _JUDGES.items():
-        for name, text in (_HALLUCINATION | typed).items():
-            found[protocol, name] = Definition(f"{text}; {judge}", "hallucination")
+        # By kind for one judge only: that is enough to read. Kinds follow what they are kinds of.
+        texts = _HALLUCINATION if protocol == "medheval" else typed | _HALLUCINATION
+        for name, text in texts.items():
+            found[protocol, name] = Definition(
+                f"{text}; {judge}",
+                "hallucination",
+                better=_DIRECTION.get(name, "lower"),
+                binary=True,
+            )
     return found

@@ -16,11 +16,11 @@ _BLOCK = 4_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McNemar:
-    """Exact McNemar test of a metric that calls every sample right or wrong.
+    """Exact McNemar test of a metric that counts every sample as one or not at all.
 
     Attributes:
-        only_a: samples that only the first file has right.
-        only_b: samples that only the second has right.
+        only_a: samples that count in the first file only (right there, or hallucinated there).
+        only_b: samples that count in the second file only.
         p: two-sided, from the binomial distribution. It takes samples as independent.
     """
 
@@ -41,7 +41,7 @@ class Paired:
         p: two-sided permutation test that swaps the two files' answers by whole clusters.
         exact: whether all swaps were made, or `SWAPS` random ones.
         clusters: how many there are.
-        mcnemar: for a metric that calls every sample right or wrong.
+        mcnemar: for a metric that counts every sample as one or not at all.
     """
 
     a: float
@@ -59,6 +59,7 @@ def compare_statistics(
     b: Statistic,
     clusters: Int64,
     *,
+    binary: bool,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = SEED,
@@ -69,6 +70,7 @@ def compare_statistics(
         a: the metric over the first file.
         b: the same metric over the second.
         clusters: [samples] number of the cluster of every sample.
+        binary: whether every sample counts as one or not at all.
         resamples: draws of the bootstrap.
         level: of the interval.
         seed: of bootstrap and random swaps.
@@ -93,7 +95,7 @@ def compare_statistics(
         p=p,
         exact=exact,
         clusters=len(sums_a),
-        mcnemar=_mcnemar(a, b) if a.binary and b.binary else None,
+        mcnemar=_mcnemar(a, b) if binary else None,
     )
 
 

@@ -18,10 +18,8 @@ CLEANING: Mapping[str, str] = MappingProxyType(
 """Protocols of reports, and how each cleans a prediction."""
 
 _SHORT = ', and one of fewer than 10 characters is replaced by "No report generated."'
-_WORDS = {
-    "bleu": "sentence BLEU-4, equal weights, smoothing method 4, case kept; mean over reports",
-    "rouge_l": "ROUGE-L F-measure of Porter stems; mean over reports",
-}
+_BLEU = "sentence BLEU-4, equal weights, smoothing method 4, case kept; mean over reports"
+_ROUGE = "ROUGE-L F-measure of Porter stems; mean over reports"
 _METEOR = "METEOR (alpha 0.9, beta 3, gamma 0.5) on words and Porter stems"
 _BERTSCORE = {
     "bertscore_precision": "mean over predicted tokens of the best cosine with a reference token",
@@ -75,6 +73,24 @@ _RATESCORE = (
     "(long); 0.5 where a side has no entity; sentences cut after . ! ? and line ends; mean over "
     "reports"
 )
+_LOWER = frozenset(
+    {
+        "chexbert_commission",
+        "chexbert_omission",
+        "chexbert_reports_with_commission",
+        "radgraph_hallucinated",
+        "radgraph_omitted",
+        "radgraph_reports_with_hallucination",
+        "radgraph_hallucinated_per_report",
+    }
+)
+_BINARY = frozenset(
+    {
+        "chexbert_all_5",
+        "chexbert_reports_with_commission",
+        "radgraph_reports_with_hallucination",
+    }
+)
 
 
 def report_definitions(
@@ -88,31 +104,33 @@ def report_definitions(
     """
     return {
         (protocol, name): Definition(
-            f"{text}; {cleaning}{_own(group, protocol)}", group, package, unit
+            f"{text}; {cleaning}{_own_cleaning(protocol, group)}",
+            group,
+            package,
+            unit="per report" if name.endswith("per_report") else "percent",
+            better="lower" if name in _LOWER else "higher",
+            binary=name in _BINARY,
         )
-        for name, text, group, package, unit in _rows(wordnet, bertscore)
+        for group, package, texts in _groups(wordnet, bertscore)
+        for name, text in texts.items()
         for protocol, cleaning in CLEANING.items()
     }
 
 
-def _own(group: str, protocol: str) -> str:
-    return _SHORT if protocol == "authors" and group in ("chexbert", "radgraph") else ""
-
-
-def _rows(wordnet: str | None, bertscore: str) -> list[tuple[str, str, str, str, str]]:
+def _groups(wordnet: str | None, bertscore: str) -> list[tuple[str, str, Mapping[str, str]]]:
+    """Return (group, package, definition by name) of every group."""
     synonyms = f"and WordNet {wordnet} synonyms" if wordnet else "without WordNet synonyms"
-    rows = [
-        ("bleu", _WORDS["bleu"], "bleu", "nltk", "percent"),
-        ("rouge_l", _WORDS["rouge_l"], "rouge_l", "rouge-score", "percent"),
-        ("meteor", f"{_METEOR}, {synonyms}; mean over reports", "meteor", "nltk", "percent"),
-    ]
     tail = f"{bertscore}, no idf, no rescaling; mean over reports"
-    rows += [
-        (n, f"{t}; {tail}", "bertscore", "transformers", "percent") for n, t in _BERTSCORE.items()
+    return [
+        ("bleu", "nltk", {"bleu": _BLEU}),
+        ("rouge_l", "rouge-score", {"rouge_l": _ROUGE}),
+        ("meteor", "nltk", {"meteor": f"{_METEOR}, {synonyms}; mean over reports"}),
+        ("bertscore", "transformers", {n: f"{t}; {tail}" for n, t in _BERTSCORE.items()}),
+        ("chexbert", "transformers", _CHEXBERT),
+        ("radgraph", "medalign", _RADGRAPH),
+        ("ratescore", "transformers", {"ratescore": _RATESCORE}),
     ]
-    rows += [(n, t, "chexbert", "transformers", "percent") for n, t in _CHEXBERT.items()]
-    for name, text in _RADGRAPH.items():
-        unit = "per report" if name.endswith("per_report") else "percent"
-        rows.append((name, text, "radgraph", "medalign", unit))
-    rows.append(("ratescore", _RATESCORE, "ratescore", "transformers", "percent"))
-    return rows
+
+
+def _own_cleaning(protocol: str, group: str) -> str:
+    return _SHORT if protocol == "authors" and group in ("chexbert", "radgraph") else ""

@@ -28,13 +28,6 @@ class Statistic:
     terms: Float64
     undefined: float
 
-    @property
-    def binary(self) -> bool:
-        """Whether every sample is right or wrong: L = 1, wholes of 1, parts 0 or 1."""
-        if self.terms.shape[1] != 1 or not (self.terms[..., 1] == 1).all():
-            return False
-        return bool(np.isin(self.terms[..., 0], (0, 1)).all())
-
     def value(self) -> float:
         """Return the number over all samples."""
         return float(self.of_sums(self.terms.sum(axis=0)))
