@@ -71,23 +71,22 @@ class RateReader:
         }
 
     def _find(self, sentences: list[str]) -> list[list[tuple[str, str]]]:
-        encoded = self._ner_tokenizer(
+        tokenizer = self._ner_tokenizer
+        encoded = tokenizer(
             sentences,
             padding=True,
             truncation=True,
-            max_length=longest_input(self._ner_tokenizer, self._ner.config),
+            max_length=longest_input(tokenizer, self._ner.config),
             return_tensors="pt",
         ).to(self._ner.device)
-        labels = self._ner(**encoded).logits.argmax(dim=2)
-        own = self._ner_tokenizer.all_special_ids
+        numbers = self._ner(**encoded).logits.argmax(dim=2).tolist()
+        frame = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
+        names = self._ner.config.id2label
         found = []
-        for ids, numbers in zip(encoded["input_ids"].tolist(), labels.tolist(), strict=True):
-            kept = [
-                (i, self._ner.config.id2label[n])
-                for i, n in zip(ids, numbers, strict=True)
-                if i not in own
-            ]
-            found.append([(self._words(tokens), kind) for tokens, kind in spans(kept)])
+        for ids, labels in zip(encoded["input_ids"].tolist(), numbers, strict=True):
+            pairs = zip(ids, labels, strict=True)
+            words = [(token, names[label]) for token, label in pairs if token not in frame]
+            found.append([(self._words(tokens), kind) for tokens, kind in spans(words)])
         return found
 
     def _words(self, ids: list[int]) -> str:

@@ -1,6 +1,5 @@
 """Test whether two sets of answers to the same questions differ."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,7 +134,10 @@ def _mcnemar(a: Statistic, b: Statistic) -> McNemar:
     right_a, right_b = a.terms[:, 0, 0] == 1, b.terms[:, 0, 0] == 1
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     discordant = only_a + only_b
-    tail = sum(math.comb(discordant, k) for k in range(min(only_a, only_b) + 1))
-    # Whole numbers until here: 2 ** -discordant alone would be 0 from 1075 on.
+    # Whole numbers until the end: 2 ** -discordant alone would be 0 from 1075 on.
+    ways = tail = 1
+    for k in range(min(only_a, only_b)):
+        ways = ways * (discordant - k) // (k + 1)
+        tail += ways
     p = min(1.0, 2 * tail / 2**discordant)
     return McNemar(only_a=only_a, only_b=only_b, p=p)
