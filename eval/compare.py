@@ -13,7 +13,8 @@ from .metrics.definitions import Better, Unit
 from .metrics.interval import LEVEL, RESAMPLES, SEED
 from .metrics.paired import SWAPS, McNemar, compare_statistics
 from .metrics.statistic import Int64
-from .score import instruments_for, named, package_version, read_pairs, scale, write_result
+from .result_file import identify_file, package_version, write_result
+from .score import instruments_for, read_pairs, scale
 from .task_scores import NotComputed, TaskScores, choose_metrics, task_scores
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def compare(
     left_out = {each.name: each for one in (scored_a, scored_b) for each in one.not_computed}
     return Comparison(
         task=task,
-        manifest=named(manifest),
+        manifest=identify_file(manifest),
         a=_source(a, answers_a),
         b=_source(b, answers_b),
         medalign=__version__,
@@ -214,4 +215,4 @@ def _refuse_unmatched(
 
 def _source(path: Path, answers: Sequence[Answer]) -> dict[str, Any]:
     seeds = sorted({answer.seed for answer in answers})
-    return named(path) | {"decoder": answers[0].decoder, "seeds": seeds}
+    return identify_file(path) | {"decoder": answers[0].decoder, "seeds": seeds}

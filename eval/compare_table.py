@@ -31,7 +31,7 @@ def _table(title: str, metrics: Sequence[Compared], level: str) -> Table:
     # Without lines between columns it fits a terminal of 80 columns.
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("metric", overflow="fold")
-    for column in ("n", "A", "B", rf"B - A \[{level}]", "p", "A only : B"):
+    for column in ("n", "A", "B", rf"B - A \[{level}]", "p", "A : B"):
         table.add_column(column, justify="right", no_wrap=True)
     for protocol in dict.fromkeys(metric.protocol for metric in metrics):
         table.add_section()
@@ -62,8 +62,11 @@ def _remarks(found: Comparison, out: Path | None) -> list[str]:
     lines = [
         few_clusters(found.tests["clusters"], found.tests["clustered_by"]),
         f"p: two-sided permutation test by cluster, each of {len(found.metrics)} metrics by itself",
-        "A only : B: samples that count in one of the files only; --out and --json have McNemar's "
-        "exact p of these",
-        LOWER_NOTE,
     ]
+    if any(metric.mcnemar is not None for metric in found.metrics):
+        lines.append(
+            "A : B: samples that count in A only and in B only; McNemar's p of these: --out, --json"
+        )
+    if any(metric.better == "lower" for metric in found.metrics):
+        lines.append(LOWER_NOTE)
     return [*lines, f"definitions, versions and digests: {out}"] if out is not None else lines

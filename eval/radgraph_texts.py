@@ -6,7 +6,8 @@ from pathlib import Path
 
 from .metrics.report import clinical_text
 from .report_scores import PROTOCOLS
-from .score import read_pairs, write_result
+from .result_file import write_result
+from .score import read_pairs
 
 
 def write_texts(predictions: Sequence[Path], manifest: Path, out: Path) -> int:

@@ -1,10 +1,6 @@
 """Score a predictions file against its manifest, with intervals and definitions."""
 
-import contextlib
-import hashlib
-import importlib.metadata
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +13,7 @@ from .clusters import cluster_records, clustered_by
 from .metrics.definitions import Better, Unit
 from .metrics.interval import LEVEL, RESAMPLES, SEED, bootstrap_interval
 from .metrics.statistic import Int64
+from .result_file import identify_file, package_version, write_result
 from .task_scores import NotComputed, TaskScores, choose_metrics, task_scores
 
 if TYPE_CHECKING:
@@ -134,8 +131,8 @@ def score(
     clusters = cluster_records(records)
     return Scores(
         task=task,
-        manifest=named(manifest),
-        predictions=named(predictions),
+        manifest=identify_file(manifest),
+        predictions=identify_file(predictions),
         medalign=__version__,
         decoder=answers[0].decoder,
         seeds=sorted({answer.seed for answer in answers}),
@@ -184,38 +181,9 @@ def instruments_for(
     return open_instruments(wanted, paths or InstrumentPaths())
 
 
-def named(path: Path) -> dict[str, str]:
-    """Return path and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def package_version(package: str) -> str:
-    """Return the version of the distribution that computes a metric."""
-    return __version__ if package == "medalign" else importlib.metadata.version(package)
-
-
 def scale(unit: Unit) -> float:
     """Return what a statistic is multiplied with to be in a unit."""
     return 100.0 if unit == "percent" else 1.0
-
-
-def write_result(path: Path, text: str) -> None:
-    """Write a result file, whole or not at all; missing folders are made.
-
-    Raises:
-        AnswersError: the file cannot be written.
-    """
-    draft = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        reason = (error.strerror or "error").lower()
-        raise AnswersError(f"{path}: cannot be written: {reason}") from None
 
 
 def _summarise(scored: TaskScores, clusters: Int64) -> list[Score]:

@@ -78,7 +78,10 @@ def best_device() -> torch.device:
 
 
 def identify(path: Path) -> dict[str, str]:
-    """Return path and SHA-256 of a file, or of a model folder's weights."""
-    file = next(iter(sorted(path.glob("*.safetensors"))), path) if path.is_dir() else path
-    with file.open("rb") as opened:
-        return {"path": str(path), "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+    """Return path and SHA-256 of a file, or of a model folder's weights in the order of names."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return {"path": str(path), "sha256": digest.hexdigest()}

@@ -111,3 +111,11 @@ def test_models_are_found_in_the_hub_cache(nothing_there: Path, chexbert: Path, 
     assert BERT.find(None) is not None
     found = open_instruments(["chexbert"], InstrumentPaths())
     assert found.chexbert is not None
+
+
+def test_a_folder_without_weights_is_refused_and_named(bert: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(bert, folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(AnswersError, match=r"bare: cannot be loaded as AutoModel: .*safetensors"):
+        open_instruments(["bertscore"], InstrumentPaths(bertscore=folder, bertscore_layer=1))
