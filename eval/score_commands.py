@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from .instruments.places import InstrumentPaths
     from .task_scores import NotComputed
 
 
@@ -61,7 +60,23 @@ RadgraphOption = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE",
-        help="Annotations by the package radgraph, JSON; may be repeated.",
+        help="Annotations by the package radgraph, JSON, in place of its model; repeatable.",
+        rich_help_panel=MODELS,
+    ),
+]
+ArchiveOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="radgraph.tar.gz, or the folder with its files.",
+        rich_help_panel=MODELS,
+    ),
+]
+ArchiveBertOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="PubMedBERT: RadGraph's configuration and vocabulary.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -88,6 +103,8 @@ def score(
     bertscore_layer: LayerOption = None,
     chexbert: ChexbertOption = None,
     bert: BertOption = None,
+    radgraph: ArchiveOption = None,
+    radgraph_bert: ArchiveBertOption = None,
     radgraph_annotations: RadgraphOption = None,
     ratescore_ner: NerOption = None,
     ratescore_synonyms: SynonymsOption = None,
@@ -101,20 +118,23 @@ def score(
     $MEDALIGN_METRICS names, or in the Hugging Face cache.
     """
     from .answers import AnswersError
+    from .instruments.places import InstrumentPaths
     from .score import score as score_file
     from .score_table import print_scores
 
     if out.resolve() in (predictions.resolve(), manifest.resolve()):
         raise AnswersError(f"{out}: --out would overwrite what is scored; choose another file")
     names = _names(metrics)
-    paths = _paths(
-        bertscore,
-        bertscore_layer,
-        chexbert,
-        bert,
-        radgraph_annotations,
-        ratescore_ner,
-        ratescore_synonyms,
+    paths = InstrumentPaths(
+        bertscore=bertscore,
+        bertscore_layer=bertscore_layer,
+        chexbert=chexbert,
+        bert=bert,
+        radgraph=radgraph,
+        radgraph_bert=radgraph_bert,
+        annotations=tuple(radgraph_annotations or ()),
+        ratescore_ner=ratescore_ner,
+        ratescore_synonyms=ratescore_synonyms,
     )
     _quiet(task)
     scores = score_file(
@@ -146,6 +166,8 @@ def compare(
     bertscore_layer: LayerOption = None,
     chexbert: ChexbertOption = None,
     bert: BertOption = None,
+    radgraph: ArchiveOption = None,
+    radgraph_bert: ArchiveBertOption = None,
     radgraph_annotations: RadgraphOption = None,
     ratescore_ner: NerOption = None,
     ratescore_synonyms: SynonymsOption = None,
@@ -160,18 +182,21 @@ def compare(
     from .answers import AnswersError
     from .compare import compare as compare_files
     from .compare_table import print_comparison
+    from .instruments.places import InstrumentPaths
 
     if out is not None and out.resolve() in (a.resolve(), b.resolve(), manifest.resolve()):
         raise AnswersError(f"{out}: --out would overwrite what is compared; choose another file")
     names = _names(metrics)
-    paths = _paths(
-        bertscore,
-        bertscore_layer,
-        chexbert,
-        bert,
-        radgraph_annotations,
-        ratescore_ner,
-        ratescore_synonyms,
+    paths = InstrumentPaths(
+        bertscore=bertscore,
+        bertscore_layer=bertscore_layer,
+        chexbert=chexbert,
+        bert=bert,
+        radgraph=radgraph,
+        radgraph_bert=radgraph_bert,
+        annotations=tuple(radgraph_annotations or ()),
+        ratescore_ner=ratescore_ner,
+        ratescore_synonyms=ratescore_synonyms,
     )
     _quiet(task)
     found = compare_files(
@@ -200,28 +225,6 @@ def report_texts(
 
 def _names(metrics: str) -> list[str]:
     return [name.strip() for name in metrics.split(",") if name.strip()]
-
-
-def _paths(
-    bertscore: Path | None,
-    layer: int | None,
-    chexbert: Path | None,
-    bert: Path | None,
-    radgraph: list[Path] | None,
-    ner: Path | None,
-    synonyms: Path | None,
-) -> "InstrumentPaths":
-    from .instruments.places import InstrumentPaths
-
-    return InstrumentPaths(
-        bertscore=bertscore,
-        bertscore_layer=layer,
-        chexbert=chexbert,
-        bert=bert,
-        radgraph=tuple(radgraph or ()),
-        ratescore_ner=ner,
-        ratescore_synonyms=synonyms,
-    )
 
 
 def _quiet(task: TaskName) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class Annotations:
         self._source = source
 
     @classmethod
-    def open(cls, paths: Sequence[Path]) -> "Annotations":
+    def open(cls, *paths: Path) -> "Annotations":
         """Read files that hold what `RadGraph()(texts)` returned, as JSON; later files win.
 
         Raises:

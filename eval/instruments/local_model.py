@@ -80,7 +80,8 @@ def best_device() -> torch.device:
 def identify(path: Path) -> dict[str, str]:
     """Return path and SHA-256 of a file, or of a model folder's weights in the order of names."""
     digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+    weights = sorted([*path.glob("*.safetensors"), *path.glob("*.th")])
+    for file in weights if path.is_dir() else [path]:
         with file.open("rb") as opened:
             while block := opened.read(1 << 20):
                 digest.update(block)

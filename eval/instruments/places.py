@@ -21,7 +21,9 @@ class InstrumentPaths:
         bertscore_layer: layer whose output BERTScore compares; None knows that of roberta-large.
         chexbert: checkpoint file.
         bert: folder of bert-base-uncased, of which CheXbert takes configuration and vocabulary.
-        radgraph: JSON files with annotations.
+        radgraph: RadGraph's archive, or the folder with its files.
+        radgraph_bert: folder of its BERT, of which configuration and vocabulary are taken.
+        annotations: JSON files with RadGraph's annotations, in place of the archive.
         ratescore_ner: folder of RaTEScore's model that finds entities.
         ratescore_synonyms: folder of RaTEScore's model that says what entities mean.
     """
@@ -30,7 +32,9 @@ class InstrumentPaths:
     bertscore_layer: int | None = None
     chexbert: Path | None = None
     bert: Path | None = None
-    radgraph: tuple[Path, ...] = ()
+    radgraph: Path | None = None
+    radgraph_bert: Path | None = None
+    annotations: tuple[Path, ...] = ()
     ratescore_ner: Path | None = None
     ratescore_synonyms: Path | None = None
 
@@ -44,12 +48,14 @@ class Need:
         option: that gives its path.
         hub: names of the Hugging Face repositories that hold it.
         file: that must be there: the model itself, or one in its folder.
+        unpacked: a file that shows a folder to be the same model, unpacked.
     """
 
     name: str
     option: str
     hub: tuple[str, ...]
     file: str = "config.json"
+    unpacked: str | None = None
 
     def find(self, given: Path | None) -> Path | None:
         """Return where the model is, or None if it is nowhere; nothing is fetched.
@@ -82,6 +88,8 @@ class Need:
     def _checked(self, path: Path) -> Path:
         if self._is_file and path.is_file():
             return path
+        if self.unpacked is not None and (path / self.unpacked).is_file():
+            return path
         if not self._is_file and (path / self.file).is_file():
             return path
         wanted = "is no file" if self._is_file else f"is no folder with a {self.file}"
@@ -91,6 +99,17 @@ class Need:
 BERTSCORE = Need("roberta-large", "--bertscore", ("FacebookAI/roberta-large", "roberta-large"))
 CHEXBERT = Need("chexbert.pth", "--chexbert", ("StanfordAIMI/RRG_scorers",), "chexbert.pth")
 BERT = Need("bert-base-uncased", "--bert", ("google-bert/bert-base-uncased", "bert-base-uncased"))
+RADGRAPH = Need(
+    "radgraph.tar.gz", "--radgraph", ("StanfordAIMI/RRG_scorers",), "radgraph.tar.gz", "weights.th"
+)
+RADGRAPH_BERT = Need(
+    "BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext",
+    "--radgraph-bert",
+    (
+        "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext",
+        "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext",
+    ),
+)
 RATESCORE_NER = Need("RaTE-NER-Deberta", "--ratescore-ner", ("Angelakeke/RaTE-NER-Deberta",))
 RATESCORE_SYNONYMS = Need(
     "BioLORD-2023-C", "--ratescore-synonyms", ("FremyCompany/BioLORD-2023-C",)

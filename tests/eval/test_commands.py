@@ -106,7 +106,7 @@ def test_a_metric_that_was_named_and_cannot_be_computed_is_a_failure(
     arguments = ["score", *map(str, files), "--task", "report", "--out", str(out)]
     result = CliRunner().invoke(app, [*arguments, "--metrics", "bleu, radgraph"])
     assert result.exit_code == 1
-    assert "radgraph: not computed: needs annotations" in result.output
+    assert "radgraph: not computed: needs radgraph.tar.gz at --radgraph FILE" in result.output
     found = json.loads(out.read_text(encoding="utf-8"))
     assert {metric["name"] for metric in found["metrics"]} == {"bleu"}
     assert [missing["name"] for missing in found["not_computed"]] == ["radgraph"]

@@ -143,4 +143,4 @@ def test_reports_are_compared_and_what_is_not_there_is_named(files: Files) -> No
     found = compare(*files, "report", metrics=["bleu", "radgraph"])
     assert {m.name for m in found.metrics} == {"bleu"}
     [missing] = found.not_computed
-    assert (missing.name, "--radgraph-annotations FILE" in missing.reason) == ("radgraph", True)
+    assert (missing.name, "--radgraph FILE" in missing.reason) == ("radgraph", True)

@@ -176,7 +176,7 @@ def test_the_authors_cleaning_reaches_every_metric(pair: MakePair) -> None:
 
 def annotations(path: Path, texts: dict[str, Any]) -> Annotations:
     path.write_text(json.dumps([{"text": t, **graph} for t, graph in texts.items()]), "utf-8")
-    return Annotations.open([path])
+    return Annotations.open(path)
 
 
 def test_graphs_of_reports_score_the_golden_numbers(

@@ -37,7 +37,8 @@ def test_what_is_not_there_is_named_with_where_it_was_looked_for(nothing_there: 
         assert word in found.missing["bertscore"]
     for word in ("chexbert.pth at --chexbert FILE", "bert-base-uncased at --bert DIR"):
         assert word in found.missing["chexbert"]
-    assert "--radgraph-annotations FILE" in found.missing["radgraph"]
+    assert "radgraph.tar.gz at --radgraph FILE" in found.missing["radgraph"]
+    assert "--radgraph-bert DIR" in found.missing["radgraph"]
     assert "--ratescore-ner DIR" in found.missing["ratescore"]
     assert "--ratescore-synonyms DIR" in found.missing["ratescore"]
 
@@ -75,7 +76,7 @@ def test_given_paths_are_opened_and_identified(
             bertscore_layer=1,
             chexbert=chexbert,
             bert=bert,
-            radgraph=(annotations,),
+            annotations=(annotations,),
             ratescore_ner=ner,
             ratescore_synonyms=bert,
         ),
