@@ -87,8 +87,7 @@ def task_scores(
         assert instruments is not None
         scored = report_scores(pairs, wanted, instruments)
         statistics, counts, wordnet = dict(scored.samples), dict(scored.counts), scored.wordnet
-        model = instruments.bertscore.label if instruments.bertscore is not None else ""
-        definitions = report_definitions(wordnet, model)
+        definitions = _report_definitions(wordnet, instruments)
         not_computed = [NotComputed(name=n, reason=why) for n, why in instruments.missing.items()]
     found = {
         key: definition
@@ -102,6 +101,15 @@ def task_scores(
         counts=counts,
         wordnet=wordnet,
         not_computed=not_computed + [_undefined(key) for key in undefined],
+    )
+
+
+def _report_definitions(wordnet: str | None, instruments: "Instruments") -> dict[Key, Definition]:
+    bertscore, radgraph = instruments.bertscore, instruments.radgraph
+    return report_definitions(
+        wordnet,
+        "" if bertscore is None else bertscore.label,
+        "medalign" if radgraph is None else radgraph.package,
     )
 
 

@@ -4,8 +4,6 @@ Source: Smit et al., "CheXbert: combining automatic labelers and expert annotati
 radiology report labeling using BERT" (2020).
 """
 
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, BertModel
 
 from ..answers import AnswersError
 from ..metrics.labels import LABELS
-from .local_model import best_device, in_batches, load_part, longest_input
+from .local_model import best_device, in_batches, load_part, load_tensors, longest_input
 
 _CLASSES = (4,) * (len(LABELS) - 1) + (2,)
 # Older versions of transformers saved the numbers 0 to 511 with the weights.
@@ -113,21 +111,8 @@ class Chexbert:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    try:
-        # Files saved before torch 1.6 are no zip archives and cannot be memory-mapped.
-        mapped = zipfile.is_zipfile(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of TorchScript before it refuses it
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch raises a dozen kinds here, some of them private
-        # The rest of torch's text recommends to load it all the same.
-        reason = str(error).partition("\n")[0].partition(". In PyTorch")[0] or type(error).__name__
-        raise AnswersError(
-            f"{path}: not a torch file of plain tensors; one that must run code to be read, or is "
-            f"damaged, is refused: {reason}"
-        ) from error
-    if isinstance(content, Mapping):
-        content = content.get("model_state_dict", content)
-    if not isinstance(content, Mapping) or not all(isinstance(k, str) for k in content):
-        raise AnswersError(f"{path}: holds no `model_state_dict`, as chexbert.pth does")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    content = load_tensors(path, str(path))
+    weights = content.get("model_state_dict", content)
+    if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise AnswersError(f"{path}: holds no `model_state_dict` of tensors, as chexbert.pth does")
+    return {key.removeprefix("module."): value for key, value in weights.items()}

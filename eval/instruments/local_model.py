@@ -1,9 +1,10 @@
 """Load a Hugging Face model or tokenizer from a local folder, whole or not at all."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -55,6 +56,32 @@ def load_part(kind: Any, folder: Path, **settings: Any) -> Any:
     except Exception as error:  # transformers raises whatever the file formats do
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise AnswersError(f"{folder}: cannot be loaded as {kind.__name__}: {reason}") from error
+
+
+def load_tensors(file: Path | BinaryIO, name: str) -> dict[str, Any]:
+    """Return the mapping that a torch file of plain tensors holds; no code in it is ever run.
+
+    Args:
+        file: path, or the open file.
+        name: of the file, for messages.
+
+    Raises:
+        AnswersError: it would have to run code to be read, is damaged, or holds no mapping.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of TorchScript before it refuses it
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds here, some of them private
+        # The rest of torch's text recommends to load it all the same.
+        reason = str(error).partition("\n")[0].partition(". In PyTorch")[0] or type(error).__name__
+        raise AnswersError(
+            f"{name}: not a torch file of plain tensors; one that must run code to be read, or is "
+            f"damaged, is refused: {reason}"
+        ) from error
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        raise AnswersError(f"{name}: holds no state dict")
+    return dict(content)
 
 
 def longest_input(tokenizer: Any, config: Any) -> int:

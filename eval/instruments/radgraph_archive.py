@@ -4,18 +4,16 @@ import io
 import json
 import re
 import tarfile
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from ..answers import AnswersError
 from ..metrics.radgraph import Annotation, Entity
-from .local_model import best_device, load_part
+from .local_model import best_device, load_part, load_tensors
 from .radgraph_model import RadGraphModel, RadGraphSizes
 
 _MARKS = re.compile(r"([/,:.!?()])")
@@ -26,7 +24,13 @@ _IDLE = ("_coref.", "_events.")
 
 
 class RadGraphReader:
-    """Annotates reports with RadGraph 1.0."""
+    """Annotates reports with RadGraph 1.0.
+
+    Attributes:
+        package: distribution that the network runs on.
+    """
+
+    package = "transformers"
 
     def __init__(
         self, model: RadGraphModel, tokenizer: Any, entities: list[str], relations: list[str]
@@ -52,7 +56,8 @@ class RadGraphReader:
         namespace, entities, relations = _vocabulary(archive, files)
         sizes = _sizes(archive, files, len(entities), len(relations))
         model = RadGraphModel(load_part(AutoConfig, bert), sizes)
-        weights = _own_names(_load_weights(archive, files), namespace)
+        tensors = load_tensors(io.BytesIO(files.read("weights.th")), f"{archive}: weights.th")
+        weights = _own_names(tensors, namespace)
         weights.pop(_COUNTED, None)
         try:
             model.load_state_dict(weights)
@@ -170,22 +175,6 @@ def _sizes(archive: Path, files: _Files, entities: int, relations: int) -> RadGr
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise AnswersError(f"{archive}: config.json is not RadGraph's ({error})") from None
-
-
-def _load_weights(archive: Path, files: _Files) -> Mapping[str, Tensor]:
-    data = files.read("weights.th")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of TorchScript before it refuses it
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds here, some of them private
-        raise AnswersError(
-            f"{archive}: weights.th is no torch file of plain tensors; one that must run code to "
-            f"be read, or is damaged, is refused ({type(error).__name__})"
-        ) from error
-    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        raise AnswersError(f"{archive}: weights.th holds no state dict")
-    return content
 
 
 def _own_names(weights: Mapping[str, Tensor], namespace: str) -> dict[str, Tensor]:

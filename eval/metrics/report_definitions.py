@@ -94,13 +94,14 @@ _BINARY = frozenset(
 
 
 def report_definitions(
-    wordnet: str | None, bertscore: str = "given model"
+    wordnet: str | None, bertscore: str = "given model", radgraph: str = "transformers"
 ) -> dict[Key, Definition]:
     """Return the definitions of the report metrics by (protocol, name), in the order of tables.
 
     Args:
         wordnet: version of the WordNet that METEOR used, None if there was none.
         bertscore: model and layer of BERTScore.
+        radgraph: distribution that made the graphs, or medalign, which only compared them.
     """
     return {
         (protocol, name): Definition(
@@ -111,13 +112,15 @@ def report_definitions(
             better="lower" if name in _LOWER else "higher",
             binary=name in _BINARY,
         )
-        for group, package, texts in _groups(wordnet, bertscore)
+        for group, package, texts in _groups(wordnet, bertscore, radgraph)
         for name, text in texts.items()
         for protocol, cleaning in CLEANING.items()
     }
 
 
-def _groups(wordnet: str | None, bertscore: str) -> list[tuple[str, str, Mapping[str, str]]]:
+def _groups(
+    wordnet: str | None, bertscore: str, radgraph: str
+) -> list[tuple[str, str, Mapping[str, str]]]:
     """Return (group, package, definition by name) of every group."""
     synonyms = f"and WordNet {wordnet} synonyms" if wordnet else "without WordNet synonyms"
     tail = f"{bertscore}, no idf, no rescaling; mean over reports"
@@ -127,7 +130,7 @@ def _groups(wordnet: str | None, bertscore: str) -> list[tuple[str, str, Mapping
         ("meteor", "nltk", {"meteor": f"{_METEOR}, {synonyms}; mean over reports"}),
         ("bertscore", "transformers", {n: f"{t}; {tail}" for n, t in _BERTSCORE.items()}),
         ("chexbert", "transformers", _CHEXBERT),
-        ("radgraph", "medalign", _RADGRAPH),
+        ("radgraph", radgraph, _RADGRAPH),
         ("ratescore", "transformers", {"ratescore": _RATESCORE}),
     ]
 

@@ -103,9 +103,13 @@ def test_a_report_compared_with_itself_has_the_highest_scores_of_all_models(
 
 
 def test_two_files_are_compared_with_every_model(
-    files: tuple[Path, Path], models: list[str]
+    files: tuple[Path, Path], models: list[str], radgraph_packed: Path, radgraph_bert: Path
 ) -> None:
     arguments = [str(files[0]), str(files[0]), str(files[1]), "--task", "report", "--json"]
-    found = json.loads(run("compare", *arguments, *models))
+    at = models.index("--radgraph-annotations")
+    archive = ["--radgraph", str(radgraph_packed), "--radgraph-bert", str(radgraph_bert)]
+    found = json.loads(run("compare", *arguments, *models[:at], *archive, *models[at + 2 :]))
     assert {metric["group"] for metric in found["metrics"]} == set(REPORT_METRICS)
     assert {metric["p"] for metric in found["metrics"]} == {1}
+    used = [each["path"] for each in found["instruments"]["radgraph"]]
+    assert used == [str(radgraph_packed), str(radgraph_bert)]

@@ -105,6 +105,15 @@ def test_models_are_found_in_a_folder_of_ones_own(
         open_instruments(["bertscore"], InstrumentPaths())
 
 
+def test_an_archive_may_be_unpacked(radgraph: Path, radgraph_bert: Path, tmp_path: Path) -> None:
+    paths = InstrumentPaths(radgraph=radgraph, radgraph_bert=radgraph_bert)
+    found = open_instruments(["radgraph"], paths)
+    assert found.radgraph is not None
+    assert found.files["radgraph"][0]["sha256"] != found.files["radgraph"][1]["sha256"]
+    with pytest.raises(AnswersError, match=r"is no file; --radgraph takes radgraph\.tar\.gz"):
+        open_instruments(["radgraph"], InstrumentPaths(radgraph=tmp_path))
+
+
 def test_models_are_found_in_the_hub_cache(nothing_there: Path, chexbert: Path, bert: Path) -> None:
     in_hub(nothing_there, "StanfordAIMI/RRG_scorers", chexbert)
     in_hub(nothing_there, "google-bert/bert-base-uncased", *bert.iterdir())

@@ -84,7 +84,7 @@ def test_weights_that_would_run_code_are_refused_unrun(
 ) -> None:
     mark = tmp_path / "ran"
     torch.save({"a": _Harmful(mark)}, copied / "weights.th")
-    with pytest.raises(AnswersError, match=r"weights\.th is no torch file of plain tensors"):
+    with pytest.raises(AnswersError, match=r"weights\.th: not a torch file of plain tensors"):
         RadGraphReader.open(copied, radgraph_bert)
     assert not mark.exists()
 
@@ -125,7 +125,7 @@ def _narrower(archive: Path) -> None:
         (_with("vocabulary/radgraph__ner_labels.txt", "A\nB\n"), "must begin with an empty line"),
         (_with("config.json", "{}"), "config.json is not RadGraph's"),
         (_with("config.json", "{"), "config.json is not RadGraph's"),
-        (_with("weights.th", "no torch file"), "no torch file of plain tensors"),
+        (_with("weights.th", "no torch file"), "not a torch file of plain tensors"),
         (_renamed, "is radgraph-xl, which cuts words in another way"),
         (_propagating, "propagates between spans"),
         (_narrower, "does not fit RadGraph .*relation.last.bias"),
