@@ -151,7 +151,7 @@ def _add_labels(tallies: dict[Key, Tally], protocol: str, place: int, counted: L
         "recall": (both, wanted),
         "commission": (predicted - both, predicted),
         "omission": (wanted - both, wanted),
-        "reports_with_commission": (float(predicted > both), 1.0),
+        "any_commission": (float(predicted > both), 1.0),
     }.items():
         tallies[protocol, f"chexbert_{name}"].add(place, *terms)
 
@@ -173,8 +173,8 @@ def _add_radgraph(
             for name, terms in {
                 "hallucinated": (extra, len(predicted)),
                 "omitted": (left_out, len(wanted)),
-                "reports_with_hallucination": (float(extra > 0), 1.0),
-                "hallucinated_per_report": (extra, 1.0),
+                "any_hallucinated": (float(extra > 0), 1.0),
+                "hallucinated_number": (extra, 1.0),
             }.items():
                 tallies[protocol, f"radgraph_{name}"].add(place, *terms)
 

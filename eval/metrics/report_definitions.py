@@ -46,7 +46,7 @@ _CHEXBERT = {
     f"(hallucinated), 13 labels; {_LABELS}",
     "chexbert_omission": f"share of the reference's findings that the prediction has not, 13 "
     f"labels; {_LABELS}",
-    "chexbert_reports_with_commission": f"share of reports with a finding that the reference has "
+    "chexbert_any_commission": f"share of reports with a finding that the reference has "
     f"not, 13 labels; {_LABELS}",
 }
 _PRESENT = "definitely present observations by their words, lower-cased"
@@ -63,9 +63,9 @@ _RADGRAPH = {
     "their relations; mean over reports",
     "radgraph_hallucinated": f"share of predicted findings that the reference has not: {_PRESENT}",
     "radgraph_omitted": f"share of the reference's findings not predicted: {_PRESENT}",
-    "radgraph_reports_with_hallucination": f"share of reports with a finding that the reference "
+    "radgraph_any_hallucinated": f"share of reports with a finding that the reference "
     f"has not: {_PRESENT}",
-    "radgraph_hallucinated_per_report": f"number of findings that the reference has not: "
+    "radgraph_hallucinated_number": f"number of findings that the reference has not: "
     f"{_PRESENT}; mean over reports",
 }
 _RATESCORE = (
@@ -77,18 +77,18 @@ _LOWER = frozenset(
     {
         "chexbert_commission",
         "chexbert_omission",
-        "chexbert_reports_with_commission",
+        "chexbert_any_commission",
         "radgraph_hallucinated",
         "radgraph_omitted",
-        "radgraph_reports_with_hallucination",
-        "radgraph_hallucinated_per_report",
+        "radgraph_any_hallucinated",
+        "radgraph_hallucinated_number",
     }
 )
 _BINARY = frozenset(
     {
         "chexbert_all_5",
-        "chexbert_reports_with_commission",
-        "radgraph_reports_with_hallucination",
+        "chexbert_any_commission",
+        "radgraph_any_hallucinated",
     }
 )
 
@@ -108,7 +108,7 @@ def report_definitions(
             f"{text}; {cleaning}{_own_cleaning(protocol, group)}",
             group,
             package,
-            unit="per report" if name.endswith("per_report") else "percent",
+            unit="per report" if name.endswith("_number") else "percent",
             better="lower" if name in _LOWER else "higher",
             binary=name in _BINARY,
         )
