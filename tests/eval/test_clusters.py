@@ -45,6 +45,7 @@ def test_a_patient_called_like_an_image_is_none(of: MakeRecord) -> None:
 
 def test_a_record_without_image_is_alone(of: MakeRecord) -> None:
     assert cluster_records([of(None, n=1), of(None, n=2)]).tolist() == [0, 1]
+    assert cluster_records([of(None, n=1, patient=7), of("a", patient=7)]).tolist() == [0, 0]
 
 
 def test_what_clusters_are_is_said(of: MakeRecord) -> None:
