@@ -71,7 +71,7 @@ class Comparison:
     Attributes:
         task: "vqa" or "report".
         manifest: path and sha256.
-        a: path, sha256, decoder and seeds of the first predictions.
+        a: path, sha256, decoder, its settings and seeds of the first predictions.
         b: of the second.
         medalign: version that compared.
         tests: how intervals and p-values were computed.
@@ -214,5 +214,6 @@ def _refuse_unmatched(
 
 
 def _source(path: Path, answers: Sequence[Answer]) -> dict[str, Any]:
-    seeds = sorted({answer.seed for answer in answers})
-    return identify_file(path) | {"decoder": answers[0].decoder, "seeds": seeds}
+    first, seeds = answers[0], sorted({answer.seed for answer in answers})
+    own = {"decoder": first.decoder, "settings": first.settings, "seeds": seeds}
+    return identify_file(path) | own

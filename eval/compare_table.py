@@ -1,7 +1,8 @@
 """Print a comparison for people: both values, their difference, and how sure it is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,7 +16,7 @@ def print_comparison(found: Comparison, out: Path | None) -> None:
     """Print tables and remarks to stdout."""
     console = Console()
     for letter, source in (("A", found.a), ("B", found.b)):
-        line = f"{letter}: {source['path']}, decoder {source['decoder']}"
+        line = f"{letter}: {source['path']}, decoder {source['decoder']}{_settings(source)}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     level = f"{100 * found.tests['level']:g}%"
     tables: dict[str, list[Compared]] = {}
@@ -25,6 +26,11 @@ def print_comparison(found: Comparison, out: Path | None) -> None:
         console.print(_table(title, metrics, level))
     for line in (*not_computed(found.not_computed), *_remarks(found, out)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _settings(source: Mapping[str, Any]) -> str:
+    said = ", ".join(f"{name} {value}" for name, value in source["settings"].items())
+    return f" ({said})" if said else ""
 
 
 def _table(title: str, metrics: Sequence[Compared], level: str) -> Table:
@@ -61,7 +67,8 @@ def _row(metric: Compared) -> list[str]:
 def _remarks(found: Comparison, out: Path | None) -> list[str]:
     lines = [
         few_clusters(found.tests["clusters"], found.tests["clustered_by"]),
-        f"p: two-sided permutation test by cluster, each of {len(found.metrics)} metrics by itself",
+        "p: two-sided permutation test by cluster, each metric by itself; not corrected for "
+        f"there being {len(found.metrics)}",
     ]
     if any(metric.mcnemar is not None for metric in found.metrics):
         lines.append(

@@ -69,6 +69,7 @@ class Scores:
         counts: how many records, answers, ...
         interval: how the intervals were computed.
         metrics: the scores; a metric no sample applies to is left out.
+        settings: of the decoder, as far as the predictions say.
         not_computed: metrics without a value, and what they need.
         instruments: metric -> path and sha256 of the models and annotations it used.
     """
@@ -83,6 +84,7 @@ class Scores:
     counts: Mapping[str, int]
     interval: Mapping[str, Any]
     metrics: Sequence[Score]
+    settings: Mapping[str, Any] = field(default_factory=dict)
     not_computed: Sequence[NotComputed] = ()
     instruments: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
 
@@ -147,6 +149,7 @@ def score(
             "clusters": int(clusters.max()) + 1,
         },
         metrics=_summarise(scored, clusters),
+        settings=answers[0].settings,
         not_computed=scored.not_computed,
         instruments={} if instruments is None else instruments.files,
     )
@@ -162,6 +165,12 @@ def read_pairs(
         ManifestError: the manifest is broken.
     """
     answers = read_answers(predictions)
+    other = next((a for a in answers if a.settings != answers[0].settings), None)
+    if other is not None:
+        raise AnswersError(
+            f"{predictions}: answers {answers[0].id!r} and {other.id!r} come from different "
+            "settings of the decoder; score each setting's file by itself"
+        )
     records = read_manifest(manifest)
     try:
         return answers, join(answers, records, task, allow_missing=allow_missing)

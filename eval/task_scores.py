@@ -1,5 +1,6 @@
 """Everything that one predictions file scores: statistics, what they mean, what is missing."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -94,7 +95,7 @@ def task_scores(
         for key, definition in definitions.items()
         if definition.group in wanted and key in statistics
     }
-    undefined = [key for key in found if statistics[key].value() != statistics[key].value()]
+    undefined = [key for key in found if math.isnan(statistics[key].value())]
     return TaskScores(
         statistics=statistics,
         definitions={key: of for key, of in found.items() if key not in undefined},

@@ -10,6 +10,7 @@ import torch
 
 from ..answers import AnswersError
 
+_DECIDING = ("config.json", "tokenizer.json", "vocab.txt", "*.safetensors", "*.th")
 BATCH = 16
 """How many texts a model reads at a time."""
 
@@ -105,10 +106,10 @@ def best_device() -> torch.device:
 
 
 def identify(path: Path) -> dict[str, str]:
-    """Return path and SHA-256 of a file, or of a model folder's weights in the order of names."""
+    """Return path and SHA-256 of a file, or of what decides a model folder, in order of names."""
     digest = hashlib.sha256()
-    weights = sorted([*path.glob("*.safetensors"), *path.glob("*.th")])
-    for file in weights if path.is_dir() else [path]:
+    deciding = [file for pattern in _DECIDING for file in path.glob(pattern)]
+    for file in sorted(deciding) if path.is_dir() else [path]:
         with file.open("rb") as opened:
             while block := opened.read(1 << 20):
                 digest.update(block)

@@ -24,7 +24,7 @@ from .places import (
 from .radgraph_archive import RadGraphReader
 from .rate_reader import RateReader
 
-T = TypeVar("T")
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +100,6 @@ def _radgraph(paths: InstrumentPaths) -> Callable[..., Annotations | RadGraphRea
     return Annotations.open if paths.annotations else RadGraphReader.open
 
 
-def _open(found: dict[str, list[Path]], metric: str, make: Callable[..., T]) -> T | None:
+def _open(found: dict[str, list[Path]], metric: str, make: Callable[..., Opened]) -> Opened | None:
     """Open a metric's models if all of them were found."""
     return make(*found[metric]) if metric in found else None

@@ -139,6 +139,18 @@ def test_a_comparison_file_says_everything(files: Files, tmp_path: Path) -> None
         assert metric["version"]
 
 
+def test_settings_of_the_decoder_are_kept_and_not_mixed(files: Files, write_lines: Write) -> None:
+    a, b, manifest = files
+    rows = [json.loads(line) for line in b.read_text(encoding="utf-8").splitlines()]
+    write_lines(b, [row | {"settings": {"alpha": 0.5}} for row in rows])
+    found = compare(a, b, manifest, "vqa")
+    assert (found.a["settings"], found.b["settings"]) == ({}, {"alpha": 0.5})
+    assert score(b, manifest, "vqa").settings == {"alpha": 0.5}
+    write_lines(b, [row | {"settings": {"alpha": n % 2}} for n, row in enumerate(rows)])
+    with pytest.raises(AnswersError, match=r"b\.jsonl: answers 'q17' and 'q16' come from diff"):
+        compare(a, b, manifest, "vqa")
+
+
 def test_reports_are_compared_and_what_is_not_there_is_named(files: Files) -> None:
     found = compare(*files, "report", metrics=["bleu", "radgraph"])
     assert {m.name for m in found.metrics} == {"bleu"}
