@@ -17,6 +17,24 @@ from medalign.eval.metrics.greedy_matching import greedy_match
 PAIR = ("The heart is normal.", "no pleural effusion, lungs are clear")
 
 
+# bert-score 0.3.13 with transformers 4.57.6 and the tiny RoBERTa of conftest.py, layer 2:
+# precision, recall, F1. The first texts are longer than it reads.
+PUBLISHED = {
+    (
+        "The heart is normal. No pleural effusion, lungs clear.",
+        "heart is normal .\nsmall left pleural effusion no edema",
+    ): (0.9934, 0.9727, 0.9829),
+    ("no edema", "the lungs are clear, no pneumothorax"): (0.9821, 0.9840, 0.9830),
+    ("lung opacity lung", "clear lung"): (0.9873, 0.9814, 0.9844),
+    ("small left pleural effusion is normal", "no edema. The heart is normal"): (
+        0.9870,
+        0.9837,
+        0.9853,
+    ),
+    ("report generated", ""): (0, 0, 0),
+}
+
+
 def plain_f1(folder: Path, layer: int, pair: tuple[str, str], **tokenizer: Any) -> float:
     """BERTScore by hand, one text at a time, in float64 numpy."""
     load: Any = AutoModel
@@ -40,6 +58,12 @@ def test_a_score_is_what_one_text_at_a_time_gives(bert: Path, layer: int) -> Non
     # Others in the batch, longer and shorter, change nothing.
     pairs = [PAIR, ("no", "the lungs are clear , no small left pleural effusion"), ("heart", "is")]
     assert scorer.scores(pairs)[PAIR].f1 == pytest.approx(plain_f1(bert, layer, PAIR), abs=1e-5)
+
+
+def test_a_roberta_scores_what_the_package_gives(roberta: Path) -> None:
+    found = BertScorer.open(roberta, 2).scores(list(PUBLISHED))
+    for pair, expected in PUBLISHED.items():
+        assert found[pair] == pytest.approx(expected, abs=6e-5)
 
 
 def test_an_equal_text_is_perfect_and_blanks_around_it_do_not_count(bert: Path) -> None:
