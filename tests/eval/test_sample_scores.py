@@ -31,7 +31,8 @@ def pairs(record: MakeRecord, answer: MakeAnswer) -> list[Pair]:
         for n, (gold, _, kind) in enumerate(rows)
     ]
     answers = [answer(str(n), text, answer=gold) for n, (gold, text, _) in enumerate(rows)]
-    return join(answers, records, "vqa")
+    pairs: list[Any] = join(answers, records, "vqa")
+    return pairs
 
 
 def values(samples: dict[tuple[str, str], Statistic], protocol: str) -> dict[str, float]:

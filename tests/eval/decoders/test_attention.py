@@ -114,7 +114,7 @@ def test_boosted_attention_changes_the_last_row_of_its_layers_alone(bench: Any) 
     mass: dict[str, list[Tensor]] = {"own": [], "boosted": []}
 
     def look(layer: int, scores: Tensor) -> Tensor | None:
-        raised = boosted(scores, prompt.visual, 0.5)
+        raised: Tensor = boosted(scores, prompt.visual, 0.5)
         if layer == 3:
             for name, row in (("own", scores), ("boosted", raised)):
                 mass[name].append((row.softmax(-1) * prompt.visual[:, None]).sum(-1))

@@ -221,7 +221,7 @@ def test_every_token_costs_one_pass_and_one_for_each_candidate(
     answers: list[int] = []
 
     def counted(model: BeamModel, spec: Opera, ends: frozenset[int]) -> list[int]:
-        found = search(model, spec, ends)
+        found: list[int] = search(model, spec, ends)
         passes.append(model.passes)
         answers.append(len(found))
         return found

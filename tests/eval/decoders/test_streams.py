@@ -40,7 +40,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
         made[id(self)] = (prompt, begins)
 
     def watch_step(self: ContrastStream, ids: Tensor) -> Tensor:
-        logits = step(self, ids)
+        logits: Tensor = step(self, ids)
         seen.append(Step(*made[id(self)], ids.clone(), logits))
         return logits
 
@@ -121,7 +121,7 @@ def test_a_stream_that_breaks_down_contrasts_nothing(
     step = ContrastStream.step
 
     def broken(self: ContrastStream, ids: Tensor) -> Tensor:
-        logits = step(self, ids).clone()
+        logits: Tensor = step(self, ids).clone()
         logits[0, 5] = float("nan")
         return logits
 
@@ -183,7 +183,8 @@ def test_avisc_reads_attention_while_the_prompt_is_read_and_no_longer(
 
     def look(self: ContrastStream, ids: Tensor) -> Tensor:
         reading.append(any(hasattr(block.self_attn, "medalign_last_row") for block in blocks))
-        return step(self, ids)
+        logits: Tensor = step(self, ids)
+        return logits
 
     monkeypatch.setattr(ContrastStream, "step", look)
     decode(bench.model, bench.inputs(0), make_spec("avisc", None, {"max_new_tokens": 2}))

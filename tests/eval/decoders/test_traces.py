@@ -27,7 +27,9 @@ def state_of(model: Any) -> list[object]:
 
 def answer(bench: Any, name: str, *picked: int) -> Tensor:
     spec = make_spec(name, None, {"max_new_tokens": TOKENS})
-    return decode(bench.model, bench.inputs(*picked), spec, 7, ids=[f"r{k}" for k in picked])
+    ids = [f"r{k}" for k in picked]
+    new: Tensor = decode(bench.model, bench.inputs(*picked), spec, 7, ids=ids)
+    return new
 
 
 @pytest.mark.parametrize("name", list(SPECS))
