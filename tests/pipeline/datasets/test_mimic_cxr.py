@@ -206,7 +206,7 @@ def test_texts_of_patients_that_are_not_taken_are_not_opened(tree: Tree, prepare
     prepared("mimic-cxr-report", root, choices={"sample": "1"})
     texts = list((root / "mimic-cxr").rglob("*.txt"))
     taken = prepared("mimic-cxr-report", root, choices={"sample": "1"}).report
-    assert taken["left_out"]["by_rule"] == {"patient of train not in the sample": 8}
+    assert taken["left_out"]["by_rule"] == {"record of train not in the sample": 8}
     (image,) = json.loads((next((root.parents[1] / "out").glob("train.jsonl"))).read_text())[
         "image"
     ].split()

@@ -46,7 +46,7 @@ def omni(tmp_path: Path) -> Omni:
             for each in items:
                 image = root / each["image_path"]
                 image.parent.mkdir(parents=True, exist_ok=True)
-                image.write_bytes(b"made up")
+                image.write_bytes(each["image_path"].encode())
         return root
 
     return make

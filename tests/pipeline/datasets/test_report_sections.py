@@ -46,7 +46,10 @@ WHOLE = """                                 FINAL REPORT
         ("FINDING(S): Clear.\nIMPRESSION(S): Well.", ("findings", "Clear.")),
         ("FINDINGS: Clear.\nSUMMARY: Well.", ("findings", "Clear.")),
         ("IMPRESSION: Clear.\n      DR. ___ ___\n", ("impression", "Clear.")),
-        ("FINDINGS: Told to\n Dr. ___ by telephone.", ("findings", "Told to Dr. ___ by telephone.")),
+        (
+            "FINDINGS: Told to\n Dr. ___ by telephone.",
+            ("findings", "Told to Dr. ___ by telephone."),
+        ),
         ("FINDINGS: Clear. IMPRESSION: Normal.", ("findings", "Clear.")),
         ("COMPARISON: ___ FINDINGS: Clear. RECOMMENDATION: none", ("findings", "Clear.")),
         ("FINDINGS: An impression: clear.", ("findings", "An impression: clear.")),
