@@ -1,5 +1,6 @@
 """What an earlier run left in the output folder, and whether this run may touch it."""
 
+import contextlib
 import json
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,10 +41,8 @@ class Earlier:
         path = out / REPORT
         report = None
         if path.exists() and not overwrite:
-            try:
+            with contextlib.suppress(ValueError, RecursionError):
                 report = json.loads(path.read_bytes())
-            except (ValueError, RecursionError):
-                pass
             if not _is_ours(report):
                 raise DataSetError(
                     f"{path}: is no report of `data prepare`; name another --out, or pass "

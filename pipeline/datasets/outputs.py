@@ -81,7 +81,7 @@ def is_held(draft: Path) -> bool:
 def _hold(file: BinaryIO) -> bool:
     """Lock a draft for as long as it is open, so that others see that this run is alive."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # another run's, or a file system without locks
         return False
     return True

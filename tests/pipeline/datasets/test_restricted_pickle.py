@@ -169,7 +169,9 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_pickle_is_an_error_that_names_the_file(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(PickleRefusedError, match=r"train_qa.pkl: is no whole pickle"):
+    with pytest.raises(
+        PickleRefusedError, match=r"train_qa.pkl: (is no whole pickle|holds a dict whose)"
+    ):
         read(BROKEN[kind], tmp_path)
 
 

@@ -113,7 +113,7 @@ def test_groups_are_tied_by_way_of_others() -> None:
 
 def test_equal_contents_are_one_image_where_no_patient_is_named() -> None:
     contents = {"1.png": "same", "2.png": "same", "3.png": "other"}
-    asked = []
+    asked = list[str]()
 
     def read(paths: Sequence[str]) -> dict[str, str]:
         asked.extend(paths)
