@@ -20,7 +20,9 @@ def show(prepared: Prepared, console: Console) -> None:
     report = prepared.report
     console.print(_table(report), markup=False)
     for line in aligned(_facts(prepared)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        # A name that is no UTF-8 has half characters, which no terminal takes.
+        told = line.encode(errors="backslashreplace").decode()
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(report: Mapping[str, Any]) -> Table:

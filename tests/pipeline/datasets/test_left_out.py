@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from medalign.pipeline.datasets.dataset import DataSetError
 from medalign.pipeline.datasets.prepare import Asked, Prepared, prepare
 from medalign.pipeline.datasets.registry import DATA_SETS
+from medalign.pipeline.datasets.table import show
 from medalign.pipeline.progress import NoProgress
 
 Folder = Callable[..., Path]
@@ -85,7 +87,11 @@ def test_names_of_files_that_are_no_text_do_not_stop_a_report(
         pytest.skip("this file system wants UTF-8")
     done = prepared("slake", odd)
     assert json.loads((done.out / "report.json").read_bytes())["folder"] == str(odd)
-    assert prepared("slake", odd).state == "unchanged"
+    second = prepared("slake", odd)
+    assert second.state == "unchanged"
+    with (odd.parent / "screen").open("w", encoding="utf-8") as screen:
+        show(second, Console(file=screen, width=500))
+    assert r"odd\udcff" in (odd.parent / "screen").read_text(encoding="utf-8")
 
 
 def test_a_path_that_is_too_long(slake_folder: Folder, slake_item: Item, prepared: Prepare) -> None:

@@ -22,7 +22,7 @@ Prepare = Callable[..., Prepared]
 Tree = Callable[..., Path]
 
 
-def row(patient: int, study: int, dicom: str, split: str = "train", view: str = "PA") -> Any:
+def row(patient: object, study: int, dicom: str, split: str = "train", view: str = "PA") -> Any:
     return patient, study, dicom, split, view
 
 
@@ -371,14 +371,12 @@ def test_no_text_gets_out_of_broken_items(
     annotated: Callable[..., Path], tmp_path: Path, broken: dict[str, Any]
 ) -> None:
     out = tmp_path / "prepared"
-    root = annotated(item("a") | broken, item("b", report="An invented report."))
-    twice = annotated(item("a") | broken, item("a") | broken, item("b", report="An invented."))
-    for image in twice.rglob(f"*{CANARY}*"):
+    root = annotated(item("a") | broken, item("a") | broken, item("b", report="Invented."))
+    for image in list(root.rglob(f"*{CANARY}*")):
         shutil.rmtree(image) if image.is_dir() else image.unlink()
     for sample in ("all", "1"):
         words = ("--choose", f"sample={sample}", "--overwrite")
-        check_silence(out, run("prepare", "mimic-cxr-report", root, "--out", out, *words))
-        done = run("prepare", "mimic-cxr-report", twice, "--out", out, *words)
+        done = run("prepare", "mimic-cxr-report", root, "--out", out, *words)
         assert done.exception is None or isinstance(done.exception, SystemExit)
         check_silence(out, done)
 

@@ -127,8 +127,9 @@ def test_what_cannot_be_scored_is_left_out_and_listed(omni: Omni, prepared: Prep
 def test_an_answer_is_not_turned_into_another_one(
     omni: Omni, prepared: Prepare, answer: str, options: tuple[str, str]
 ) -> None:
-    given = dict(zip(("option_A", "option_B"), options, strict=True), option_C=None, option_D=None)
-    root = omni({"Open-access/A": [item(1), item(2, gt_answer=answer, **given)]})
+    one, other = options
+    asked = item(2, gt_answer=answer, option_A=one, option_B=other, option_C=None, option_D=None)
+    root = omni({"Open-access/A": [item(1), asked]})
     unusable = prepared("omnimedvqa", root).report["left_out"]["unusable"]
     assert unusable["its answer is none of its options"]["count"] == 1
 
