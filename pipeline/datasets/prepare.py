@@ -13,7 +13,7 @@ from ..report import plural
 from .dataset import DataSet, DataSetError, Source
 from .earlier import Earlier
 from .ids import Ids
-from .images_link import LINK, link_images
+from .images_link import LINK, drop_link, leads, link_images
 from .layout import files_of, find_layout, image_folder
 from .leftovers import remove_drafts, remove_images
 from .outputs import Draft, digest_of, read_contents
@@ -101,6 +101,8 @@ def prepare(
         },
     }
     earlier = _earlier(out, made_from, inside, asked)
+    if inside is None and asked.overwrite:
+        drop_link(out)
     progress, images = progress or NoProgress(), inside or out / LINK
     usable, left_out = Usable(images, private=data_set.private), LeftOuts()
     source = Source(root=root, layout=layout, images=images, progress=progress, usable=usable)
@@ -113,7 +115,8 @@ def prepare(
     facts = Facts(
         data_set=data_set,
         root=root,
-        images=source.images,
+        images=images,
+        written=inside is None,
         made_from=made_from,
         choices=choices,
         cut=cut,
@@ -215,9 +218,10 @@ def _write(facts: Facts, out: Path, earlier: Earlier) -> Prepared:
             earlier.remove_all_but(outputs)
             for draft in (*drafts.values(), final):  # the report last: it vouches for the others
                 draft.place()
-    if earlier.overwrite:
-        written = facts.images == out / LINK
-        remove_images(out, {path for each in samples for path in each.images} if written else ())
+    if earlier.overwrite and facts.written:
+        remove_images(out, {path for each in samples for path in each.images})
+    elif earlier.overwrite and not leads(out / LINK, facts.images):
+        remove_images(out, ())
     images = link_images(out, facts.images)
     return Prepared(out=out, images=images, report=report, state=state)
 

@@ -24,6 +24,7 @@ class Facts:
         data_set: the set.
         root: its folder.
         images: folder that the manifests' image paths are relative to.
+        written: whether this run wrote the images.
         made_from: what the outputs follow from.
         choices: the set's choices.
         cut: how samples came to their splits.
@@ -33,6 +34,7 @@ class Facts:
     data_set: DataSet
     root: Path
     images: Path
+    written: bool
     made_from: Mapping[str, Any]
     choices: Mapping[str, str]
     cut: Cut

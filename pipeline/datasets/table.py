@@ -124,6 +124,6 @@ def _next_steps(prepared: Prepared, out: Path) -> Iterator[tuple[str, str]]:
     manifest = shlex.quote(str(out / first))
     held_out = [shlex.quote(str(out / name)) for name in prepared.report["outputs"]][1:]
     if prepared.report["splits"]["cut"] and held_out:
-        yield "look", f"medalign data leakage {manifest} {' '.join(held_out)} --images {images}"
+        yield "compare", f"medalign data leakage {manifest} {' '.join(held_out)} --images {images}"
     yield "next", f"medalign cache build {manifest} --images {images} \\"
     yield "", "  --expert unimed-l --weights WEIGHTS --out CACHE"

@@ -13,6 +13,7 @@ from medalign.pipeline.datasets.dataset import DataSetError
 from medalign.pipeline.datasets.prepare import Prepared
 
 Folder = Callable[..., Path]
+Item = Callable[..., dict[str, Any]]
 Prepare = Callable[..., Prepared]
 Lines = Callable[[Path], list[dict[str, Any]]]
 
@@ -157,8 +158,22 @@ def test_images_of_another_set_go_with_its_manifests(
     root = slake_folder()
     done = prepared("slake", root, overwrite=True)
     assert done.images.samefile(root / "imgs")
-    prepared("vqa-rad", hub, overwrite=True)
-    assert (root / "imgs").is_dir()
+    before = sorted((root / "imgs").rglob("*"))
+    done = prepared("vqa-rad", hub, overwrite=True)
+    assert sorted((root / "imgs").rglob("*")) == before
+    assert [path.name for path in done.images.rglob("*.jpg")] == [one.name]
+
+
+def test_a_folder_that_is_named_as_that_of_the_images_stays_whole(
+    parquet_folder: Folder, rad_repack: Folder, rad_item: Item, prepared: Prepare
+) -> None:
+    hub = parquet_folder({"train-00000-of-00001": [ROW], "test-00000-of-00001": [ROW]})
+    images = prepared("vqa-rad", hub).out / "images"
+    (one,) = images.rglob("*.jpg")
+    (images / "synpic1.jpg").write_bytes(b"another")
+    root = rad_repack([rad_item(1)], [rad_item(2)])
+    prepared("vqa-rad", root, images=images, overwrite=True)
+    assert one.is_file()
 
 
 def test_an_image_of_the_same_size_but_other_bytes_is_written_anew(
