@@ -89,6 +89,10 @@ class Choice:
     help: str
 
 
+def _as_it_is(item: Item) -> Item:
+    return item
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Hold where a reader finds a data set.
@@ -99,12 +103,15 @@ class Source:
         images: folder that image paths are relative to; it need not exist where the reader
             writes the images itself.
         progress: for readers that take longer than some seconds.
+        usable: for readers that take a number of samples: returns a sample that can be used, and
+            anything else as what is left out.
     """
 
     root: Path
     layout: Layout
     images: Path
     progress: Progress = field(default_factory=NoProgress)
+    usable: Callable[[Item], Item] = _as_it_is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +131,8 @@ class DataSet:
             source as a whole cannot be read. The mapping holds every choice's value.
         choices: what a user may choose.
         fractions: of the seeded cut, for samples that come without a split; the rest is train.
+        private: no text of its files is ever told; that may stand where a path should, so paths
+            are not told either.
     """
 
     name: str
@@ -137,3 +146,4 @@ class DataSet:
     read: Callable[[Source, Mapping[str, str]], Iterator[Item]]
     choices: tuple[Choice, ...] = ()
     fractions: Mapping[Split, float] = field(default_factory=dict)
+    private: bool = False

@@ -1,7 +1,8 @@
 """What an earlier run left in the output folder, and whether this run may touch it."""
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -32,23 +33,30 @@ class Earlier:
         """Read what an earlier run left.
 
         Raises:
-            DataSetError: there is a report that is not ours.
+            DataSetError: there is a report that is not ours, or a folder in the place of a file.
         """
+        for name in _names():
+            if (out / name).is_dir():
+                raise DataSetError(f"{out / name}: is a folder; move it away or name another --out")
         path = out / REPORT
         report = None
         if path.exists() and not overwrite:
-            try:
+            with contextlib.suppress(ValueError, RecursionError):
                 report = json.loads(path.read_bytes())
-                _ = dict(report["made_from"]["options"]), dict(report["outputs"])
-            except (ValueError, KeyError, TypeError, RecursionError):
+            if not _is_ours(report):
                 raise DataSetError(
                     f"{path}: is no report of `data prepare`; name another --out, or pass "
                     "--overwrite to replace it"
-                ) from None
+                )
         return cls(out=out, report=report, overwrite=overwrite)
 
-    def check_source(self, made_from: Mapping[str, Any]) -> None:
-        """Refuse to mix what was made from different sources or options.
+    def check_source(self, made_from: Mapping[str, Any], images: Path | None) -> None:
+        """Refuse to mix what was made from different sources, options or image folders.
+
+        Args:
+            made_from: what this run's outputs follow from.
+            images: the image folder; None where this run writes it. A folder that is not there
+                any more may have been moved, and does not differ.
 
         Raises:
             DataSetError: with everything that differs.
@@ -57,12 +65,37 @@ class Earlier:
             return
         before, now = self.report["made_from"], {"medalign": __version__, **made_from}
         differing = list(_differences(before, now))
+        folder = Path(self.report["images"])
+        if images is not None and folder.is_dir() and not folder.samefile(images):
+            differing.append(f"images: {folder} before, {images.absolute()} now")
         if differing:
             listed = "".join(f"\n  {each}" for each in differing)
             raise DataSetError(
                 f"{self.out}: holds what an earlier run made from something else; name another "
                 f"--out, or pass --overwrite to replace it{listed}"
             )
+
+    def check_untouched(self) -> None:
+        """Refuse early what `check_outputs` would refuse in the end.
+
+        Raises:
+            DataSetError: a manifest of the earlier run was changed.
+        """
+        ours = {} if self.report is None else self.report["outputs"]
+        for name, digest in ours.items():
+            if self._is_file(name) and digest_of(self.out / name) != digest:
+                raise self._in_the_way(name)
+
+    def lost(self, ids: Container[str]) -> Iterator[str]:
+        """Yield the ids of records of the earlier run that this run does not have.
+
+        Args:
+            ids: those of this run.
+        """
+        for name in () if self.report is None else self.report["outputs"]:
+            if self._is_file(name):
+                with (self.out / name).open("rb") as file:
+                    yield from (id_ for line in file if (id_ := json.loads(line)["id"]) not in ids)
 
     def check_outputs(self, outputs: Mapping[str, str]) -> str:
         """Return "written", "unchanged" or "replaced" for files that are about to be put there.
@@ -82,11 +115,7 @@ class Earlier:
         for name, digest in there.items():
             known = (outputs.get(name), ours.get(name))
             if name != REPORT and digest not in known and not self.overwrite:
-                why = "was changed since it was prepared" if name in ours else "is there already"
-                raise DataSetError(
-                    f"{self.out / name}: {why}; move it away, name another --out, or pass "
-                    "--overwrite to replace it"
-                )
+                raise self._in_the_way(name)
         return "replaced"
 
     def remove_all_but(self, outputs: Mapping[str, str]) -> None:
@@ -95,8 +124,25 @@ class Earlier:
             if name != REPORT and name not in outputs:
                 (self.out / name).unlink(missing_ok=True)
 
+    def _in_the_way(self, name: str) -> DataSetError:
+        ours = self.report is not None and name in self.report["outputs"]
+        why = "was changed since it was prepared" if ours else "is there already"
+        return DataSetError(
+            f"{self.out / name}: {why}; move it away, name another --out, or pass --overwrite to "
+            "replace it"
+        )
+
     def _is_file(self, name: str) -> bool:
         return (self.out / name).is_file()
+
+
+def _is_ours(report: object) -> bool:
+    if not isinstance(report, dict) or not isinstance(report.get("images"), str):
+        return False
+    made_from, outputs = report.get("made_from"), report.get("outputs")
+    if not isinstance(made_from, dict) or not isinstance(outputs, dict):
+        return False
+    return isinstance(made_from.get("options"), dict) and outputs.keys() <= set(_names())
 
 
 def _names() -> tuple[str, ...]:

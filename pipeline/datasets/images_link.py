@@ -14,7 +14,7 @@ def link_images(out: Path, images: Path) -> Path:
     file system knows no links, the image folder itself is returned.
     """
     link = out / LINK
-    if _leads(link, images):
+    if leads(link, images):
         return link
     if link.is_symlink() or not link.exists():
         draft = out / f"{LINK}.{os.getpid()}.partial"
@@ -23,8 +23,15 @@ def link_images(out: Path, images: Path) -> Path:
             draft.replace(link)
         except OSError:
             draft.unlink(missing_ok=True)
-    return link if _leads(link, images) else images
+    return link if leads(link, images) else images
 
 
-def _leads(link: Path, images: Path) -> bool:
+def drop_link(out: Path) -> None:
+    """Remove the link, so that images are not written into the folder of another set."""
+    if (out / LINK).is_symlink():
+        (out / LINK).unlink()
+
+
+def leads(link: Path, images: Path) -> bool:
+    """Return whether a link, or a folder of its name, is the image folder."""
     return link.is_dir() and link.samefile(images)

@@ -1,6 +1,7 @@
 """Read the JSON files of data sets, with messages that name file and item but no text of them."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ def read_json(path: Path) -> Any:
         reason = f"is not valid JSON at line {error.lineno}: {error.msg.lower()}"
     except RecursionError:
         reason = "is nested too deeply"
+    except ValueError:
+        reason = "holds a number of thousands of digits"
     # From None: the error of the decoder holds the whole text.
     raise DataSetError(f"{path}: {reason}; download it again")
 
@@ -44,11 +47,13 @@ def read_items(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def as_text(value: object) -> str:
     """Return a text, or a number as text (answers such as 2 stand as numbers in some sets).
 
-    Anything else is "", which is refused as blank where a text is needed.
+    Anything else, NaN among it, is "", which is refused as blank where a text is needed.
     """
     if isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    if isinstance(value, int) or math.isfinite(value):
         return str(value)
     return ""
 

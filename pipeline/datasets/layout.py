@@ -68,7 +68,8 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def _matches(root: Path, pattern: str) -> Sequence[Path]:
-    return [path for path in root.glob(pattern) if path.is_file()]
+    # macOS puts a file ._NAME beside NAME on other file systems.
+    return [path for path in root.glob(pattern) if path.is_file() and path.name[0] != "."]
 
 
 def _missing(root: Path, layout: Layout) -> list[str]:

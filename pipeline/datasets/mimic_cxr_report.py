@@ -5,7 +5,7 @@ reason, errors, progress) is a file, a number or an id.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,15 @@ from typing import Any, Final
 from .chest_report import QUESTION
 from .dataset import Choice, Counts, DataSet, Published, Source
 from .json_source import as_text
-from .physionet import LAYOUTS, Shot, find_texts, read_shots, read_text
+from .physionet import (
+    LAYOUTS,
+    Shot,
+    find_texts,
+    is_dicom_id,
+    is_number,
+    read_shots,
+    read_text,
+)
 from .r2gen import ANNOTATION, read_annotation
 from .report_sections import find_section
 from .sample import Item, LeftOut, Sample, Split
@@ -37,7 +45,7 @@ def _from_annotation(source: Source, choices: Mapping[str, str]) -> Iterator[Ite
             train[as_text(item.get("subject_id"))].append(found)
         else:
             yield found
-    yield from take(train, iter, choices)
+    yield from take(train, iter, choices, source.usable)
 
 
 def _annotated(where: str, split: Split, item: Mapping[str, Any], question: str) -> Item:
@@ -45,17 +53,22 @@ def _annotated(where: str, split: Split, item: Mapping[str, Any], question: str)
     report = " ".join(as_text(item.get("report")).split())
     if not report:
         return LeftOut(where=where, reason="its report is blank")
+    own, patient, study = (as_text(item.get(each)) for each in ("id", "subject_id", "study_id"))
+    # Ids are told; text of a report that stands in their place must not be.
+    numbers = all(is_number(each) for each in (patient, study) if each)
+    if not numbers or (own and not is_dicom_id(own)):
+        return LeftOut(where=where, reason="its id, subject_id or study_id is none of MIMIC-CXR")
     return Sample(
         where=where,
-        id=as_text(item.get("id")) or None,
+        id=own or None,
         split=split,
         images=tuple(as_text(path) for path in (paths if isinstance(paths, list) else [paths])),
         question=question,
         answer=report,
         report=report,
         modality="X-ray",
-        patient=as_text(item.get("subject_id")) or None,
-        study=as_text(item.get("study_id")) or None,
+        patient=patient or None,
+        study=study or None,
     )
 
 
@@ -69,30 +82,26 @@ def _from_physionet(source: Source, choices: Mapping[str, str]) -> Iterator[Item
         else:
             patients[found.split].setdefault(found.patient, []).append(found)
     total = sum(len(shots) for named in patients.values() for shots in named.values())
-    read = partial(_of_patient, texts, choices["question"], source.progress.advance)
+    read = partial(_of_patient, texts, choices["question"])
     with source.progress.stage("reading reports", total=total):
         for split, named in patients.items():
-            if split == "train":
-                yield from take(named, read, choices)
-            else:
-                for shots in named.values():
-                    yield from read(shots)
+            asked = choices if split == "train" else {**choices, SAMPLE.name: SAMPLE.default}
+            for item in take(named, read, asked, source.usable):
+                yield item
+                source.progress.advance(1)
 
 
-def _of_patient(
-    texts: Path, question: str, advance: Callable[[int], None], shots: Sequence[Shot]
-) -> Iterator[Item]:
-    """Yield the samples of one patient; each text is read once."""
+def _of_patient(texts: Path, question: str, shots: Sequence[Shot]) -> Iterator[Item]:
+    """Yield an item for each image of one patient; each text is read once."""
     known: dict[str, tuple[str, str] | LeftOut] = {}
     for shot in shots:
         if shot.text not in known:
             known[shot.text] = _section(texts, shot)
         yield _shown(shot, known[shot.text], question)
-    advance(len(shots))
 
 
 def _section(texts: Path, shot: Shot) -> tuple[str, str] | LeftOut:
-    text = read_text(texts / shot.text, shot.text)
+    text = read_text(texts, shot.text)
     if isinstance(text, LeftOut):
         return text
     why = "its report has neither findings nor an impression"
@@ -168,4 +177,5 @@ MIMIC_CXR_REPORT: Final = DataSet(
         SAMPLE_SEED,
         QUESTION,
     ),
+    private=True,
 )

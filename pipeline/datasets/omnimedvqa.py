@@ -16,7 +16,7 @@ _EXTRA: Final = ("dataset", "question_id", "question_type")
 def _read(source: Source, choices: Mapping[str, str]) -> Iterator[Item]:
     folder, access = source.root / "QA_information", choices["access"]
     parts = [name for key, name in _PARTS.items() if access in (key, "all")]
-    files = [path for part in parts for path in sorted((folder / part).glob("*.json"))]
+    files = [path for part in parts for path in sorted((folder / part).glob("[!.]*.json"))]
     if not files:
         raise DataSetError(f"{folder}: no JSON file in {' or '.join(parts)}; see --choose access=")
     for path in files:
@@ -77,7 +77,7 @@ OMNIMEDVQA: Final = DataSet(
             choices={"access": "all"},
         ),
     ),
-    split_rule="none is published, MedAlign's own is not either: cut by image",
+    split_rule="none is published, MedAlign's own is not either: cut by content of the image",
     id_rule="omnimedvqa_<name of the subset's file>_<question_id>",
     read=_read,
     choices=(

@@ -1,13 +1,16 @@
 """The files that a run writes: drafted beside their place, put there when all are whole."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
+
+from ..progress import Progress
 
 
 class Draft:
@@ -22,6 +25,7 @@ class Draft:
     def __enter__(self) -> Self:
         with naming(self._draft):
             self._file = self._draft.open("wb")
+        _hold(self._file)
         return self
 
     def __exit__(
@@ -53,9 +57,11 @@ class Draft:
             self._draft.replace(self.path)
 
     def finish(self) -> None:
-        """Hand everything to the file system, which may say that the disk is full."""
+        """Bring everything to the disk, which may be full; `place` is a renaming then."""
+        assert self._file is not None
         with naming(self.path):
-            self._close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def _close(self) -> None:
         if self._file is not None:
@@ -63,10 +69,39 @@ class Draft:
             file.close()
 
 
+def is_held(draft: Path) -> bool:
+    """Return whether a run that is still alive writes this draft."""
+    try:
+        with draft.open("r+b") as file:
+            return not _hold(file)
+    except OSError:
+        return True  # gone, or somebody else's
+
+
+def _hold(file: BinaryIO) -> bool:
+    """Lock a draft for as long as it is open, so that others see that this run is alive."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another run's, or a file system without locks
+        return False
+    return True
+
+
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits."""
     with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_contents(folder: Path, progress: Progress, paths: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of files in a folder, by path; what cannot be read is left away."""
+    found = {}
+    with progress.stage("reading images to tell equal ones", total=len(paths)):
+        for path in paths:
+            with contextlib.suppress(OSError):
+                found[path] = digest_of(folder / path)
+            progress.advance(1)
+    return found
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, Final
 from .dataset import DataSetError, Layout, Source
 from .json_source import as_text
 from .layout import files_of
-from .outputs import Draft
+from .outputs import Draft, digest_of
 from .sample import SPLITS, Item, LeftOut, Sample, Split
 from .yes_no import yes_no_type
 
@@ -66,17 +66,17 @@ def read_parquet(source: Source) -> Iterator[Item]:
     _refuse_strangers(files)
     shards = _shards(files)
     tables = [(split, path, _open(path)) for split in SPLITS for path in shards.get(split, ())]
-    rows = sum(table.metadata.num_rows for _, _, table in tables)
+    rows, images = sum(table.metadata.num_rows for _, _, table in tables), _Images(source.images)
     with source.progress.stage("reading", total=rows):
         for split, path, table in tables:
             for number, row in enumerate(_rows(path, table), start=1):
-                yield _sample(row, f"{path.name} row {number}", split, source.images)
+                yield _sample(row, f"{path.name} row {number}", split, images)
                 source.progress.advance(1)
 
 
 def _refuse_strangers(files: Sequence[Path]) -> None:
     """Refuse a split that the set does not have: all sets in this form look alike inside."""
-    strangers = sorted(set(files[0].parent.glob("*.parquet")) - set(files))
+    strangers = sorted(set(files[0].parent.glob("[!.]*.parquet")) - set(files))
     if strangers:
         raise DataSetError(
             f"{strangers[0]}: is no file of this data set; is the folder that of another one?"
@@ -134,7 +134,8 @@ def _open(path: Path) -> Any:
     return table
 
 
-def _rows(path: Path, table: Any) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, table: Any) -> Iterator[dict[str, Any] | None]:
+    """Yield the rows of a file; None for one whose text is not UTF-8."""
     import pyarrow
 
     batches = table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(_COLUMNS))
@@ -145,7 +146,11 @@ def _rows(path: Path, table: Any) -> Iterator[dict[str, Any]]:
             raise DataSetError(f"{path}: {_why(error)}") from None
         if batch is None:
             return
-        yield from batch.to_pylist()
+        for place in range(batch.num_rows):
+            try:
+                yield batch.slice(place, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield None
 
 
 def _why(error: Exception) -> str:
@@ -153,32 +158,42 @@ def _why(error: Exception) -> str:
     return f"cannot be read as Parquet ({reason.lower()}); download it again"
 
 
-def _sample(row: dict[str, Any], where: str, split: Split, images: Path) -> Item:
+def _sample(row: dict[str, Any] | None, where: str, split: Split, images: "_Images") -> Item:
+    if row is None:
+        return LeftOut(where=where, reason="its text is not UTF-8")
     image, answer = row["image"], as_text(row["answer"])
     data = image.get("bytes") if isinstance(image, dict) else None
-    if not data:
+    if not data or not isinstance(data, bytes):
         return LeftOut(where=where, reason="the file does not hold its image")
     return Sample(
         where=where,
         split=split,
-        images=(_write(data, as_text(image.get("path")), images),),
+        images=(images.write(data, as_text(image.get("path"))),),
         question=as_text(row["question"]),
         answer=answer,
         answer_type=yes_no_type(answer),
     )
 
 
-def _write(data: bytes, named: str, images: Path) -> str:
-    """Write an image, unless it is there; return its path below `images`."""
-    digest = hashlib.sha256(data).hexdigest()
-    relative = f"{digest[:2]}/{digest}.{_ending(data, named)}"
-    path = images / relative
-    if not path.is_file() or path.stat().st_size != len(data):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with Draft(path) as draft:
-            draft.write(data)
-            draft.place()
-    return relative
+class _Images:
+    """The folder that images are written to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._whole = set[str]()
+
+    def write(self, data: bytes, named: str) -> str:
+        """Write an image, unless it is there and whole; return its path in the folder."""
+        digest = hashlib.sha256(data).hexdigest()
+        relative = f"{digest[:2]}/{digest}.{_ending(data, named)}"
+        path = self._folder / relative
+        if relative not in self._whole and not (path.is_file() and digest_of(path) == digest):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with Draft(path) as draft:
+                draft.write(data)
+                draft.place()
+        self._whole.add(relative)
+        return relative
 
 
 def _ending(data: bytes, named: str) -> str:

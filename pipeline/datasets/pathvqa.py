@@ -32,7 +32,7 @@ def _read_split(source: Source, split: Split) -> Iterator[Item]:
     items = read_plain_pickle(path)
     if not isinstance(items, list):
         raise DataSetError(f"{path}: must be a list of questions; is this the set's own file?")
-    files = _files_by_stem(source.images / split)
+    files = _files_by_name(source.images / split)
     for number, item in enumerate(items, start=1):
         where = f"{path.name} item {number}"
         if not isinstance(item, dict):
@@ -43,23 +43,28 @@ def _read_split(source: Source, split: Split) -> Iterator[Item]:
 
 def _sample(item: Mapping[Any, Any], where: str, split: Split, files: Mapping[str, str]) -> Item:
     stem, answer = as_text(item.get("image")), as_text(item.get("answer"))
+    named = stem if stem.endswith(".jpg") else f"{stem}.jpg"
     if not stem:
         return LeftOut(where=where, reason="it names no image")
     return Sample(
         where=where,
         split=split,
-        images=(f"{split}/{files.get(stem, f'{stem}.jpg')}",),
+        images=(f"{split}/{files.get(stem, named)}",),
         question=as_text(item.get("question")),
         answer=answer,
         answer_type=yes_no_type(answer),
     )
 
 
-def _files_by_stem(folder: Path) -> dict[str, str]:
-    """Return the files of a folder by their names without ending, which is what questions name."""
+def _files_by_name(folder: Path) -> dict[str, str]:
+    """Return the files of a folder by their names, without ending (as questions have it) and with.
+
+    A whole name counts before one without its ending.
+    """
     if not folder.is_dir():
         return {}
-    return {path.stem: path.name for path in sorted(folder.iterdir(), reverse=True)}
+    files = sorted(folder.iterdir(), reverse=True)
+    return {path.stem: path.name for path in files} | {path.name: path.name for path in files}
 
 
 PATHVQA: Final = DataSet(

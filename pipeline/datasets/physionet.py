@@ -5,16 +5,20 @@ No text of a report is told to anybody: what cannot be read is named by its file
 
 import csv
 import gzip
+import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TextIO, cast
 
+from ..manifest import ManifestError, resolve_image
 from .dataset import DataSetError, Layout
 from .sample import LeftOut, Split
 
 _SPLIT, _METADATA = "mimic-cxr-2.0.0-split.csv*", "mimic-cxr-2.0.0-metadata.csv*"
 _SPLITS: Final[Mapping[str, Split]] = {"train": "train", "validate": "val", "test": "test"}
+_DICOM_ID: Final = re.compile(r"[0-9A-Za-z-]+")
 _TEXTS: Final = ("mimic-cxr-reports/files", "mimic-cxr/files", "mimic-cxr/2*/files")
 
 
@@ -78,12 +82,23 @@ def read_shots(root: Path, layout: Layout, *, views: Sequence[str]) -> Iterator[
     for line, row in _rows(split, "dicom_id", "study_id", "subject_id", "split"):
         dicom, study, patient, name = row
         where = f"{split.name} line {line}"
-        if name not in _SPLITS or not (study.isdecimal() and patient.isdecimal() and dicom):
+        ids = is_number(study) and is_number(patient) and is_dicom_id(dicom)
+        if name not in _SPLITS or not ids:
             yield LeftOut(where=where, reason="its row in the split table is not as it should be")
         elif kept is not None and dicom not in kept:
             yield LeftOut(where=where, reason=f"its view is not {' or '.join(views)}", by_rule=True)
         else:
             yield Shot(dicom, study, patient, _SPLITS[name])
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text can be the number of a patient or a study."""
+    return text.isascii() and text.isdecimal()
+
+
+def is_dicom_id(text: str) -> bool:
+    """Return whether a text can be the id of an image."""
+    return _DICOM_ID.fullmatch(text) is not None
 
 
 def find_texts(root: Path, asked: str) -> Path:
@@ -111,18 +126,28 @@ def find_texts(root: Path, asked: str) -> Path:
     )
 
 
-def read_text(path: Path, where: str) -> str | LeftOut:
+def read_text(texts: Path, relative: str) -> str | LeftOut:
     """Return a report, or why it cannot be read."""
+    where = relative
     try:
-        return path.read_bytes().decode("utf-8")
-    except OSError:
+        return resolve_image(texts, relative).read_bytes().decode("utf-8")
+    except ManifestError:
+        return LeftOut(where=where, reason="its report leads out of their folder through a link")
+    except FileNotFoundError:
         return LeftOut(where=where, reason="its report is not there")
+    except OSError as error:
+        reason = (error.strerror or "no reason given").lower()
+        return LeftOut(where=where, reason=f"its report cannot be read: {reason}")
     except UnicodeDecodeError:
         return LeftOut(where=where, reason="its report is not UTF-8")
 
 
 def _only(root: Path, pattern: str) -> Path:
-    found = sorted(path for path in root.glob(pattern) if path.suffix in (".csv", ".gz"))
+    found = sorted(
+        path
+        for path in root.glob(pattern)
+        if path.suffix in (".csv", ".gz") and path.name[0] != "."
+    )
     if len(found) != 1:
         raise DataSetError(f"{root / pattern}: must be one file, found {len(found)}")
     return found[0]
@@ -138,11 +163,11 @@ def _rows(path: Path, *columns: str) -> Iterator[tuple[int, list[str]]]:
                 raise DataSetError(f"{path}: lacks the column {lacking[0]}; is it PhysioNet's?")
             for row in table:
                 yield table.line_num, [row[name] or "" for name in columns]
-        except (csv.Error, EOFError, UnicodeDecodeError, gzip.BadGzipFile):
+        except (csv.Error, EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error):
             raise DataSetError(f"{path}: is cut short or damaged; download it again") from None
 
 
 def _open(path: Path) -> TextIO:
     if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8", newline=""))
-    return path.open(encoding="utf-8", newline="")
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
+    return path.open(encoding="utf-8-sig", newline="")

@@ -187,9 +187,9 @@ def _python_2_text(data: bytes) -> str:
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
     keys, values = items[::2], items[1::2]
-    # A tuple's hash goes through all that it holds, in C, to any depth.
-    if not all(isinstance(key, str | int | float | None) for key in keys):
-        raise TypeError("no plain key")
+    # Numbers may be chosen to have one hash; a tuple's goes through all that it holds, in C.
+    if not all(type(key) is str for key in keys):
+        raise RefusedInstructionError("holds a dict whose keys are not all strings")
     return dict(zip(keys, values, strict=True))
 
 

@@ -1,24 +1,28 @@
 """Prepare a data set: find it, read it, cut it, write manifests and a report."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..manifest import ManifestError, resolve_image
 from ..progress import NoProgress, Progress
+from ..records import shorten
 from ..report import plural
 from .dataset import DataSet, DataSetError, Source
 from .earlier import Earlier
-from .images_link import LINK, link_images
+from .ids import Ids
+from .images_link import LINK, drop_link, leads, link_images
 from .layout import files_of, find_layout, image_folder
-from .outputs import Draft, digest_of
-from .record import content_id, line_of, problem_of, record_of
+from .leftovers import remove_drafts, remove_images
+from .outputs import Draft, digest_of, read_contents
+from .record import line_of, record_of
 from .report import REPORT, Facts, report_of, report_text
-from .sample import SPLITS, Item, LeftOut, Sample, Split
+from .sample import SPLITS, Sample, Split
 from .split import cut_samples
-from .tally import LeftOuts, Listed, Tally
+from .tally import LeftOuts, Tally
+from .usable import Usable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,25 +100,23 @@ def prepare(
             path.relative_to(root).as_posix(): digest_of(path) for path in files_of(root, layout)
         },
     }
-    make_folder(out)
-    earlier = Earlier.read(out, overwrite=asked.overwrite)
-    earlier.check_source(made_from)
-    source = Source(
-        root=root,
-        layout=layout,
-        images=inside or out / LINK,
-        progress=progress or NoProgress(),
-    )
-    left_out = LeftOuts()
-    samples = list(_usable(data_set.read(source, choices), source.images, left_out))
+    earlier = _earlier(out, made_from, inside, asked)
+    if inside is None and asked.overwrite:
+        drop_link(out)
+    progress, images = progress or NoProgress(), inside or out / LINK
+    usable, left_out = Usable(images, private=data_set.private), LeftOuts()
+    source = Source(root=root, layout=layout, images=images, progress=progress, usable=usable)
+    samples = usable.sort(data_set.read(source, choices), left_out, progress)
     if not samples:
-        raise DataSetError(_nothing_usable(root, left_out))
+        raise DataSetError(f"{root}: no sample can be used{left_out.told()}")
     wanted = _wanted(data_set, samples, asked)
-    cut = cut_samples(samples, data_set.fractions, wanted, asked.seed)
+    contents = partial(read_contents, images, progress)
+    cut = cut_samples(samples, data_set.fractions, wanted, asked.seed, contents)
     facts = Facts(
         data_set=data_set,
         root=root,
-        images=source.images,
+        images=images,
+        written=inside is None,
         made_from=made_from,
         choices=choices,
         cut=cut,
@@ -151,32 +153,19 @@ def make_folder(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def _usable(items: Iterable[Item], images: Path, left_out: LeftOuts) -> Iterator[Sample]:
-    looked = dict[str, str | None]()
-    for item in items:
-        if isinstance(item, LeftOut):
-            left_out.add(item)
-            continue
-        if problem := problem_of(item):
-            left_out.add(LeftOut(where=item.where, reason=problem))
-            continue
-        for path in item.images:
-            if path not in looked:
-                looked[path] = _image_problem(images, path)
-        wrong = next((path for path in item.images if looked[path]), None)
-        if wrong is None:
-            yield item
-        else:
-            left_out.add(LeftOut(where=f"{item.where}: {wrong}", reason=str(looked[wrong])))
+def _earlier(out: Path, made_from: Mapping[str, Any], images: Path | None, asked: Asked) -> Earlier:
+    """Return what is in the output folder, sure that this run may go on with it.
 
-
-def _image_problem(images: Path, path: str) -> str | None:
-    """Return why training could not open an image; it is not decoded."""
-    try:
-        there = resolve_image(images, path).is_file()
-    except ManifestError:
-        return "its image leads out of the image folder through a link"
-    return None if there else "its image is not there"
+    Raises:
+        DataSetError: it may not.
+    """
+    make_folder(out)
+    earlier = Earlier.read(out, overwrite=asked.overwrite)
+    earlier.check_source(made_from, images)
+    # A run that was killed may have put some of its manifests in place, but not its report.
+    if not remove_drafts(out):
+        earlier.check_untouched()
+    return earlier
 
 
 def _wanted(data_set: DataSet, samples: Iterable[Sample], asked: Asked) -> dict[Split, float]:
@@ -209,48 +198,43 @@ def _write(facts: Facts, out: Path, earlier: Earlier) -> Prepared:
             for split in SPLITS
             if any(sample.split == split for sample in samples)
         }
-        tally, repeated, used = Tally(), Listed(), dict[str, int]()
+        tally, ids = Tally(), Ids(facts.data_set.name)
         for sample in samples:
             assert sample.split is not None
-            id_ = _id(facts.data_set.name, sample, used, repeated)
+            id_ = ids.of(sample)
             record = record_of(sample, id_=id_, split=sample.split, licence=facts.data_set.licence)
             drafts[sample.split].write(line_of(record))
             tally.add(sample, sample.split, id_, record["licence"])
         for draft in drafts.values():
             draft.finish()
         outputs = {draft.path.name: draft.sha256 for draft in drafts.values()}
-        report = report_of(facts, tally, repeated, outputs)
+        report = report_of(facts, tally, ids.repeated, outputs)
         final = stack.enter_context(Draft(out / REPORT))
         final.write(report_text(report))
+        final.finish()
         state = earlier.check_outputs({**outputs, REPORT: final.sha256})
         if state != "unchanged":
+            _check_kept(facts, earlier, ids)
             earlier.remove_all_but(outputs)
             for draft in (*drafts.values(), final):  # the report last: it vouches for the others
                 draft.place()
+    if earlier.overwrite and facts.written:
+        remove_images(out, {path for each in samples for path in each.images})
+    elif earlier.overwrite and not leads(out / LINK, facts.images):
+        remove_images(out, ())
     images = link_images(out, facts.images)
     return Prepared(out=out, images=images, report=report, state=state)
 
 
-def _id(name: str, sample: Sample, used: dict[str, int], repeated: Listed) -> str:
-    """Return an id that no record has yet: the second of one id ends in _2, and so on."""
-    wanted = f"{name}_{content_id(sample) if sample.id is None else sample.id}"
-    used[wanted] = count = used.get(wanted, 0) + 1
-    if count == 1:
-        return wanted
-    unique = f"{wanted}_{count}"
-    while unique in used:
-        count += 1
-        unique = f"{wanted}_{count}"
-    used[unique] = 1
-    if sample.id is not None:
-        repeated.add(unique)
-    return unique
+def _check_kept(facts: Facts, earlier: Earlier, ids: Ids) -> None:
+    """Refuse to take records away that an earlier run made.
 
-
-def _nothing_usable(root: Path, left_out: LeftOuts) -> str:
-    reasons = [
-        f"{plural(listed.count, 'item')}: {why} ({listed.first[0]})"
-        for why, listed in left_out.unusable.items()
-    ]
-    reasons += [f"{plural(count, 'item')}: {why}" for why, count in left_out.by_rule.items()]
-    return f"{root}: no sample can be used" + "".join(f"\n  {each}" for each in reasons)
+    Raises:
+        DataSetError: with what this run left out.
+    """
+    if lost := list(earlier.lost(ids)):
+        raise DataSetError(
+            f"{earlier.out}: {plural(len(lost), 'record')} that an earlier run made cannot be made "
+            f"now, {shorten(lost[0])} first; put back what is missing, name another --out, or pass "
+            f"--overwrite to lose them{facts.left_out.told()}"
+        )

@@ -62,6 +62,8 @@ def prepare_command(
         key, equals, value = word.partition("=")
         if not equals:
             raise DataSetError(f"--choose {word!r} must be KEY=VALUE")
+        if key in choices:
+            raise DataSetError(f"--choose {key} is given more than once")
         choices[key] = value
     asked = Asked(
         images=images,
@@ -73,7 +75,7 @@ def prepare_command(
     )
     try:
         with interruptible():
-            prepared = prepare(data_set, source, out, asked, ConsoleProgress(unit="records"))
+            prepared = prepare(data_set, source, out, asked, ConsoleProgress(unit="items"))
     except KeyboardInterrupt:
         typer.echo(f"stopped; whole files in {out} stay, run the same command again", err=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -24,10 +24,11 @@ def read_annotation(path: Path, *, mimic: bool) -> Iterator[tuple[str, Split, Ma
         DataSetError: it is another file. No text of it is ever told.
     """
     found = read_json(path)
-    if not isinstance(found, dict) or not any(isinstance(found.get(each), list) for each in SPLITS):
+    lists = [found[each] for each in SPLITS if each in found] if isinstance(found, dict) else []
+    if not lists or not all(isinstance(each, list) for each in lists):
         raise DataSetError(f"{path}: must be an object with lists train, val and test, as R2Gen's")
     for split in SPLITS:
-        for number, item in enumerate(found.get(split) or (), start=1):
+        for number, item in enumerate(found.get(split, ()), start=1):
             if not isinstance(item, dict):
                 raise DataSetError(f"{path}: item {number} of {split} is no object")
             if ("subject_id" in item) != mimic:

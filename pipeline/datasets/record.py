@@ -6,6 +6,7 @@ from typing import Any
 
 from ..records import IMAGE_PLACEHOLDER, read_record
 from .sample import Sample, Split
+from .wording import plain_words
 
 OPTIONS_PROMPT = " Please choose from the following options: "
 """What MedAlign puts between a question and its options."""
@@ -42,14 +43,19 @@ def record_of(sample: Sample, *, id_: str, split: Split, licence: str) -> dict[s
 
 
 def line_of(record: dict[str, Any]) -> bytes:
-    """Return a record as one line of UTF-8 JSON, with its line feed."""
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    """Return a record as one line of UTF-8 JSON, with its line feed.
+
+    Raises:
+        ValueError: a field holds NaN, an infinity or half a character.
+    """
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def problem_of(sample: Sample) -> str | None:
-    """Return why a sample cannot become a record, or None; never with text of the sample."""
-    if not sample.images:
-        return "it names no image"
+    """Return why a sample cannot become a record, or None; never with text of the sample.
+
+    Image paths are not looked at.
+    """
     for name, text in (("question", sample.question), ("answer", sample.answer)):
         if not text.strip():
             return f"the {name} is blank"
@@ -57,9 +63,17 @@ def problem_of(sample: Sample) -> str | None:
             return f"the {name} holds {IMAGE_PLACEHOLDER}"
     if len(sample.options) == 1 or not all(option.strip() for option in sample.options):
         return "its options are fewer than two, or blank"
-    record = record_of(sample, id_="_", split="train", licence="_")
-    found = read_record(record, 1)
-    # A path may be told, it is what a user has to mend; other fields may hold text.
+    if len({plain_words(option) for option in sample.options}) < len(sample.options):
+        return "two of its options are the same"
+    record = record_of(sample, id_=sample.id or "_", split="train", licence="_")
+    try:
+        line_of(record)
+    except UnicodeEncodeError:
+        return "a field holds half a character (a lone surrogate)"
+    except ValueError:
+        return "a field holds NaN or an infinity, which JSON does not know"
+    several = len(sample.images) > 1
+    found = read_record(record | {"image": ["_"] * len(sample.images) if several else "_"}, 1)
     return "; ".join(found) if isinstance(found, list) else None
 
 

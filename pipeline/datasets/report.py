@@ -24,6 +24,7 @@ class Facts:
         data_set: the set.
         root: its folder.
         images: folder that the manifests' image paths are relative to.
+        written: whether this run wrote the images.
         made_from: what the outputs follow from.
         choices: the set's choices.
         cut: how samples came to their splits.
@@ -33,6 +34,7 @@ class Facts:
     data_set: DataSet
     root: Path
     images: Path
+    written: bool
     made_from: Mapping[str, Any]
     choices: Mapping[str, str]
     cut: Cut
@@ -42,7 +44,7 @@ class Facts:
 def report_of(
     facts: Facts, tally: Tally, repeated: Listed, outputs: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the report; the same sources and options give the same report.
+    """Return the report; the same sources, options and folders give the same report.
 
     Args:
         facts: what was known before.
@@ -86,7 +88,9 @@ def report_of(
 
 def report_text(report: Mapping[str, Any]) -> bytes:
     """Return a report as the bytes of its file."""
-    return (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    # Names of files that are no UTF-8 hold half characters: \udc80, as JSON writes them too.
+    return text.encode(errors="backslashreplace")
 
 
 def _splits(facts: Facts, found: Mapping[str, Counts]) -> dict[str, Any]:
@@ -97,7 +101,7 @@ def _splits(facts: Facts, found: Mapping[str, Counts]) -> dict[str, Any]:
             "fractions": dict(facts.cut.fractions),
             "groups": facts.cut.groups,
             "of": "train" if facts.cut.of_train else "all",
-            "rule": "by a hash of seed and group (patient, else study, else image)",
+            "rule": "by a hash of seed and group (patient, else study, else content of an image)",
         }
     absent = [split for split in SPLITS if split not in found]
     return {"rule": facts.data_set.split_rule, "cut": cut, "absent": absent}

@@ -54,14 +54,16 @@ class LeftOut:
 
     Attributes:
         where: file and item; never text of the sample.
-        reason: the same words for the same reason, since they are counted by it.
+        reason: the same words for the same reason, since they are counted by it; no path.
         by_rule: the set's rule asks for it (another language); otherwise something is wrong with
             the item, and the command ends with exit code 1.
+        image: path of the image at fault; distinct ones are counted, and it is not shown.
     """
 
     where: str
     reason: str
     by_rule: bool = False
+    image: str | None = None
 
 
 Item = Sample | LeftOut

@@ -7,6 +7,7 @@ from typing import Any, Final
 from .dataset import Choice, Counts, DataSet, Layout, Published, Source
 from .json_source import answer_type, as_text, kept, read_items
 from .sample import Item, LeftOut, Sample, Split
+from .usable import LEADS_OUT, file_problem
 
 _RELEASE: Final = Layout(
     name="Slake1.0 release",
@@ -31,7 +32,7 @@ _MASK: Final = "mask.png"
 
 
 def _read(source: Source, choices: Mapping[str, str]) -> Iterator[Item]:
-    masks: dict[str, bool] = {}
+    masks: dict[str, str | None] = {}
     for name in source.layout.files:
         for where, item in read_items(source.root / name):
             language = item.get("q_lang")
@@ -42,8 +43,11 @@ def _read(source: Source, choices: Mapping[str, str]) -> Iterator[Item]:
             image = as_text(item.get("img_name"))
             mask = (PurePosixPath(image).parent / _MASK).as_posix()
             if mask not in masks:
-                masks[mask] = (source.images / mask).is_file()
-            yield _sample(item, where, _SPLITS[name], mask if masks[mask] else None)
+                masks[mask] = file_problem(source.images, mask)
+            if masks[mask] == LEADS_OUT and file_problem(source.images, image) is None:
+                yield LeftOut(where=f"{where}: {mask}", reason=f"its mask {LEADS_OUT}", image=image)
+                continue
+            yield _sample(item, where, _SPLITS[name], None if masks[mask] else mask)
 
 
 def _sample(item: Mapping[str, Any], where: str, split: Split, mask: str | None) -> Item:

@@ -5,10 +5,13 @@ added later move nothing that was cut before.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .sample import Sample, Split
+
+Contents = Callable[[Sequence[str]], Mapping[str, str]]
+"""Gives the content of images, by path; those that cannot be read are left away."""
 
 _CUT: tuple[Split, ...] = ("test", "val")  # test first: another share of val leaves it as it was
 
@@ -35,6 +38,7 @@ def cut_samples(
     fractions: Mapping[Split, float],
     wanted: Mapping[Split, float],
     seed: int,
+    contents: Contents,
 ) -> Cut:
     """Give every sample a split; those that come with one keep it, unless val is cut of train.
 
@@ -44,6 +48,7 @@ def cut_samples(
         wanted: the user's, which count before the set's. Where every sample has a split, they
             are cut out of train.
         seed: of the cut.
+        contents: asked about images of samples that name neither patient nor study.
     """
     whole = all(sample.split is not None for sample in samples)
     movable: Split | None = "train" if wanted and whole else None
@@ -51,7 +56,7 @@ def cut_samples(
     if not places:
         return Cut(samples=samples, fractions={}, groups=0, of_train=False)
     used = wanted if whole else {**fractions, **wanted}
-    groups = groups_of([samples[place] for place in places])
+    groups = groups_of([samples[place] for place in places], contents)
     cut = list(samples)
     for place, group in zip(places, groups, strict=True):
         cut[place] = replace(samples[place], split=split_of(group, used, seed))
@@ -75,28 +80,38 @@ def split_of(group: str, fractions: Mapping[Split, float], seed: int) -> Split:
     return "train"
 
 
-def groups_of(samples: Sequence[Sample]) -> list[str]:
+def groups_of(samples: Sequence[Sample], contents: Contents) -> list[str]:
     """Return the name of each sample's group.
 
     Samples that share a patient, a study or an image are in one group, also by way of others. A
     group is named after the first of its patients, else of its studies, else of its images.
+
+    An image is a path where there is a patient or a study, else the content of a file: sets that
+    name neither hold the same picture in several places.
     """
     above: dict[str, str] = {}
+    alone = dict.fromkeys(
+        path
+        for sample in samples
+        if sample.patient is None and sample.study is None
+        for path in sample.images
+    )
+    known = contents(list(alone)) if alone else {}
     for sample in samples:
-        first, *others = _names(sample)
+        first, *others = _names(sample, known)
         above.setdefault(first, first)
         for other in others:
             above.setdefault(other, other)
             least, more = sorted((_top(above, first), _top(above, other)))
             above[more] = least
-    return [_top(above, _names(sample)[0]) for sample in samples]
+    return [_top(above, _names(sample, known)[0]) for sample in samples]
 
 
-def _names(sample: Sample) -> list[str]:
+def _names(sample: Sample, contents: Mapping[str, str]) -> list[str]:
     """Return what ties a sample to others; the kinds sort as they count: patients come first."""
     named = [("1 patient", sample.patient), ("2 study", sample.study)]
     tied = [f"{kind} {name}" for kind, name in named if name is not None]
-    return tied + [f"3 image {path}" for path in sample.images]
+    return tied + [f"3 image {contents.get(path, path)}" for path in sample.images]
 
 
 def _top(above: dict[str, str], name: str) -> str:

@@ -20,7 +20,9 @@ def show(prepared: Prepared, console: Console) -> None:
     report = prepared.report
     console.print(_table(report), markup=False)
     for line in aligned(_facts(prepared)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        # A name that is no UTF-8 has half characters, which no terminal takes.
+        told = line.encode(errors="backslashreplace").decode()
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(report: Mapping[str, Any]) -> Table:
@@ -89,7 +91,8 @@ def _left_out_facts(left_out: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for reason, count in left_out["by_rule"].items():
         yield "by rule", f"{count:,} left out: {reason}"
     for reason, listed in left_out["unusable"].items():
-        yield "LEFT OUT", f"{listed['count']:,} unusable: {reason}"
+        images = f" ({plural(listed['images'], 'image')})" if "images" in listed else ""
+        yield "LEFT OUT", f"{listed['count']:,} unusable: {reason}{images}"
         yield "", f"first: {'; '.join(listed['first'][:3])}"
 
 
@@ -104,7 +107,8 @@ def _duplicate_facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if count := found[name]["count"]:
             yield "repeated", f"{count:,} with {what}; kept"
     if count := report["ids"]["repeated"]["count"]:
-        yield "ids", f"{count:,} were used before and got a number at their end"
+        were = "was" if count == 1 else "were"
+        yield "ids", f"{count:,} {were} used before and got a number at the end"
 
 
 def _next_steps(prepared: Prepared, out: Path) -> Iterator[tuple[str, str]]:
@@ -118,5 +122,8 @@ def _next_steps(prepared: Prepared, out: Path) -> Iterator[tuple[str, str]]:
     first = next(iter(prepared.report["outputs"]))
     images = shlex.quote(str(prepared.images))
     manifest = shlex.quote(str(out / first))
+    held_out = [shlex.quote(str(out / name)) for name in prepared.report["outputs"]][1:]
+    if prepared.report["splits"]["cut"] and held_out:
+        yield "compare", f"medalign data leakage {manifest} {' '.join(held_out)} --images {images}"
     yield "next", f"medalign cache build {manifest} --images {images} \\"
     yield "", "  --expert unimed-l --weights WEIGHTS --out CACHE"

@@ -6,29 +6,37 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..records import shorten
+from ..report import plural
 from .dataset import Counts
 from .sample import SPLITS, LeftOut, Sample, Split
 
 SHOWN = 20
 """How many examples of one kind the report lists; the rest are counted."""
 
+_WHERE = 300  # characters: a file, an item and the path of an image
+
 
 @dataclass(slots=True)
 class Listed:
-    """Count occurrences, and keep the first few of them."""
+    """Count occurrences and the images they are about, and keep the first few of them."""
 
     count: int = 0
     first: list[Any] = field(default_factory=list)
+    images: set[str] = field(default_factory=set)
 
-    def add(self, example: Any) -> None:
+    def add(self, example: Any, image: str | None = None) -> None:
         """Count one more."""
         self.count += 1
+        if image is not None:
+            self.images.add(image)
         if len(self.first) < SHOWN:
             self.first.append(example)
 
     def to_json(self) -> dict[str, Any]:
-        """Return count and examples."""
-        return {"count": self.count, "first": self.first}
+        """Return count, number of distinct images where there are any, and examples."""
+        images = {"images": len(self.images)} if self.images else {}
+        return {"count": self.count, **images, "first": self.first}
 
 
 @dataclass(slots=True)
@@ -43,12 +51,16 @@ class LeftOuts:
         if item.by_rule:
             self.by_rule[item.reason] += 1
         else:
-            self.unusable[item.reason].add(item.where)
+            self.unusable[item.reason].add(shorten(item.where, _WHERE), item.image)
 
-    @property
-    def problems(self) -> int:
-        """How many items could not be used."""
-        return sum(listed.count for listed in self.unusable.values())
+    def told(self) -> str:
+        """Return every reason with its number and first item, each on a line that is set in."""
+        lines = [
+            f"{plural(listed.count, 'item')}: {why} ({listed.first[0]})"
+            for why, listed in self.unusable.items()
+        ]
+        lines += [f"{plural(count, 'item')}: {why}" for why, count in self.by_rule.items()]
+        return "".join(f"\n  {each}" for each in lines)
 
 
 @dataclass(slots=True)

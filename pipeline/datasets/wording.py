@@ -4,17 +4,34 @@ import re
 import unicodedata
 from typing import Final
 
-_WORD = re.compile(r"[^\W_]+")
-_YES_NO: Final = re.compile(r"[\s\-*]*(yes|no)\s*(?:$|[.,;:(\u2013\u2014-])", re.IGNORECASE)
+_WORD: Final = re.compile(r"[^\W_]+")
+_SIGN: Final = re.compile(
+    r"""[+<>=\u00b1\u00d7\u2190-\u2193%\u2030]  # tell answers apart wherever they stand
+    | \.(?=\d)                                  # .5 is not 5
+    | (?<![^\W_])-(?=\.?\d|ve\b)               # -5, -ve
+    | (?<=\()-(?=\))                            # HER2 (-)
+    | (?<=[^\W_])-(?=\s)                        # HER2- positive
+    | (?<=[^\W_])\ ?-(?=\s*(?:$|[.,;:)\]]))     # HER2 -""",
+    re.VERBOSE,
+)
+_TOKEN: Final = re.compile(f"{_WORD.pattern}|{_SIGN.pattern}", re.VERBOSE)
+_ONE_SPELLING: Final = str.maketrans(
+    {"\u2264": "<=", "\u2265": ">=", "\u2010": "-", "\u2012": "-", "\u2013": "-", "\u2212": "-"}
+)
+_YES_NO: Final = re.compile(r"[\s\-*]*(yes|no)[\s*]*(?:$|[.,;:(\u2013\u2014-])", re.IGNORECASE)
 
 
 def plain_words(text: str) -> str:
     """Return the words of a text: NFKC, case folded, without punctuation.
 
-    A text without any word is returned as it is, since "+" and "-" are different answers.
+    Signs that make another answer of the same words stay, each as a word: "HER2+" and "HER2 -",
+    "< 5 mm" and "> 5 mm". A hyphen within a word, and a dash between two, are punctuation. A text
+    without any word is returned as it is, since "+" and "-" are different answers.
     """
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(_WORD.findall(plain)) or " ".join(plain.split())
+    plain = unicodedata.normalize("NFKC", text).casefold().translate(_ONE_SPELLING)
+    if not _WORD.search(plain):
+        return " ".join(plain.split())
+    return " ".join(token.strip() for token in _TOKEN.findall(plain))
 
 
 def leading_yes_no(text: str) -> str | None:

@@ -238,9 +238,12 @@ def test_the_annotation_of_the_other_set_is_refused_by_name(
     root = r2gen(train=[study("CXR1_IM-0001")])
     with pytest.raises(DataSetError, match="prepare iu-xray-report"):
         prepared("mimic-cxr-report", root)
-    (root / "annotation.json").write_text("[]")
-    with pytest.raises(DataSetError, match="lists train, val and test"):
-        prepared("iu-xray-report", root)
+    whole = json.loads((root / "annotation.json").read_text())
+    broken: list[Any] = [[], whole | {"val": None}, whole | {"val": 5}, {"val": {}}]
+    for other in broken:
+        (root / "annotation.json").write_text(json.dumps(other))
+        with pytest.raises(DataSetError, match="lists train, val and test"):
+            prepared("iu-xray-report", root)
 
 
 @pytest.mark.parametrize(

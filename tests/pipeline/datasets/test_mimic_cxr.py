@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ Prepare = Callable[..., Prepared]
 Tree = Callable[..., Path]
 
 
-def row(patient: int, study: int, dicom: str, split: str = "train", view: str = "PA") -> Any:
+def row(patient: object, study: int, dicom: str, split: str = "train", view: str = "PA") -> Any:
     return patient, study, dicom, split, view
 
 
@@ -200,13 +201,82 @@ def test_a_sample_takes_patients_in_an_order_of_their_own(
             taken(wrong)
 
 
+def test_a_sample_is_of_records_that_can_be_used(
+    tree: Tree, prepared: Prepare, lines: Lines
+) -> None:
+    rows = [
+        row(10000000 + patient, 50000000 + 10 * patient + k, f"{patient}-{k}")
+        for patient in range(6)
+        for k in range(3)
+    ]
+    root = tree(*rows)
+    for path in root.rglob("*-0.jpg"):
+        path.unlink()
+    done = prepared("mimic-cxr-report", root, choices={"sample": "5"})
+    assert len(lines(done.out / "train.jsonl")) == 5
+    missing = done.report["left_out"]["unusable"]["its image is not there"]["count"]
+    rest = done.report["left_out"]["by_rule"]["record of train not in the sample"]
+    assert missing == 3  # three patients were looked at
+    assert 5 + missing + rest == len(rows)
+
+
+def test_a_sample_of_r2gen_counts_every_record(
+    annotated: Callable[..., Path], prepared: Prepare, lines: Lines
+) -> None:
+    root = annotated(*(item(f"{p}-{k}", 10000000 + p) for p in range(3) for k in range(4)))
+    done = prepared("mimic-cxr-report", root, choices={"sample": "5"})
+    assert len(lines(done.out / "train.jsonl")) == 5
+    assert done.report["left_out"]["by_rule"] == {"record of train not in the sample": 7}
+
+
+def test_a_text_behind_a_link_that_leads_out_is_not_read(
+    tree: Tree, prepared: Prepare, tmp_path: Path
+) -> None:
+    root = tree(row(10000001, 50000001, "a"), row(10000002, 50000002, "b"))
+    text = next(root.rglob("s50000002.txt"))
+    text.unlink()
+    (tmp_path / "secret").write_text(f"FINDINGS: {CANARY}")
+    text.symlink_to(tmp_path / "secret")
+    unusable = prepared("mimic-cxr-report", root).report["left_out"]["unusable"]
+    assert list(unusable) == ["its report leads out of their folder through a link"]
+
+
+def test_a_text_that_may_not_be_read_is_not_called_missing(tree: Tree, prepared: Prepare) -> None:
+    root = tree(row(10000001, 50000001, "a"), row(10000002, 50000002, "b"))
+    text = next(root.rglob("s50000002.txt"))
+    text.unlink()
+    text.mkdir()  # root may read anything else
+    unusable = prepared("mimic-cxr-report", root).report["left_out"]["unusable"]
+    assert list(unusable) == ["its report cannot be read: is a directory"]
+
+
+def test_a_table_with_a_mark_at_its_beginning_is_read(
+    tree: Tree, prepared: Prepare, lines: Lines
+) -> None:
+    root = tree(row(10000001, 50000001, "a"), packed=False)
+    for path in root.rglob("*.csv"):
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert ids(prepared("mimic-cxr-report", root).out / "train.jsonl", lines) == ["a"]
+
+
+def test_numbers_are_plain_digits(tree: Tree, prepared: Prepare) -> None:
+    root = tree(
+        row(10000001, 50000001, "a"),
+        row("\uff11\uff10\uff10\uff10", 50000002, "b"),
+        row(10000003, 50000003, "../c"),
+    )
+    unusable = prepared("mimic-cxr-report", root).report["left_out"]["unusable"]
+    assert unusable["its row in the split table is not as it should be"]["count"] == 2
+
+
 def test_texts_of_patients_that_are_not_taken_are_not_opened(tree: Tree, prepared: Prepare) -> None:
     rows = [row(10000000 + k, 50000000 + k, f"d{k}") for k in range(9)]
     root = tree(*rows)
     prepared("mimic-cxr-report", root, choices={"sample": "1"})
     texts = list((root / "mimic-cxr").rglob("*.txt"))
     taken = prepared("mimic-cxr-report", root, choices={"sample": "1"}).report
-    assert taken["left_out"]["by_rule"] == {"patient of train not in the sample": 8}
+    assert taken["left_out"]["by_rule"] == {"record of train not in the sample": 8}
     (image,) = json.loads((next((root.parents[1] / "out").glob("train.jsonl"))).read_text())[
         "image"
     ].split()
@@ -287,6 +357,13 @@ def test_no_text_leaves_the_manifests(tree: Tree, tmp_path: Path) -> None:
         {"report": "", "text": CANARY},
         {"id": [CANARY]},
         {"image_path": []},
+        {"image_path": [CANARY]},
+        {"image_path": [f"{CANARY} /.. lungs"]},
+        {"image_path": ["C:/" + CANARY]},
+        {"id": CANARY + " ."},
+        {"subject_id": CANARY},
+        {"study_id": CANARY},
+        {"subject_id": f"{CANARY} \ud800"},
         {"study_id": None},
     ],
 )
@@ -294,8 +371,14 @@ def test_no_text_gets_out_of_broken_items(
     annotated: Callable[..., Path], tmp_path: Path, broken: dict[str, Any]
 ) -> None:
     out = tmp_path / "prepared"
-    root = annotated(item("a") | broken, item("b", report="An invented report."))
-    check_silence(out, run("prepare", "mimic-cxr-report", root, "--out", out))
+    root = annotated(item("a") | broken, item("a") | broken, item("b", report="Invented."))
+    for image in list(root.rglob(f"*{CANARY}*")):
+        shutil.rmtree(image) if image.is_dir() else image.unlink()
+    for sample in ("all", "1"):
+        words = ("--choose", f"sample={sample}", "--overwrite")
+        done = run("prepare", "mimic-cxr-report", root, "--out", out, *words)
+        assert done.exception is None or isinstance(done.exception, SystemExit)
+        check_silence(out, done)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +389,8 @@ def test_no_text_gets_out_of_broken_items(
         f'{{"train": [{{"report": "{CANARY}"}}]}}',
         f'{{"train": ["{CANARY}"]}}',
         f'{{"train": "{CANARY}"}}',
+        f'{{"train": 5, "val": [{{"report": "{CANARY}", "subject_id": 1}}]}}',
+        f'{{"train": null, "val": [{{"report": "{CANARY}", "subject_id": 1}}]}}',
         f'["{CANARY}"]',
         f'"{CANARY}',
         f'{{"train": [{{"report": "{CANARY}", "subject_id": 1}}]}}',
@@ -320,7 +405,7 @@ def test_no_text_gets_out_of_a_broken_annotation(tmp_path: Path, content: str) -
     check_silence(out, done)
 
 
-@pytest.mark.parametrize("what", ["column", "cut", "twice"])
+@pytest.mark.parametrize("what", ["column", "cut", "flipped", "twice"])
 def test_tables_that_are_not_physionets_are_refused(
     tree: Tree, prepared: Prepare, what: str
 ) -> None:
@@ -330,8 +415,16 @@ def test_tables_that_are_not_physionets_are_refused(
         path.write_bytes(gzip.compress(b"dicom_id,Rows\naaaa,1\n"))
     elif what == "cut":
         path.write_bytes(path.read_bytes()[:-9])
+    elif what == "flipped":
+        data = path.read_bytes()
+        path.write_bytes(data[:12] + b"\xff" * 20 + data[32:])
     else:
         path.with_suffix("").write_text("dicom_id,ViewPosition\n")
-    messages = {"column": "lacks the column ViewPosition", "cut": "cut short", "twice": "found 2"}
+    messages = {
+        "column": "lacks the column ViewPosition",
+        "cut": "cut short",
+        "flipped": "damaged",
+        "twice": "found 2",
+    }
     with pytest.raises(DataSetError, match=messages[what]):
         prepared("mimic-cxr-report", root)

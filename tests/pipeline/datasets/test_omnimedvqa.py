@@ -46,7 +46,7 @@ def omni(tmp_path: Path) -> Omni:
             for each in items:
                 image = root / each["image_path"]
                 image.parent.mkdir(parents=True, exist_ok=True)
-                image.write_bytes(b"made up")
+                image.write_bytes(each["image_path"].encode())
         return root
 
     return make
@@ -118,6 +118,63 @@ def test_what_cannot_be_scored_is_left_out_and_listed(omni: Omni, prepared: Prep
         "it has fewer than two options": ["Open-access/Some Set.json item 4"],
     }
     assert done.problems == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "options"),
+    [("HER2+", ("HER2 -", "unknown")), ("> 5 mm", ("< 5 mm", "none")), ("0.5", (".5", "5"))],
+)
+def test_an_answer_is_not_turned_into_another_one(
+    omni: Omni, prepared: Prepare, answer: str, options: tuple[str, str]
+) -> None:
+    one, other = options
+    asked = item(2, gt_answer=answer, option_A=one, option_B=other, option_C=None, option_D=None)
+    root = omni({"Open-access/A": [item(1), asked]})
+    unusable = prepared("omnimedvqa", root).report["left_out"]["unusable"]
+    assert unusable["its answer is none of its options"]["count"] == 1
+
+
+def test_options_that_are_the_same_are_left_out_as_check_wants_it(
+    omni: Omni, prepared: Prepare
+) -> None:
+    twice = item(2, gt_answer="CT", option_A="MR", option_B="CT", option_C="MR")
+    signs = item(3, gt_answer="< 5 mm", option_A="< 5 mm", option_B="> 5 mm")
+    done = prepared("omnimedvqa", omni({"Open-access/A": [item(1), twice, signs]}))
+    unusable = done.report["left_out"]["unusable"]
+    assert {why: listed["first"] for why, listed in unusable.items()} == {
+        "two of its options are the same": ["Open-access/A.json item 2"]
+    }
+
+
+def test_what_macos_leaves_beside_a_file_is_not_read(
+    omni: Omni, prepared: Prepare, lines: Lines
+) -> None:
+    root = omni({"Open-access/A": [item(1)]})
+    (root / "QA_information" / "Open-access" / "._A.json").write_bytes(b"\0\5\x16\7")
+    done = prepared("omnimedvqa", root)
+    assert len(every(done, lines)) == 1
+    assert set(done.report["made_from"]["files"]) == {"QA_information/Open-access/A.json"}
+
+
+def test_one_picture_in_two_subsets_lies_on_one_side_of_the_cut(
+    omni: Omni, prepared: Prepare, lines: Lines
+) -> None:
+    names = [f"{number:04}.png" for number in range(40)]
+    subsets = {
+        f"Open-access/{name}": [item(number, name) for number in range(40)] for name in ("A", "B")
+    }
+    root = omni(subsets)
+    for name in names:
+        (root / "Images" / "B" / name).write_bytes((root / "Images" / "A" / name).read_bytes())
+    done = prepared("omnimedvqa", root)
+    sides = {
+        split: {line["image"].split("/")[-1] for line in lines(done.out / f"{split}.jsonl")}
+        for split in ("train", "test")
+    }
+    assert not sides["train"] & sides["test"]
+    cut = done.report["splits"]["cut"]
+    assert cut["groups"] == 40
+    assert "content of an image" in cut["rule"]
 
 
 def test_the_open_part_is_the_default_and_ids_of_subsets_do_not_collide(

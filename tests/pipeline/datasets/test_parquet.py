@@ -121,6 +121,28 @@ def test_rows_without_image_question_or_answer_are_left_out(
     ]
 
 
+def test_rows_of_other_kinds_are_left_out(parquet_folder: Folder, prepared: Prepare) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    root = parquet_folder({"train-00000-of-00001": [ROW], "test-00000-of-00001": [ROW]})
+    answers = pyarrow.array([b"yes", b"caf\xe9"], pyarrow.binary()).view(pyarrow.string())
+    texts = pyarrow.array([{"bytes": "text", "path": "a.png"}] * 2)
+    binary = pyarrow.array([{"bytes": ONE, "path": "a.png"}] * 2)
+    for name, images in (("train", binary), ("test", texts)):
+        columns = {"image": images, "question": ["a?", "b?"], "answer": answers}
+        path = root / "data" / f"{name}-00000-of-00001.parquet"
+        parquet.write_table(pyarrow.table(columns), path)
+    (root / "data" / "._train-00000-of-00001.parquet").write_bytes(b"\0\5\x16\7")
+    done = prepared("vqa-rad", root)
+    assert done.report["counts"]["total"]["records"] == 1
+    unusable = done.report["left_out"]["unusable"]
+    assert {why: listed["count"] for why, listed in unusable.items()} == {
+        "its text is not UTF-8": 2,
+        "the file does not hold its image": 1,
+    }
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

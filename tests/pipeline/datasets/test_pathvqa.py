@@ -125,12 +125,27 @@ def test_what_cannot_be_used_is_counted_by_reason(
         "the answer is blank": 1,
         "the question holds <image>": 1,
         "its image is not there": 2,
-        '`image` "train/../train/train_0001.jpg" holds `..`, must stay inside the image folder': 1,
+        "its image path must be relative, with / between folders and no `..`": 1,
     }
     assert unusable["its image is not there"]["first"][0] == (
         "train_qa.pkl item 6: train/train_0004.jpg"
     )
     assert done.problems == 7
+
+
+def test_a_name_with_its_ending_is_the_file_of_that_name(
+    pathvqa_folder: Folder, path_item: Any, prepared: Prepare, lines: Lines
+) -> None:
+    names = ["train_1", "train_1.jpg", "train_2.jpg"]
+    root = pathvqa_folder({"train": [path_item(name) for name in names]})
+    folder = root / "images" / "train"
+    (folder / "train_1.jpg.jpg").unlink()
+    (folder / "train_2.jpg.jpg").unlink()
+    done = prepared("pathvqa", root)
+    assert [each["image"] for each in lines(done.out / "train.jsonl")] == ["train/train_1.jpg"] * 2
+    assert done.report["left_out"]["unusable"]["its image is not there"]["first"] == [
+        "train_qa.pkl item 3: train/train_2.jpg"
+    ]
 
 
 def test_a_pickle_that_asks_for_more_than_data_is_refused(

@@ -70,7 +70,7 @@ def test_what_is_left_out_is_said_and_makes_exit_code_1(
     for _ in range(2):  # the second run knows it too
         result = run("slake", root, "--out", tmp_path / "out")
         assert result.exit_code == 1
-        assert "LEFT OUT   1 unusable: its image is not there" in result.stdout
+        assert "LEFT OUT   1 unusable: its image is not there (1 image)\n" in result.stdout
         assert "first: train.json item 2: xmlab2/source.jpg" in result.stdout
 
 
@@ -93,6 +93,20 @@ def test_a_cut_and_its_seed_are_shown(rad_osf: Folder, rad_item: SlakeItem, tmp_
     # The questions are about one image, so all cases are tied together.
     assert "cut val out of train with seed 4, 1 group: val 0.5" in result.stdout
     assert "no records for " in result.stdout
+    assert "medalign data leakage" not in result.stdout
+
+
+def test_after_a_cut_leakage_is_named(rad_osf: Folder, rad_item: SlakeItem, tmp_path: Path) -> None:
+    root = rad_osf([rad_item(n, f"{n}.jpg", image_case_url=f"case {n}") for n in range(20)])
+    out = tmp_path / "out"
+    said = run("vqa-rad", root, "--out", out, "--val-fraction", "0.5").stdout
+    assert f"data leakage {out}/train.jsonl {out}/val.jsonl --images {out}/images\n" in said
+
+
+def test_an_id_that_repeats_is_said(rad_osf: Folder, rad_item: SlakeItem, tmp_path: Path) -> None:
+    root = rad_osf([rad_item(1), rad_item(1)])
+    said = run("vqa-rad", root, "--out", tmp_path / "out").stdout
+    assert "ids        1 was used before and got a number at the end" in said
 
 
 def test_duplicates_are_shown(pathvqa_folder: Folder, path_item: SlakeItem, tmp_path: Path) -> None:
@@ -107,6 +121,10 @@ def test_duplicates_are_shown(pathvqa_folder: Folder, path_item: SlakeItem, tmp_
     [
         (("slak", "."), "no data set 'slak' is known; known are slake, vqa-rad, pathvqa"),
         (("slake", ".", "--choose", "all"), "--choose 'all' must be KEY=VALUE"),
+        (
+            ("slake", ".", "--choose", "language=zh", "--choose", "language=en"),
+            "--choose language is given more than once",
+        ),
     ],
 )
 def test_wrong_words_are_answered(tmp_path: Path, words: tuple[str, ...], said: str) -> None:

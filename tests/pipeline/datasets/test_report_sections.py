@@ -42,6 +42,20 @@ WHOLE = """                                 FINAL REPORT
         ("REASON FOR EXAM: cough\n The lungs are clear.", None),
         ("HISTORY: other findings: none", None),
         ("", None),
+        ("IMPRESSION: Clear.\nRECOMMENDATION(S): none", ("impression", "Clear.")),
+        ("FINDING(S): Clear.\nIMPRESSION(S): Well.", ("findings", "Clear.")),
+        ("FINDINGS: Clear.\nSUMMARY: Well.", ("findings", "Clear.")),
+        ("IMPRESSION: Clear.\n      DR. ___ ___\n", ("impression", "Clear.")),
+        (
+            "FINDINGS: Told to\n Dr. ___ by telephone.",
+            ("findings", "Told to Dr. ___ by telephone."),
+        ),
+        ("FINDINGS: Clear. IMPRESSION: Normal.", ("findings", "Clear.")),
+        ("COMPARISON: ___ FINDINGS: Clear. RECOMMENDATION: none", ("findings", "Clear.")),
+        ("FINDINGS: An impression: clear.", ("findings", "An impression: clear.")),
+        ("FINDINGS: Clear.\nStudy: limited.", ("findings", "Clear. Study: limited.")),
+        ("FINDINGS: Clear.\nComparison: worse.", ("findings", "Clear. Comparison: worse.")),
+        ("Findings: Clear.\nRecommendation: none", ("findings", "Clear.")),
     ],
 )
 def test_which_section_is_taken(text: str, found: tuple[str, str] | None) -> None:
@@ -52,6 +66,11 @@ def test_a_wet_read_before_the_final_report_does_not_count() -> None:
     wet = "WET READ: ___ 4:25 PM\n FINDINGS: preliminary.\n IMPRESSION: preliminary.\n"
     assert find_section(f"{wet}\n      FINAL REPORT\n FINDINGS: final.") == ("findings", "final.")
     assert find_section(f"{wet}\n FINAL REPORT\n IMPRESSION: final.") == ("impression", "final.")
+
+
+def test_line_ends_of_windows_are_line_ends() -> None:
+    wet = "WET READ: ___\n FINDINGS: preliminary.\n FINAL REPORT\n IMPRESSION: final.\n"
+    assert find_section(wet.replace("\n", "\r\n")) == ("impression", "final.")
 
 
 @pytest.mark.parametrize("heading", ["ADDENDUM", "FINAL ADDENDUM", "ADDENDUM:", "ADDENDUM  ___:"])

@@ -1,4 +1,5 @@
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 
 from hypothesis import given
@@ -35,13 +36,18 @@ def of(images: str, patient: str | None = None, study: str | None = None) -> Sam
     )
 
 
+def unread(_paths: Sequence[str]) -> dict[str, str]:
+    """No image can be read: each is what it is called."""
+    return {}
+
+
 FRACTIONS: dict[Split, float] = {"val": 0.3, "test": 0.3}
 
 
 @given(st.lists(samples(), max_size=30), st.integers())
 def test_what_is_tied_is_never_on_two_sides(given: list[Sample], seed: int) -> None:
     where = defaultdict(set)
-    for sample in cut_samples(given, FRACTIONS, {}, seed).samples:
+    for sample in cut_samples(given, FRACTIONS, {}, seed, unread).samples:
         for key in (("p", sample.patient), ("s", sample.study), *(("i", i) for i in sample.images)):
             if key[1] is not None:
                 where[key].add(sample.split)
@@ -52,8 +58,8 @@ def test_what_is_tied_is_never_on_two_sides(given: list[Sample], seed: int) -> N
 def test_the_order_of_samples_does_not_matter(given: list[Sample], random, seed: int) -> None:  # type: ignore[no-untyped-def]
     order = list(range(len(given)))
     random.shuffle(order)
-    straight = cut_samples(given, FRACTIONS, {}, seed).samples
-    shuffled = cut_samples([given[place] for place in order], FRACTIONS, {}, seed).samples
+    straight = cut_samples(given, FRACTIONS, {}, seed, unread).samples
+    shuffled = cut_samples([given[place] for place in order], FRACTIONS, {}, seed, unread).samples
     assert [straight[place] for place in order] == list(shuffled)
 
 
@@ -65,8 +71,8 @@ def test_the_order_of_samples_does_not_matter(given: list[Sample], random, seed:
 def test_new_patients_move_nobody(before: list[str], after: list[str], seed: int) -> None:
     old = [of(f"{number}.png", patient) for number, patient in enumerate(before)]
     new = [of(f"{number}-new.png", patient) for number, patient in enumerate(after)]
-    alone = cut_samples(old, FRACTIONS, {}, seed).samples
-    assert list(cut_samples([*old, *new], FRACTIONS, {}, seed).samples[: len(old)]) == alone
+    alone = cut_samples(old, FRACTIONS, {}, seed, unread).samples
+    assert list(cut_samples([*old, *new], FRACTIONS, {}, seed, unread).samples[: len(old)]) == alone
 
 
 @given(st.text(), st.integers(), st.floats(0, 0.5), st.floats(0, 0.5), st.floats(0, 0.5))
@@ -100,9 +106,23 @@ def test_groups_are_tied_by_way_of_others() -> None:
     # a and d share nothing; b shares an image with a, c a study with b, d a patient with c.
     a, b = of("1.png", study="s1"), of("1.png 2.png", study="s2")
     c, d = of("3.png", patient="p", study="s2"), of("4.png", patient="p")
-    assert groups_of([a, b, c, d]) == ["1 patient p"] * 4
-    assert groups_of([a, b]) == ["2 study s1"] * 2
-    assert groups_of([of("1.png"), of("2.png")]) == ["3 image 1.png", "3 image 2.png"]
+    assert groups_of([a, b, c, d], unread) == ["1 patient p"] * 4
+    assert groups_of([a, b], unread) == ["2 study s1"] * 2
+    assert groups_of([of("1.png"), of("2.png")], unread) == ["3 image 1.png", "3 image 2.png"]
+
+
+def test_equal_contents_are_one_image_where_no_patient_is_named() -> None:
+    contents = {"1.png": "same", "2.png": "same", "3.png": "other"}
+    asked = list[str]()
+
+    def read(paths: Sequence[str]) -> dict[str, str]:
+        asked.extend(paths)
+        return contents
+
+    given = [of("1.png"), of("2.png"), of("3.png"), of("4.png", patient="p"), of("1.png")]
+    groups = groups_of(given, read)
+    assert groups == ["3 image same", "3 image same", "3 image other", "1 patient p", groups[0]]
+    assert asked == ["1.png", "2.png", "3.png"]
 
 
 def test_only_train_is_cut_where_a_set_has_splits() -> None:
@@ -111,10 +131,10 @@ def test_only_train_is_cut_where_a_set_has_splits() -> None:
         for split in ("train", "test")
         for number in range(200)
     ]
-    kept = cut_samples(given, {"val": 0.5}, {}, 0)
+    kept = cut_samples(given, {"val": 0.5}, {}, 0, unread)
     assert list(kept.samples) == given
     assert kept.groups == 0
-    cut = cut_samples(given, {}, {"val": 0.5}, 0)
+    cut = cut_samples(given, {}, {"val": 0.5}, 0, unread)
     assert cut.groups == 200
     splits = [sample.split for sample in cut.samples]
     assert set(splits[:200]) == {"train", "val"}
