@@ -31,7 +31,7 @@ def pairs(record: MakeRecord, answer: MakeAnswer) -> list[Pair]:
         for n, (gold, _, kind) in enumerate(rows)
     ]
     answers = [answer(str(n), text, answer=gold) for n, (gold, text, _) in enumerate(rows)]
-    pairs: list[Any] = join(answers, records, "vqa")
+    pairs: list[Pair] = join(answers, records, "vqa")
     return pairs
 
 

@@ -11,6 +11,7 @@ from medalign.pipeline.datasets.leak import LISTED, Kind, Leaks
 from medalign.pipeline.datasets.leakage import find_leaks
 from medalign.pipeline.datasets.leakage_report import Comparison, LeakageReport
 from medalign.pipeline.datasets.side import Member, Side
+from medalign.pipeline.progress import NoProgress
 
 MANY = 3 * LISTED
 WHOLE = b"\xff" * 32
