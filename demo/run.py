@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..eval.decoding import Decoder
+from ..eval.decoders.specs import Greedy
 from ..eval.generate import generate
 from ..eval.measure import Measured, measure
 from ..eval.score import Scores, score
@@ -180,7 +180,7 @@ def _finished(
         manifest,
         SAMPLE,
         predictions,
-        Decoder(max_new_tokens=16),
+        Greedy(max_new_tokens=16),
         batch_size=6,
     )
     say(f"answers  {predictions}: {done.answered} new, {done.reused} from before")

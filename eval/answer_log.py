@@ -1,9 +1,11 @@
 """Write predicted answers so that a killed run goes on where it stopped."""
 
+import fcntl
 import json
 import os
 import time
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,10 +26,10 @@ class AnswerLog:
         done: ids that have an answer in the file, those of earlier runs included.
     """
 
-    def __init__(self, path: Path, done: set[str], sync_seconds: float) -> None:
+    def __init__(self, path: Path, file: FileIO, done: set[str], sync_seconds: float) -> None:
         self.path = path
         self.done = done
-        self._file = path.open("ab", buffering=0)
+        self._file = file
         self._sync_seconds = sync_seconds
         self._synced = time.monotonic()
 
@@ -44,13 +46,20 @@ class AnswerLog:
 
         Raises:
             AnswersError: the file belongs to another identity, was not written by this class, or
-                holds a damaged line; or it cannot be written.
+                holds a damaged line; another process writes it; or it cannot be written.
         """
         identity = json.loads(json.dumps(identity))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _claim(path, identity)
-            return cls(path, _recover(path), sync_seconds)
+            if path.is_dir():
+                raise AnswersError(f"{path}: is a folder, answers need a file")
+            file = _open_alone(path)
+            try:
+                _claim(path, identity)
+                return cls(path, file, _recover(path), sync_seconds)
+            except BaseException:
+                file.close()
+                raise
         except OSError as error:
             reason = (error.strerror or "error").lower()
             raise AnswersError(f"{path}: cannot be written: {reason}") from None
@@ -110,11 +119,36 @@ def identity_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.meta.json")
 
 
+def refuse_other(path: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a predictions file that another identity began; leave it alone otherwise.
+
+    Raises:
+        AnswersError: names what differs.
+    """
+    if path.is_dir():
+        raise AnswersError(f"{path}: is a folder, answers need a file")
+    if path.exists() and path.stat().st_size > 0:
+        _claim(path, json.loads(json.dumps(identity)))
+
+
+def _open_alone(path: Path) -> FileIO:
+    """Open a file for appending; the lock goes with the process, however it ends."""
+    file = path.open("ab", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise AnswersError(
+            f"{path}: another process writes it; wait for it, or choose another --out"
+        ) from None
+    except OSError:  # a file system without locks: as before there were any
+        return file
+    return file
+
+
 def _claim(path: Path, identity: Mapping[str, Any]) -> None:
     """Write the identity of a new file, or compare it with the one that is there."""
     side = identity_path(path)
-    if path.is_dir():
-        raise AnswersError(f"{path}: is a folder, answers need a file")
     begun = path.exists() and path.stat().st_size > 0
     if begun and side.exists():
         _compare(path, _read_identity(side), identity)

@@ -1,8 +1,8 @@
 """Read predicted answers and join them with a manifest, by id and never by order."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,7 @@ class Answer:
         decoder: name of the decoder.
         seed: seed of the decoder.
         new_tokens: how many tokens were generated.
+        settings: of the decoder, by name; files of earlier versions have none.
     """
 
     id: str
@@ -40,11 +41,12 @@ class Answer:
     decoder: str
     seed: int
     new_tokens: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_line(self) -> bytes:
         """Return the answer as one line of JSON, with its line feed."""
         # ASCII only: no text can then break a line or fail to be encoded.
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
         return json.dumps(values).encode("ascii") + b"\n"
 
 
@@ -200,15 +202,19 @@ def _answer(line: bytes) -> Answer:
         raise ValueError("is not JSON; an answer is one object per line") from None
     if not isinstance(value, dict):
         raise ValueError("is not a JSON object; an answer is one object per line")
-    values: dict[str, Any] = {field.name: value.get(field.name) for field in fields(Answer)}
+    settings = value.get("settings", {})
+    if not isinstance(settings, dict):
+        raise ValueError("`settings` is not an object")
+    plain = [one for one in fields(Answer) if one.name != "settings"]
+    values: dict[str, Any] = {one.name: value.get(one.name) for one in plain}
     if isinstance(values["id"], int) and not isinstance(values["id"], bool):
         values["id"] = str(values["id"])
-    for field in fields(Answer):
+    for one in plain:
         # type(), not isinstance: true is an int.
-        if type(values[field.name]) is not field.type:
-            kind = "text" if field.type is str else "a whole number"
-            raise ValueError(f"`{field.name}` is missing or not {kind}")
-    return Answer(**values)
+        if type(values[one.name]) is not one.type:
+            kind = "text" if one.type is str else "a whole number"
+            raise ValueError(f"`{one.name}` is missing or not {kind}")
+    return Answer(**values, settings=settings)
 
 
 def _refuse(ids: Sequence[str], rule: str) -> None:

@@ -176,3 +176,23 @@ def test_a_path_that_cannot_be_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AnswersError, match=r"cannot be written: (not a directory|file exists)"):
         AnswerLog.open(tmp_path / "file" / "p.jsonl", IDENTITY)
+
+
+def test_one_process_writes_a_file_at_a_time(tmp_path: Path, answer: MakeAnswer) -> None:
+    path = tmp_path / "p.jsonl"
+    code = (
+        "import pathlib, sys, time\n"
+        "from medalign.eval.answer_log import AnswerLog\n"
+        "log = AnswerLog.open(pathlib.Path(sys.argv[1]), {'model': 'tiny'})\n"
+        "print('open', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(AnswersError, match="another process writes it"):
+            AnswerLog.open(path, {"model": "tiny"})
+        other.kill()
+    with AnswerLog.open(path, {"model": "tiny"}) as log:  # a lock dies with its process
+        log.append(answer("a"))

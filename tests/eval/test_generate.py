@@ -1,13 +1,19 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from medalign.eval.decoding import Decoder
-from medalign.eval.generate import generate
+from medalign.eval.answer_log import identity_path
+from medalign.eval.answer_parts import Joined, part_path
+from medalign.eval.answers import AnswersError, read_answers
+from medalign.eval.decoders import SPECS, DecodingError, Spec, make_spec
+from medalign.eval.decoders.specs import Nucleus
+from medalign.eval.generate import Answered, generate
 from medalign.eval.source import Source, find_source
+from medalign.pipeline.parts import Part
 from medalign.trainer.quiet import quiet_libraries
 from medalign.trainer.students.spec import StudentError
 from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
@@ -36,12 +42,18 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(task: Path, out: Path, batch_size: int = 4) -> list[dict[str, str]]:
-    decoder = Decoder(name="nucleus", max_new_tokens=5)
-    source = Source(task / "student", None)
-    done = generate(source, task / "m.jsonl", task, out, decoder, batch_size=batch_size)
-    assert [record for record, _ in done.unreadable] == ["q5"]
+def ask(task: Path, out: Path, spec: Spec, **options: Any) -> Answered:
+    return generate(Source(task / "student", None), task / "m.jsonl", task, out, spec, **options)
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def run(task: Path, out: Path, batch_size: int = 4) -> list[dict[str, Any]]:
+    done = ask(task, out, Nucleus(max_new_tokens=5), batch_size=batch_size)
+    assert [record for record, _ in done.unreadable] == ["q5"]
+    return lines_of(out)
 
 
 def test_a_resumed_file_equals_an_uninterrupted_one(task: Path, tmp_path: Path) -> None:
@@ -67,3 +79,102 @@ def test_a_folder_that_cannot_answer_is_refused(task: Path, tmp_path: Path) -> N
     assert find_source(task / "student") == Source(task / "student", None)
     with pytest.raises(StudentError, match="is no run"):
         find_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", list(SPECS))
+def test_every_decoder_answers_and_says_with_which_settings(
+    task: Path, tmp_path: Path, name: str
+) -> None:
+    layers = {"first_layer": 0} if name == "pai" else {}  # of two
+    spec = make_spec(name, None, {"max_new_tokens": 3, **layers})
+    done = ask(task, tmp_path / "p.jsonl", spec, seed=4)
+    answers = read_answers(tmp_path / "p.jsonl")
+    assert [answer.id for answer in answers] == ["q0", "q1", "q2", "q3", "q4"]
+    assert (done.answered, done.joined) == (5, None)
+    for answer in answers:
+        assert (answer.decoder, answer.seed, answer.settings) == (name, 4, spec.settings())
+        assert 1 <= answer.new_tokens <= 3
+
+
+def test_other_settings_are_another_file(task: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.jsonl"
+    ask(task, out, make_spec("vcd", None, {"max_new_tokens": 1}))
+    with pytest.raises(AnswersError, match=r"begun with another alpha 1.0 \(now 2.0\)"):
+        ask(task, out, make_spec("vcd", None, {"max_new_tokens": 1, "alpha": 2.0}))
+
+
+def test_what_does_not_fit_is_refused_before_the_student_is_loaded(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **_more: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(Source, "load", fail)
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("dola", {"layers": "0,2,4"}, "layers is '0,2,4', this student has layers 0 to 1"),
+        ("pai", {}, "first_layer 2 and last_layer -1 name no layers"),
+        ("damro", {"top_tokens": 17}, "top_tokens is 17, an image of this student has 16"),
+    ]
+    for name, setting, message in cases:
+        with pytest.raises(DecodingError, match=message):
+            ask(task, tmp_path / "p.jsonl", make_spec(name, None, setting))
+    assert not list(tmp_path.iterdir())
+
+
+def test_pais_reference_is_given_the_bare_questions(task: Path, tmp_path: Path) -> None:
+    plain = make_spec("pai", None, {"max_new_tokens": 6, "first_layer": 0, "gamma": 3.0})
+    bare = make_spec("pai", None, {**plain.settings(), "variant": "reference"})
+    ask(task, tmp_path / "a.jsonl", plain)
+    ask(task, tmp_path / "b.jsonl", bare)
+    one = [line["text"] for line in lines_of(tmp_path / "a.jsonl")]
+    assert one != [line["text"] for line in lines_of(tmp_path / "b.jsonl")]
+
+
+def test_parts_join_to_what_one_process_writes(task: Path, tmp_path: Path) -> None:
+    spec = Nucleus(max_new_tokens=5)
+    whole = tmp_path / "whole.jsonl"
+    ask(task, whole, spec)
+    out = tmp_path / "parts" / "p.jsonl"
+    first, second = (ask(task, out, spec, part=Part(index, 3)).joined for index in (3, 1))
+    assert first is not None
+    assert second == Joined(None, (2,), first.unreadable)
+    assert (first.waiting, [record for record, _ in first.unreadable]) == ((1, 2), ["q5"])
+    assert not out.exists()
+    last = ask(task, out, spec, part=Part(2, 3))
+    assert last.joined is not None
+    assert (last.joined.answers, last.joined.waiting) == (5, ())
+    assert [record for record, _ in last.joined.unreadable] == ["q5"]
+    assert out.read_bytes() == whole.read_bytes()
+    assert identity_path(out).read_bytes() == identity_path(whole).read_bytes()
+    assert [line["id"] for line in lines_of(part_path(out, Part(2, 3)))] == ["q1", "q4"]
+
+
+def test_a_part_that_was_cut_off_is_not_finished(task: Path, tmp_path: Path) -> None:
+    spec, out = Nucleus(max_new_tokens=5), tmp_path / "p.jsonl"
+    for index in (1, 2):
+        ask(task, out, spec, part=Part(index, 2))
+    whole = out.read_bytes()
+    out.unlink()
+    first = part_path(out, Part(1, 2))
+    lines = first.read_bytes().splitlines(keepends=True)
+    first.write_bytes(lines[0] + lines[1][:20])
+    first.with_name(f"{first.name}.done.json").unlink()
+    again = ask(task, out, spec, part=Part(2, 2))
+    assert again.joined is not None
+    assert again.joined.waiting == (1,)
+    assert ask(task, out, spec, part=Part(1, 2)).reused == 1
+    assert out.read_bytes() == whole
+
+
+def test_parts_of_other_settings_are_refused_before_anything_is_answered(
+    task: Path, tmp_path: Path
+) -> None:
+    spec, out = Nucleus(max_new_tokens=2), tmp_path / "p.jsonl"
+    ask(task, out, spec, part=Part(1, 2))
+    other = Nucleus(max_new_tokens=3)
+    with pytest.raises(AnswersError, match=r"p\.part-1-of-2\.jsonl: was begun with another max_"):
+        ask(task, out, other, part=Part(2, 2))
+    assert not part_path(out, Part(2, 2)).exists()
+    ask(task, out, spec, part=Part(2, 2))
+    with pytest.raises(AnswersError, match=r"p\.jsonl: was begun with another max_new_tokens"):
+        ask(task, out, other, part=Part(1, 3))

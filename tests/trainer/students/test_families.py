@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from medalign.eval.decoding import Decoder
+from medalign.eval.decoders import decode
+from medalign.eval.decoders.specs import Beam
 from medalign.trainer.batch import Batch, collate
 from medalign.trainer.data import Conversations
 from medalign.trainer.objective import Objective, Share
@@ -177,13 +178,13 @@ def test_beams_keep_to_their_own_images(
 ) -> None:
     made = samples(family, ask=True)
     model = llava_of(adapted(family_folder(family)).eval())
-    decoder = Decoder(name="beam", beams=2, max_new_tokens=4)
+    beam = Beam(beams=2, max_new_tokens=4)
     everything = [made[k] for k in (1, 2, 4)]
     whole = collate(everything, 0, left=True)
-    together = decoder.generate(model, inputs_of(model, whole), whole.ids)
+    together = decode(model, inputs_of(model, whole), beam)
     for sample, tokens in zip(everything, together, strict=True):
         alone = collate([sample], 0, left=True)
-        wanted = decoder.generate(model, inputs_of(model, alone), alone.ids)[0]
+        wanted = decode(model, inputs_of(model, alone), beam)[0]
         assert torch.equal(tokens[: len(wanted)], wanted)
 
 

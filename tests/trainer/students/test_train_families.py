@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from medalign.eval.decoding import Decoder
+from medalign.eval.decoders.specs import Greedy
 from medalign.eval.generate import generate
 from medalign.eval.measure import measure
 from medalign.eval.source import find_source
@@ -78,7 +78,7 @@ def test_a_run_trains_saves_measures_and_answers(
     assert measured.attention[name] == pytest.approx(one.attention[name], rel=1e-3)
     answers = tmp_path / "answers.jsonl"
     source = find_source(tmp_path / "run")
-    answered = generate(source, manifest, images, answers, Decoder(max_new_tokens=3), batch_size=3)
+    answered = generate(source, manifest, images, answers, Greedy(max_new_tokens=3), batch_size=3)
     assert (answered.answered, answered.unreadable) == (len(records), ())
 
 

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from medalign.eval.decoding import Decoder, DecodingError
+from medalign.eval.decoders import decode, make_spec
+from medalign.eval.decoders.specs import Beam, Greedy, Nucleus
 from medalign.trainer.quiet import quiet_libraries
 from medalign.trainer.student import load_base
 from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
@@ -37,10 +38,10 @@ def prompts() -> Prompts:
 @pytest.mark.parametrize("name", ["greedy", "beam", "nucleus"])
 def test_an_answer_does_not_depend_on_its_batch(model: Any, prompts: Prompts, name: Any) -> None:
     rows = [[10, 20, 30], [11, 21, 31, 41, 51, 61], [12, 22]]
-    decoder = Decoder(name=name, max_new_tokens=6, seed=3)
-    together = decoder.generate(model, prompts(rows), ["a", "b", "c"])
+    spec = make_spec(name, None, {"max_new_tokens": 6})
+    together = decode(model, prompts(rows), spec, 3, ids=["a", "b", "c"])
     for k, record in enumerate("abc"):
-        alone = decoder.generate(model, prompts([rows[k]]), [record])[0]
+        alone = decode(model, prompts([rows[k]]), spec, 3, ids=[record])[0]
         # A batch is as long as its longest answer; what follows an end token is padding.
         length = min(len(alone), together.shape[1])
         assert torch.equal(together[k][:length], alone[:length])
@@ -48,8 +49,8 @@ def test_an_answer_does_not_depend_on_its_batch(model: Any, prompts: Prompts, na
 
 def test_nucleus_depends_on_the_seed_and_on_the_record(model: Any, prompts: Prompts) -> None:
     def sample(seed: int, record: str) -> list[int]:
-        decoder = Decoder(name="nucleus", max_new_tokens=8, seed=seed)
-        tokens: list[int] = decoder.generate(model, prompts([[10, 20]]), [record])[0].tolist()
+        spec = Nucleus(max_new_tokens=8)
+        tokens: list[int] = decode(model, prompts([[10, 20]]), spec, seed, ids=[record])[0].tolist()
         return tokens
 
     assert sample(0, "a") == sample(0, "a")
@@ -66,11 +67,11 @@ def test_nucleus_draws_from_the_truncated_distribution(model: Any, prompts: Prom
     inside = ordered.cumsum(0) - ordered < 0.5  # the smallest set that reaches one half
     wanted = torch.zeros_like(probability)
     wanted[tokens[inside]] = ordered[inside] / ordered[inside].sum()
-    decoder = Decoder(name="nucleus", max_new_tokens=1, top_p=0.5, temperature=0.7)
+    spec = Nucleus(max_new_tokens=1, top_p=0.5, temperature=0.7)
     batch = prompts([[10, 20, 30]] * 500)
     drawn = torch.cat(
         [
-            decoder.generate(model, batch, [f"{begin}/{k}" for k in range(500)])[:, 0]
+            decode(model, batch, spec, ids=[f"{begin}/{k}" for k in range(500)])[:, 0]
             for begin in range(0, n, 500)
         ]
     )
@@ -92,8 +93,8 @@ def test_beam_finds_an_answer_at_least_as_likely_as_greedy(model: Any, prompts: 
     better = 0
     for first in range(8, 28):
         prompt = [first, 20, 30]
-        greedy = Decoder(max_new_tokens=5).generate(model, prompts([prompt]), ["a"])[0]
-        beam = Decoder(name="beam", max_new_tokens=5).generate(model, prompts([prompt]), ["a"])[0]
+        greedy = decode(model, prompts([prompt]), Greedy(max_new_tokens=5))[0]
+        beam = decode(model, prompts([prompt]), Beam(max_new_tokens=5))[0]
         if len(greedy) == len(beam) == 5:
             gap = likelihood(beam, prompt) - likelihood(greedy, prompt)
             better += gap > 1e-4
@@ -101,21 +102,12 @@ def test_beam_finds_an_answer_at_least_as_likely_as_greedy(model: Any, prompts: 
 
 
 def test_the_checkpoints_own_settings_are_not_inherited(model: Any, prompts: Prompts) -> None:
-    wanted = Decoder(max_new_tokens=4).generate(model, prompts([[10, 20]]), ["a"])
+    wanted = decode(model, prompts([[10, 20]]), Greedy(max_new_tokens=4))
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.no_repeat_ngram_size = 1
     try:
-        got = Decoder(max_new_tokens=4).generate(model, prompts([[10, 20]]), ["a"])
+        got = decode(model, prompts([[10, 20]]), Greedy(max_new_tokens=4))
     finally:
         model.generation_config.repetition_penalty = None
         model.generation_config.no_repeat_ngram_size = None
     assert torch.equal(got, wanted)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"name": "dola"}, {"max_new_tokens": 0}, {"beams": 0}, {"top_p": 0.0}, {"temperature": 0.0}],
-)
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(DecodingError):
-        Decoder(**settings)

@@ -1,0 +1,112 @@
+"""What a setting of a decoder is: its type, its range, and what is said of a wrong one.
+
+A setting's name is its field's, without the underscore that keeps `lambda_` from being Python's.
+"""
+
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, ClassVar, Final
+
+_ENDLESS: Final = (float("inf"), float("-inf"))
+
+
+class DecodingError(ValueError):
+    """A decoder's name or setting cannot be used, or does not fit the student."""
+
+
+def number(default: float, least: float, most: float = float("inf"), *, above: bool = False) -> Any:
+    """A number from `least` (or above it) to `most`."""
+    return field(default=default, metadata={"least": least, "most": most, "above": above})
+
+
+def choice(default: str, *others: str) -> Any:
+    """One of a few words."""
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
+def variant_setting() -> Any:
+    """The method as published, or as released code computes it."""
+    return choice("published", "reference")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What every decoder has.
+
+    Attributes:
+        max_new_tokens: most tokens of an answer.
+
+    Raises:
+        DecodingError: a value is of the wrong type or out of range.
+    """
+
+    name: ClassVar[str]
+    max_new_tokens: int = number(128, 1)
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            _check(self.name, one, getattr(self, one.name))
+
+    @property
+    def sampled(self) -> bool:
+        """Whether answers depend on a seed."""
+        return False
+
+    def settings(self) -> dict[str, str | int | float | bool]:
+        """Every setting by name; equal settings (and seed, if sampled) give equal answers."""
+        values = {setting_name(one): getattr(self, one.name) for one in fields(self)}
+        # JSON has no infinity.
+        return {name: str(v) if v in _ENDLESS else v for name, v in values.items()}
+
+    def identity(self, seed: int) -> dict[str, str | int | float | bool]:
+        """What decides this decoder's answers, and nothing else."""
+        return {"decoder": self.name, **self.settings(), **({"seed": seed} if self.sampled else {})}
+
+
+def setting_name(one: "Field[Any]") -> str:
+    """The name of a setting, as users write it."""
+    return one.name.rstrip("_")
+
+
+def settings_of(kind: type[Spec]) -> "Iterator[tuple[str, Field[Any]]]":
+    """Name and field of each setting of a decoder."""
+    return ((setting_name(one), one) for one in fields(kind))
+
+
+def _check(decoder: str, one: "Field[Any]", value: object) -> None:
+    where = f"{decoder}: {setting_name(one)}"
+    # type(), not isinstance: true is an int. A whole number will do for a float.
+    if type(value) is not one.type and not (one.type is float and type(value) is int):
+        kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+        raise DecodingError(f"{where} takes {kinds.get(one.type, 'text')}, got {value!r}")
+    about = one.metadata
+    if "choices" in about and value not in about["choices"]:
+        raise DecodingError(f"{where} takes {' or '.join(about['choices'])}, got {value!r}")
+    if "least" in about:
+        assert isinstance(value, int | float)
+        low, high = about["least"], about["most"]
+        inside = low < value <= high if about["above"] else low <= value <= high
+        if not inside:
+            begin = "above" if about["above"] else "from"
+            end = "" if high == float("inf") else f" to {high:g}"
+            raise DecodingError(f"{where} takes numbers {begin} {low:g}{end}, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled(Spec):
+    """What decoders have that draw their tokens.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the most likely token instead of drawing one.
+        top_k: draw from the k most likely tokens; 0 is all.
+        top_p: draw from the fewest tokens whose probability reaches this.
+    """
+
+    temperature: float = number(1.0, 0)
+    top_k: int = number(0, 0)
+    top_p: float = number(1.0, 0, 1, above=True)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether answers depend on a seed."""
+        return self.temperature > 0

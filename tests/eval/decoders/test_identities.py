@@ -1,0 +1,135 @@
+"""Settings with which a decoder must give another one's answer, on both language models."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from medalign.eval.decoders import decode, make_spec, vcd
+
+TOKENS = 10
+
+SAME_AS_GREEDY: list[tuple[str, dict[str, Any]]] = [
+    ("beam", {"beams": 1}),
+    ("nucleus", {"top_p": 1e-9}),
+    ("vcd", {"alpha": 0.0}),
+    ("vcd", {"variant": "reference"}),
+    ("dola", {"relative_top": 1.0}),
+    ("dola", {"relative_top": 1.0, "layers": "high", "variant": "reference"}),
+    ("opera", {"weight": 0.0, "beams": 1}),
+    ("opera", {"weight": 0.0, "beams": 1, "candidates": 2}),
+    ("avisc", {"alpha": 0.0}),
+    ("avisc", {"lambda": float("-inf")}),
+    ("m3id", {"lambda": 0.0}),
+    ("m3id", {"lambda": 0.0, "variant": "reference"}),
+    ("damro", {"alpha": 0.0}),
+    ("damro", {"top_tokens": 16}),
+    ("damro", {"variant": "reference"}),
+    ("pai", {"alpha": 0.0, "gamma": 1.0}),
+]
+
+
+def answers(bench: Any, name: str, *picked: int, **settings: Any) -> list[list[int]]:
+    if name in ("vcd", "avisc", "m3id", "damro"):
+        settings = {"temperature": 0.0, **settings}
+    spec = make_spec(name, None, {"max_new_tokens": TOKENS, **settings})
+    rows = picked or (0, 1, 2, 3)
+    ids = [f"r{k}" for k in rows]
+    found: list[list[int]] = decode(bench.model, bench.inputs(*rows), spec, ids=ids).tolist()
+    return found
+
+
+def test_the_students_are_not_degenerate(bench: Any) -> None:
+    """An identity would hold for anything if one token were always the most likely."""
+    greedy = answers(bench, "greedy")
+    assert all(len(set(row)) >= 5 for row in greedy)
+    assert len({tuple(row) for row in greedy}) == 4
+
+
+@pytest.mark.parametrize(("name", "settings"), SAME_AS_GREEDY)
+def test_it_is_greedy(bench: Any, name: str, settings: dict[str, Any]) -> None:
+    assert answers(bench, name, **settings) == answers(bench, "greedy")
+
+
+STRONG: list[tuple[str, dict[str, Any]]] = [
+    ("beam", {}),
+    ("vcd", {"alpha": 4.0, "beta": 0.001}),
+    ("dola", {}),
+    ("dola", {"layers": "high"}),
+    ("opera", {}),
+    ("avisc", {"alpha": 4.0, "beta": 0.001}),
+    ("m3id", {"lambda": 0.5, "gate": 1.0}),
+    ("m3id", {"lambda": 0.5, "variant": "reference"}),
+    ("damro", {"alpha": 4.0, "beta": 0.001}),
+    ("damro", {"alpha": 4.0, "beta": 0.001, "mode": "drop", "layer": -2, "split_heads": False}),
+    ("pai", {"alpha": 2.0, "gamma": 1.0}),
+    ("pai", {"alpha": 0.0, "gamma": 3.0, "beta": 0.001}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), STRONG)
+def test_it_is_not_greedy_when_it_is_strong(
+    bench: Any, name: str, settings: dict[str, Any]
+) -> None:
+    with_images = (0, 1, 2)
+    found = answers(bench, name, *with_images, **settings)
+    assert found != answers(bench, "greedy", *with_images)
+
+
+def test_vcd_with_a_clean_image_is_greedy(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second stream is the whole model, rotation included: strong contrast changes nothing."""
+    monkeypatch.setattr(vcd, "noised_images", lambda pixels, *_: pixels)
+    found = answers(bench, "vcd", alpha=4.0)
+    assert found == answers(bench, "greedy")
+
+
+def test_without_contrast_vcd_draws_from_the_plausible_tokens(bench: Any) -> None:
+    drawn = {"temperature": 1.0}
+    uncontrasted = answers(bench, "vcd", alpha=0.0, beta=0.2, **drawn)
+    assert uncontrasted == answers(bench, "vcd", variant="reference", beta=0.2, **drawn)
+    assert uncontrasted == answers(bench, "damro", variant="reference", beta=0.2, **drawn)
+    everything = answers(bench, "vcd", alpha=0.0, beta=0.0, **drawn)
+    assert everything == answers(bench, "nucleus", top_p=1.0)
+    assert everything != uncontrasted
+
+
+def test_a_prompt_without_image_is_left_alone_by_what_contrasts_images(bench: Any) -> None:
+    greedy = answers(bench, "greedy", 3)
+    for name in ("vcd", "avisc", "m3id", "damro", "pai"):
+        assert answers(bench, name, 3) == greedy, name
+
+
+@pytest.mark.parametrize("variant", ["published", "reference"])
+def test_dola_equals_a_recomputation_from_all_hidden_states(bench: Any, variant: str) -> None:
+    """Plain float64, no cache, no hooks; the layers as `output_hidden_states` gives them."""
+    inputs = bench.inputs(0)
+    ids, wanted = inputs["input_ids"], []
+    head = bench.model.lm_head.weight.detach().double()
+    for _ in range(TOKENS):
+        with torch.no_grad():
+            out = bench.model(
+                input_ids=ids, pixel_values=inputs["pixel_values"], output_hidden_states=True
+            )
+        states = [state[0, -1].double() for state in out.hidden_states]
+        p = (head @ states[6]).softmax(-1)
+        logits = [head @ states[k] for k in (0, 2)]
+        distances = []
+        for q in (one.softmax(-1) for one in logits):
+            m = (p + q) / 2
+            pair = [(p, m), (q, m)] if variant == "published" else [(m, p), (m, q)]
+            distances.append(sum(float((x * (x / y).log()).sum()) for x, y in pair))
+        q = logits[distances.index(max(distances))].softmax(-1)
+        score = p.log() - q.log()
+        score[p < 0.1 * p.max()] = float("-inf")
+        wanted.append(int(score.argmax()))
+        ids = torch.cat([ids, torch.tensor([[wanted[-1]]])], dim=1)
+    assert answers(bench, "dola", 0, variant=variant) == [wanted]
+
+
+def test_a_repetition_penalty_keeps_dola_from_repeating(bench: Any) -> None:
+    free = {"relative_top": 0.0}
+    plain = answers(bench, "dola", **free)
+    assert any(len(set(row)) < TOKENS for row in plain)
+    for k, row in enumerate(answers(bench, "dola", repetition_penalty=50.0, **free)):
+        assert len(set(row)) == TOKENS
+        assert not set(row) & set(bench.rows[k])
