@@ -1,4 +1,4 @@
-"""Score every sample by itself, under every protocol: what means and intervals are made of."""
+"""Score every question by itself, under every protocol: what values and intervals are made of."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -6,76 +6,101 @@ from dataclasses import asdict
 
 from .answers import AnswersError, Pair
 from .metrics.choice import llava_med_choice, strict_choice
+from .metrics.statistic import Statistic, Tally
 from .metrics.vqa import llava_med_closed, llava_med_open, strict_closed, strict_open
+from .metrics.yes_no import medheval_yes_no, strict_yes_no, yes_no_reference
 
-SampleScores = dict[tuple[str, str], list[float]]
-"""(protocol, name) -> one value in [0, 1] per sample the metric applies to."""
+Key = tuple[str, str]
+"""(protocol, name) of a metric."""
+
+Tallies = dict[Key, Tally]
+
+TYPE_FIELDS = ("hallucination_type", "content_type", "question_type", "modality")
+"""Fields of a record that say what kind of finding its question asks for; the first counts."""
 
 
-def vqa_scores(pairs: Iterable[Pair]) -> tuple[SampleScores, dict[str, int]]:
-    """Return what every question scores under both protocols, and counts by kind of question."""
-    samples: SampleScores = defaultdict(list)
+def vqa_scores(pairs: Iterable[Pair]) -> tuple[dict[Key, Statistic], dict[str, int]]:
+    """Return what the questions score under every protocol, and counts by kind of question.
+
+    Args:
+        pairs: questions with references and answers, in the order of the manifest.
+
+    Raises:
+        AnswersError: a record's `options` are no list of texts.
+    """
+    tallies: Tallies = defaultdict(Tally)
     counts = {"open": 0, "closed": 0, "choice": 0, "choice_reference_not_an_option": 0}
-    for pair in pairs:
+    for place, pair in enumerate(pairs):
         options = _options(pair)
         if options:
-            kind, right = "choice", _add_choice(samples, pair, options)
+            kind, right = "choice", _add_choice(tallies, place, pair, options)
             named = strict_choice(options, pair.reference)
             counts["choice_reference_not_an_option"] += named is None
         elif pair.record.answer_type == "OPEN":
-            kind, right = "open", _add_open(samples, pair)
+            kind, right = "open", _add_open(tallies, place, pair)
         else:
-            kind, right = "closed", _add_closed(samples, pair)
+            kind, right = "closed", _add_closed(tallies, place, pair)
+            _add_hallucination(tallies, place, pair)
         counts[kind] += 1
-        samples["strict", "overall_accuracy"].append(right)
-    return samples, counts
+        tallies["strict", "overall_accuracy"].add(place, right)
+    return {key: tally.statistic() for key, tally in tallies.items()}, counts
 
 
-def report_scores(pairs: Iterable[Pair]) -> tuple[SampleScores, str | None]:
-    """Return what every report scores under both protocols, and the version of WordNet used."""
-    # Inside: nltk takes a second to import, which VQA scores need not pay.
-    from .metrics.report import bleu, clean_report, find_wordnet, meteor, rouge_l
-
-    synonyms = find_wordnet()
-    samples: SampleScores = defaultdict(list)
-    for pair in pairs:
-        known: dict[str, tuple[float, float, float]] = {}
-        for protocol in ("medalign", "authors"):
-            text, gold = clean_report(pair.prediction, protocol), pair.reference
-            if text not in known:  # both cleanings mostly agree
-                known[text] = bleu(text, gold), rouge_l(text, gold), meteor(text, gold, synonyms)
-            for name, value in zip(("bleu", "rouge_l", "meteor"), known[text], strict=True):
-                samples[protocol, name].append(value)
-    version = None if synonyms is None else synonyms.get_version()
-    return samples, version
-
-
-def _add_open(samples: SampleScores, pair: Pair) -> float:
+def _add_open(tallies: Tallies, place: int, pair: Pair) -> float:
     strict = strict_open(pair.prediction, pair.reference)
     lenient = llava_med_open(pair.prediction, pair.reference)
     for protocol, scored in (("strict", strict), ("llava-med", lenient)):
         for name, value in asdict(scored).items():
-            samples[protocol, f"open_{name}"].append(value)
+            tallies[protocol, f"open_{name}"].add(place, value)
     return strict.exact_match
 
 
-def _add_closed(samples: SampleScores, pair: Pair) -> float:
+def _add_closed(tallies: Tallies, place: int, pair: Pair) -> float:
     right = float(strict_closed(pair.prediction, pair.reference))
-    samples["strict", "closed_accuracy"].append(right)
+    tallies["strict", "closed_accuracy"].add(place, right)
     hit = llava_med_closed(pair.prediction, pair.reference)
-    samples["llava-med", "closed_accuracy"].append(float(hit))
+    tallies["llava-med", "closed_accuracy"].add(place, float(hit))
     return right
 
 
-def _add_choice(samples: SampleScores, pair: Pair, options: Sequence[str]) -> float:
+def _add_hallucination(tallies: Tallies, place: int, pair: Pair) -> None:
+    """Add a question whose reference is yes or no; of others nothing is known."""
+    truth = yes_no_reference(pair.reference)
+    if truth is None:
+        return
+    judges = {
+        "strict": strict_yes_no(pair.prediction),
+        "medheval": medheval_yes_no(pair.prediction.strip()),
+    }
+    kind = question_type(pair)
+    for protocol, said in judges.items():
+        yes = float(said == "yes")
+        tallies[protocol, "yes_no_accuracy"].add(place, float(said == truth))
+        tallies[protocol, "yes_share"].add(place, yes)
+        tallies[protocol, "unclear_answers"].add(place, float(said is None))
+        if truth == "no":
+            tallies[protocol, "hallucination_rate"].add(place, yes)
+            if kind is not None and protocol == "strict":
+                tallies[protocol, f"hallucination_rate: {kind}"].add(place, yes)
+        else:
+            tallies[protocol, "missed_findings"].add(place, float(said == "no"))
+
+
+def question_type(pair: Pair) -> str | None:
+    """Return what kind of finding a question asks for, where its record says so."""
+    values = (pair.record.fields.get(name) for name in TYPE_FIELDS)
+    return next((v.strip() for v in values if isinstance(v, str) and v.strip()), None)
+
+
+def _add_choice(tallies: Tallies, place: int, pair: Pair, options: Sequence[str]) -> float:
     gold = strict_choice(options, pair.reference)
     right = float(gold is not None and strict_choice(options, pair.prediction) == gold)
-    samples["strict", "choice_accuracy"].append(right)
+    tallies["strict", "choice_accuracy"].add(place, right)
     # The reference takes the field `answer` as it is, and lower-cases the turn from gpt.
     label = pair.record.fields.get("answer") or pair.reference.lower()
     # None equals None there: an answer like no option is right if the label is like none either.
     hit = llava_med_choice(options, pair.prediction) == llava_med_choice(options, str(label))
-    samples["llava-med", "choice_accuracy"].append(float(hit and not pair.missing))
+    tallies["llava-med", "choice_accuracy"].add(place, float(hit and not pair.missing))
     return right
 
 

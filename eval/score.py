@@ -1,38 +1,57 @@
 """Score a predictions file against its manifest, with intervals and definitions."""
 
-import contextlib
-import hashlib
-import importlib.metadata
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..pipeline.manifest import read_manifest
 from .answers import Answer, AnswersError, Pair, Task, join, read_answers
-from .metrics.definitions import Definition, report_definitions, vqa_definitions
+from .clusters import cluster_records, clustered_by
+from .metrics.definitions import Better, Unit
 from .metrics.interval import LEVEL, RESAMPLES, SEED, bootstrap_interval
-from .sample_scores import SampleScores, report_scores, vqa_scores
+from .metrics.statistic import Int64
+from .result_file import identify_file, package_version, write_result
+from .task_scores import NotComputed, TaskScores, choose_metrics, task_scores
+
+if TYPE_CHECKING:
+    from .instruments.opened import Instruments
+    from .instruments.places import InstrumentPaths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Hold one metric: value and interval in percent, and what they mean."""
+    """Hold one metric: value and interval in its unit, and what they mean.
+
+    Attributes:
+        name: of the metric.
+        protocol: by which rules.
+        value: over all samples it applies to.
+        interval: of the value, see `Scores.interval`.
+        unit: "percent", or "per report".
+        n: samples it applies to.
+        definition: one sentence.
+        package: distribution that computes it.
+        version: of the package.
+        group: what `--metrics` calls it and its neighbours.
+        clusters: patients or images that the n samples belong to.
+        better: which direction is better: "higher", "lower" or "neither".
+    """
 
     name: str
     protocol: str
     value: float
     interval: tuple[float, float]
-    unit: str
+    unit: Unit
     n: int
     definition: str
     package: str
     version: str
+    group: str
+    clusters: int
+    better: Better
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +69,8 @@ class Scores:
         counts: how many records, answers, ...
         interval: how the intervals were computed.
         metrics: the scores; a metric no sample applies to is left out.
+        not_computed: metrics without a value, and what they need.
+        instruments: metric -> path and sha256 of the models and annotations it used.
     """
 
     task: Task
@@ -62,6 +83,8 @@ class Scores:
     counts: Mapping[str, int]
     interval: Mapping[str, Any]
     metrics: Sequence[Score]
+    not_computed: Sequence[NotComputed] = ()
+    instruments: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the scores as indented JSON."""
@@ -73,19 +96,18 @@ class Scores:
         Raises:
             AnswersError: the file cannot be written.
         """
-        draft = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(self.to_json(), encoding="utf-8")
-            draft.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                draft.unlink()
-            reason = (error.strerror or "error").lower()
-            raise AnswersError(f"{path}: cannot be written: {reason}") from None
+        write_result(path, self.to_json())
 
 
-def score(predictions: Path, manifest: Path, task: Task, *, allow_missing: bool = False) -> Scores:
+def score(
+    predictions: Path,
+    manifest: Path,
+    task: Task,
+    *,
+    allow_missing: bool = False,
+    metrics: Sequence[str] = (),
+    paths: "InstrumentPaths | None" = None,
+) -> Scores:
     """Score predictions against a manifest; the order of either file does not matter.
 
     Args:
@@ -93,65 +115,97 @@ def score(predictions: Path, manifest: Path, task: Task, *, allow_missing: bool 
         manifest: the manifest they answer.
         task: "vqa" or "report".
         allow_missing: count records without an answer as wrong, instead of refusing.
+        metrics: which to compute, of `task_scores.known_metrics`; all if empty.
+        paths: where the models are that metrics of reports need.
 
     Raises:
-        AnswersError: the two do not fit, see `answers.read_answers` and `answers.join`.
+        AnswersError: the two do not fit, see `answers.read_answers` and `answers.join`, or a
+            model cannot be used.
+        ManifestError: the manifest is broken.
+    """
+    wanted = choose_metrics(task, metrics)
+    answers, pairs = read_pairs(predictions, manifest, task, allow_missing=allow_missing)
+    instruments = instruments_for(task, wanted, paths)
+    scored = task_scores(pairs, task, wanted, instruments)
+    records = [pair.record for pair in pairs]
+    clusters = cluster_records(records)
+    return Scores(
+        task=task,
+        manifest=identify_file(manifest),
+        predictions=identify_file(predictions),
+        medalign=__version__,
+        decoder=answers[0].decoder,
+        seeds=sorted({answer.seed for answer in answers}),
+        wordnet=scored.wordnet,
+        counts=_counts(pairs, answers) | dict(scored.counts),
+        interval={
+            "level": LEVEL,
+            "method": "percentile bootstrap over clusters of samples",
+            "resamples": RESAMPLES,
+            "seed": SEED,
+            "clustered_by": clustered_by(records),
+            "clusters": int(clusters.max()) + 1,
+        },
+        metrics=_summarise(scored, clusters),
+        not_computed=scored.not_computed,
+        instruments={} if instruments is None else instruments.files,
+    )
+
+
+def read_pairs(
+    predictions: Path, manifest: Path, task: Task, *, allow_missing: bool
+) -> tuple[list[Answer], list[Pair]]:
+    """Read and join a predictions file and its manifest.
+
+    Raises:
+        AnswersError: as `score`.
         ManifestError: the manifest is broken.
     """
     answers = read_answers(predictions)
     records = read_manifest(manifest)
     try:
-        pairs = join(answers, records, task, allow_missing=allow_missing)
+        return answers, join(answers, records, task, allow_missing=allow_missing)
     except AnswersError as error:
         raise AnswersError(f"{predictions} against {manifest}: {error}") from None
-    wordnet = None
+
+
+def instruments_for(
+    task: Task, wanted: Sequence[str], paths: "InstrumentPaths | None"
+) -> "Instruments | None":
+    """Open the models that the wanted metrics need; None for a task that needs none."""
     if task == "vqa":
-        samples, counts = vqa_scores(pairs)
-        definitions = vqa_definitions()
-    else:
-        samples, wordnet = report_scores(pairs)
-        counts, definitions = {}, report_definitions(wordnet)
-    return Scores(
-        task=task,
-        manifest=_named(manifest),
-        predictions=_named(predictions),
-        medalign=__version__,
-        decoder=answers[0].decoder,
-        seeds=sorted({answer.seed for answer in answers}),
-        wordnet=wordnet,
-        counts=_counts(pairs, answers) | counts,
-        interval={
-            "level": LEVEL,
-            "method": "percentile bootstrap over samples",
-            "resamples": RESAMPLES,
-            "seed": SEED,
-        },
-        metrics=_summarise(samples, definitions),
-    )
+        return None
+    from .instruments.opened import open_instruments
+    from .instruments.places import InstrumentPaths
+
+    return open_instruments(wanted, paths or InstrumentPaths())
 
 
-def _summarise(
-    samples: SampleScores, definitions: Mapping[tuple[str, str], Definition]
-) -> list[Score]:
+def scale(unit: Unit) -> float:
+    """Return what a statistic is multiplied with to be in a unit."""
+    return 100.0 if unit == "percent" else 1.0
+
+
+def _summarise(scored: TaskScores, clusters: Int64) -> list[Score]:
     found = []
-    for (protocol, name), definition in definitions.items():
-        values = samples.get((protocol, name))
-        if not values:
-            continue
-        low, high = bootstrap_interval(values)
-        package = definition.package
-        version = __version__ if package == "medalign" else importlib.metadata.version(package)
+    for (protocol, name), definition in scored.definitions.items():
+        statistic = scored.statistics[protocol, name]
+        low, high = bootstrap_interval(statistic, clusters)
+        times = scale(definition.unit)
         found.append(
             Score(
                 name=name,
                 protocol=protocol,
-                value=100 * float(np.mean(values)),
-                interval=(100 * low, 100 * high),
-                unit="percent",
-                n=len(values),
+                value=times * statistic.value(),
+                interval=(times * low, times * high),
+                unit=definition.unit,
+                n=len(statistic.places),
                 definition=definition.sentence,
-                package=package,
-                version=version,
+                package=definition.package,
+                version=package_version(definition.package),
+                group=definition.group,
+                clusters=len(set(clusters[statistic.places].tolist())),
+                better=definition.better,
             )
         )
     return found
@@ -164,8 +218,3 @@ def _counts(pairs: Sequence[Pair], answers: Sequence[Answer]) -> dict[str, int]:
         "missing": sum(pair.missing for pair in pairs),
         "blank_answers": sum(not answer.text.strip() for answer in answers),
     }
-
-
-def _named(path: Path) -> dict[str, str]:
-    with path.open("rb") as file:
-        return {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -1,14 +1,38 @@
-"""Say in one sentence what each number means and which package computes it."""
+"""Say in one sentence what each number of a VQA task means."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
+
+Key = tuple[str, str]
+"""(protocol, name) of a metric."""
+
+Unit = Literal["percent", "per report"]
+Better = Literal["higher", "lower", "neither"]
+
+VQA_METRICS = ("open", "closed", "choice", "overall", "hallucination")
+"""What can be chosen of task `vqa`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """Hold the sentence that explains a metric, and the distribution that computes it."""
+    """What a metric means, which distribution computes it, and how it is chosen and shown.
+
+    Attributes:
+        sentence: the definition.
+        group: what `--metrics` calls it and its neighbours.
+        package: distribution that computes it.
+        unit: "percent", or "per report".
+        better: which direction is better, where one is.
+        binary: whether every sample counts as one or not at all, so that McNemar's test applies.
+    """
 
     sentence: str
+    group: str
     package: str = "medalign"
+    unit: Unit = "percent"
+    better: Better = "higher"
+    binary: bool = False
 
 
 _LLAVA_MED = {
@@ -50,35 +74,55 @@ _STRICT = {
     "above, OPEN by exact match",
 }
 
-_BLEU = "sentence BLEU-4, equal weights, smoothing method 4, case kept; mean over reports"
-_ROUGE = "ROUGE-L F-measure of Porter stems; mean over reports"
-_METEOR = "METEOR (alpha 0.9, beta 3, gamma 0.5) on words and Porter stems"
-_CLEANING = {
-    "medalign": 'a leading "Assistant:" is removed from predictions',
-    "authors": 'the characters of "Assistant:" are stripped from both ends of predictions, as the '
-    "paper's scripts do",
+_JUDGES = {
+    "strict": "an answer says what its first word says, else the only one of yes and no in it",
+    "medheval": "MedHEval's judge: No, no or not before the first full stop means no, all else yes",
 }
+_HALLUCINATION = {
+    "hallucination_rate": "share of questions with reference no (absent) that are answered yes",
+    "missed_findings": "share of questions with reference yes (present) that are answered no",
+    "yes_no_accuracy": "share of yes/no questions answered like the reference",
+    "yes_share": "share of yes/no questions answered yes; compare with how many references are yes",
+    "unclear_answers": "share of yes/no questions whose answer says neither, or both",
+}
+_DIRECTION: dict[str, Better] = {"yes_no_accuracy": "higher", "yes_share": "neither"}
+_RIGHT_OR_WRONG = frozenset(
+    {
+        ("strict", "open_exact_match"),
+        ("strict", "closed_accuracy"),
+        ("strict", "choice_accuracy"),
+        ("strict", "overall_accuracy"),
+        ("llava-med", "closed_accuracy"),
+        ("llava-med", "choice_accuracy"),
+    }
+)
 
 
-def vqa_definitions() -> dict[tuple[str, str], Definition]:
-    """Return the definitions of the VQA metrics by (protocol, name), in the order of tables."""
-    strict = {("strict", name): Definition(text) for name, text in _STRICT.items()}
-    return strict | {("llava-med", name): Definition(text) for name, text in _LLAVA_MED.items()}
-
-
-def report_definitions(wordnet: str | None) -> dict[tuple[str, str], Definition]:
-    """Return the definitions of the report metrics by (protocol, name), in the order of tables.
+def vqa_definitions(kinds: Iterable[str] = ()) -> dict[Key, Definition]:
+    """Return the definitions of the VQA metrics by (protocol, name), in the order of tables.
 
     Args:
-        wordnet: version of the WordNet that METEOR used, None if there was none.
+        kinds: kinds of closed questions, each with a hallucination rate of its own.
     """
-    synonyms = f"and WordNet {wordnet} synonyms" if wordnet else "without WordNet synonyms"
-    found = {}
-    for protocol, cleaning in _CLEANING.items():
-        for name, sentence, package in (
-            ("bleu", _BLEU, "nltk"),
-            ("rouge_l", _ROUGE, "rouge-score"),
-            ("meteor", f"{_METEOR}, {synonyms}; mean over reports", "nltk"),
-        ):
-            found[protocol, name] = Definition(f"{sentence}; {cleaning}", package)
+    found = {
+        (protocol, name): Definition(
+            text, name.partition("_")[0], binary=(protocol, name) in _RIGHT_OR_WRONG
+        )
+        for protocol, texts in (("strict", _STRICT), ("llava-med", _LLAVA_MED))
+        for name, text in texts.items()
+    }
+    typed = {"hallucination_rate": _HALLUCINATION["hallucination_rate"]} | {
+        f"hallucination_rate: {kind}": f"{_HALLUCINATION['hallucination_rate']}, of kind {kind!r}"
+        for kind in sorted(kinds)
+    }
+    for protocol, judge in _JUDGES.items():
+        # By kind for one judge only: that is enough to read. Kinds follow what they are kinds of.
+        texts = _HALLUCINATION if protocol == "medheval" else typed | _HALLUCINATION
+        for name, text in texts.items():
+            found[protocol, name] = Definition(
+                f"{text}; {judge}",
+                "hallucination",
+                better=_DIRECTION.get(name, "lower"),
+                binary=True,
+            )
     return found

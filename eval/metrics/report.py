@@ -14,6 +14,7 @@ from rouge_score.rouge_scorer import RougeScorer
 ReportProtocol = Literal["medalign", "authors"]
 """How a predicted report is cleaned: by `medalign`, or by the paper's scripts."""
 
+_SHORTEST = 10
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -53,6 +54,20 @@ def clean_report(text: str, protocol: ReportProtocol) -> str:
     if protocol == "authors":
         return text.strip("Assistant:")  # noqa: B005
     return text.strip().removeprefix("Assistant:").strip()
+
+
+def clinical_text(text: str, protocol: ReportProtocol) -> str:
+    """Return a predicted report as CheXbert and RadGraph read it.
+
+    Differs from the paper: its scripts take the text before the stripping if nothing is left of
+    it, and put "No report generated." in place of fewer than 10 characters. The protocol
+    "authors" does both; "medalign" reads what the model wrote.
+    """
+    cleaned = clean_report(text, protocol)
+    if protocol == "medalign":
+        return cleaned
+    kept = cleaned or text
+    return kept if len(kept) >= _SHORTEST else "No report generated."
 
 
 def report_tokens(text: str) -> list[str]:

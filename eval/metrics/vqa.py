@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .wording import llava_med_text, llava_med_words, strict_words
+from .yes_no import strict_yes_no, yes_no_reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +80,11 @@ def strict_closed(prediction: str, reference: str) -> bool:
     the one of the two words that occurs; an answer with neither, or with both later on, is wrong.
     Any other reference takes an equal word sequence.
     """
-    words, gold = strict_words(prediction), strict_words(reference)
-    if gold not in (["yes"], ["no"]):
-        return bool(gold) and words == gold
-    said = {"yes", "no"}.intersection(words[:1]) or {"yes", "no"}.intersection(words)
-    return said == set(gold)
+    wanted = yes_no_reference(reference)
+    if wanted is not None:
+        return strict_yes_no(prediction) == wanted
+    gold = strict_words(reference)
+    return bool(gold) and strict_words(prediction) == gold
 
 
 def _open_score(

@@ -74,6 +74,69 @@ def test_what_is_scored_is_never_overwritten(files: Files, which: int) -> None:
     assert files[which].read_bytes() == before
 
 
+def test_compare_prints_both_files_and_writes_if_asked(files: Files, tmp_path: Path) -> None:
+    answers, manifest = files
+    out = tmp_path / "c.json"
+    arguments = ("compare", answers, answers, manifest, "--task", "vqa")
+    printed = run(*arguments, "--out", out)
+    for word in ("A: ", "B: ", "B - A", "+0.0 [+0.0, +0.0]", "1.000", "clusters: 1 (by image)"):
+        assert word in printed
+    assert "intervals are rough" in printed
+    assert run(*arguments, "--json") == out.read_text(encoding="utf-8")
+    with pytest.raises(AnswersError, match="would overwrite what is compared"):
+        run(*arguments, "--out", answers)
+
+
+def test_a_table_fits_eighty_columns(files: Files, tmp_path: Path) -> None:
+    answers, manifest = files
+    for arguments in (
+        ("score", answers, manifest, "--task", "vqa", "--out", tmp_path / "s.json"),
+        ("compare", answers, answers, manifest, "--task", "vqa"),
+    ):
+        result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "80"})
+        assert "closed_accuracy" in result.output
+        assert "overall_accuracy" in result.output
+        assert "missed_findings" in result.output or "hallucination" in result.output
+
+
+def test_a_metric_that_was_named_and_cannot_be_computed_is_a_failure(
+    files: Files, tmp_path: Path
+) -> None:
+    out = tmp_path / "s.json"
+    arguments = ["score", *map(str, files), "--task", "report", "--out", str(out)]
+    result = CliRunner().invoke(app, [*arguments, "--metrics", "bleu, radgraph"])
+    assert result.exit_code == 1
+    assert "radgraph: not computed: needs radgraph.tar.gz at --radgraph FILE" in result.output
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert {metric["name"] for metric in found["metrics"]} == {"bleu"}
+    assert [missing["name"] for missing in found["not_computed"]] == ["radgraph"]
+    # Not named, it is told of all the same, and nothing has failed.
+    assert "radgraph: not computed" in run(*arguments)
+
+
+def test_a_metric_of_another_task_is_refused(files: Files, tmp_path: Path) -> None:
+    arguments = ("score", *files, "--task", "vqa", "--out", tmp_path / "s.json")
+    with pytest.raises(AnswersError, match="--metrics bleu: task vqa has open"):
+        run(*arguments, "--metrics", "bleu")
+    assert "closed_accuracy" not in run(*arguments, "--metrics", "open,overall")
+
+
+def test_texts_for_radgraph_come_back_as_its_annotations(files: Files, tmp_path: Path) -> None:
+    answers, manifest = files
+    texts, out = tmp_path / "texts.json", tmp_path / "s.json"
+    assert "5 texts" in run("report-texts", answers, "--manifest", manifest, "--out", texts)
+    written = json.loads(texts.read_text(encoding="utf-8"))
+    # "the left lung" and "No", as they are and as the authors clean them, and the references.
+    assert written == ["No", "No report generated.", "he left lung", "left lung", "the left lung"]
+    graphs = {str(n): {"text": " ".join(text), "entities": {}} for n, text in enumerate(written)}
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(json.dumps(graphs), encoding="utf-8")
+    arguments = ("score", *files, "--task", "report", "--out", out, "--metrics", "radgraph")
+    assert "combined" in run(*arguments, "--radgraph-annotations", annotations)
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["instruments"]["radgraph"][0]["path"] == str(annotations)
+
+
 def test_an_unknown_task_is_a_usage_error(files: Files, tmp_path: Path) -> None:
     arguments = ["score", *map(str, files), "--task", "vaq", "--out", str(tmp_path / "s.json")]
     assert CliRunner().invoke(app, arguments).exit_code == 2

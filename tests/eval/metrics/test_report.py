@@ -10,6 +10,7 @@ from medalign.eval.metrics import report
 from medalign.eval.metrics.report import (
     bleu,
     clean_report,
+    clinical_text,
     find_wordnet,
     meteor,
     report_tokens,
@@ -105,6 +106,20 @@ def test_cleaning_removes_the_prefix_or_strips_characters(
 ) -> None:
     assert clean_report(text, "medalign") == medalign
     assert clean_report(text, "authors") == authors
+
+
+@pytest.mark.parametrize(
+    ("text", "authors"),
+    [
+        ("Clear now.", "Clear now."),  # ten characters
+        ("Clear now", "No report generated."),
+        ("", "No report generated."),
+        ("Assistant:Assistant:", "Assistant:Assistant:"),  # nothing would be left of it
+    ],
+)
+def test_the_authors_read_no_report_where_there_is_little(text: str, authors: str) -> None:
+    assert clinical_text(text, "authors") == authors
+    assert clinical_text(text, "medalign") == clean_report(text, "medalign")
 
 
 @pytest.mark.parametrize("missing", [LookupError("no wordnet"), FileNotFoundError("no lexnames")])

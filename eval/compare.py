@@ -1,0 +1,218 @@
+"""Compare two predictions files over one manifest, metric by metric, with paired tests."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from .answers import SHOWN, Answer, AnswersError, Task
+from .clusters import cluster_records, clustered_by
+from .metrics.definitions import Better, Unit
+from .metrics.interval import LEVEL, RESAMPLES, SEED
+from .metrics.paired import SWAPS, McNemar, compare_statistics
+from .metrics.statistic import Int64
+from .result_file import identify_file, package_version, write_result
+from .score import instruments_for, read_pairs, scale
+from .task_scores import NotComputed, TaskScores, choose_metrics, task_scores
+
+if TYPE_CHECKING:
+    from .instruments.places import InstrumentPaths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """Hold one metric of two files.
+
+    Attributes:
+        name: of the metric.
+        protocol: by which rules.
+        group: what `--metrics` calls it and its neighbours.
+        unit: of values and difference.
+        n: samples it applies to, the same in both files.
+        clusters: patients or images they belong to.
+        a: value of the first file.
+        b: value of the second.
+        difference: b - a.
+        interval: paired bootstrap interval of the difference.
+        p: of the permutation test.
+        exact: whether that made all swaps, or a random sample of them.
+        mcnemar: of a metric that counts every sample as one or not at all.
+        better: which direction is better: "higher", "lower" or "neither".
+        definition: of the metric.
+        package: that computes it.
+        version: of the package.
+    """
+
+    name: str
+    protocol: str
+    group: str
+    unit: Unit
+    n: int
+    clusters: int
+    a: float
+    b: float
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    exact: bool
+    mcnemar: McNemar | None
+    better: Better
+    definition: str
+    package: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Hold everything a comparison file says.
+
+    Attributes:
+        task: "vqa" or "report".
+        manifest: path and sha256.
+        a: path, sha256, decoder and seeds of the first predictions.
+        b: of the second.
+        medalign: version that compared.
+        tests: how intervals and p-values were computed.
+        metrics: what was compared.
+        not_computed: metrics without a value, and what they need.
+        instruments: metric -> path and sha256 of the models and annotations it used.
+    """
+
+    task: Task
+    manifest: Mapping[str, str]
+    a: Mapping[str, Any]
+    b: Mapping[str, Any]
+    medalign: str
+    tests: Mapping[str, Any]
+    metrics: Sequence[Compared]
+    not_computed: Sequence[NotComputed]
+    instruments: Mapping[str, Sequence[Mapping[str, str]]]
+
+    def to_json(self) -> str:
+        """Return the comparison as indented JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write the comparison to a file, whole or not at all; missing folders are made.
+
+        Raises:
+            AnswersError: the file cannot be written.
+        """
+        write_result(path, self.to_json())
+
+
+def compare(
+    a: Path,
+    b: Path,
+    manifest: Path,
+    task: Task,
+    *,
+    allow_missing: bool = False,
+    metrics: Sequence[str] = (),
+    paths: "InstrumentPaths | None" = None,
+) -> Comparison:
+    """Compare two predictions files; answers are joined by id, whatever their order.
+
+    Args:
+        a: first predictions file.
+        b: second.
+        manifest: the manifest both answer.
+        task: "vqa" or "report".
+        allow_missing: count records that neither file answers as wrong in both.
+        metrics: which to compare; all if empty.
+        paths: where the models are that metrics of reports need.
+
+    Raises:
+        AnswersError: a record is answered in one file only, or as `score.score`.
+        ManifestError: the manifest is broken.
+    """
+    wanted = choose_metrics(task, metrics)
+    answers_a, pairs_a = read_pairs(a, manifest, task, allow_missing=True)
+    answers_b, pairs_b = read_pairs(b, manifest, task, allow_missing=True)
+    _refuse_unmatched(a, answers_a, b, answers_b)
+    if not allow_missing:
+        read_pairs(a, manifest, task, allow_missing=False)
+    instruments = instruments_for(task, wanted, paths)
+    scored_a = task_scores(pairs_a, task, wanted, instruments)
+    scored_b = task_scores(pairs_b, task, wanted, instruments)
+    records = [pair.record for pair in pairs_a]
+    clusters = cluster_records(records)
+    left_out = {each.name: each for one in (scored_a, scored_b) for each in one.not_computed}
+    return Comparison(
+        task=task,
+        manifest=identify_file(manifest),
+        a=_source(a, answers_a),
+        b=_source(b, answers_b),
+        medalign=__version__,
+        tests={
+            "level": LEVEL,
+            "interval": "paired percentile bootstrap over clusters of samples",
+            "resamples": RESAMPLES,
+            "p": "two-sided permutation test, the two files swapped by cluster",
+            "swaps": SWAPS,
+            "seed": SEED,
+            "clustered_by": clustered_by(records),
+            "clusters": int(clusters.max()) + 1,
+            "corrected_for_several_metrics": False,
+        },
+        metrics=_compared(scored_a, scored_b, clusters),
+        not_computed=list(left_out.values()),
+        instruments={} if instruments is None else instruments.files,
+    )
+
+
+def _compared(a: TaskScores, b: TaskScores, clusters: Int64) -> list[Compared]:
+    found = []
+    for key, definition in a.definitions.items():
+        if key not in b.definitions:  # undefined there, and named among what is not computed
+            continue
+        paired = compare_statistics(
+            a.statistics[key], b.statistics[key], clusters, binary=definition.binary
+        )
+        times = scale(definition.unit)
+        low, high = paired.interval
+        protocol, name = key
+        found.append(
+            Compared(
+                name=name,
+                protocol=protocol,
+                group=definition.group,
+                unit=definition.unit,
+                n=len(a.statistics[key].places),
+                clusters=paired.clusters,
+                a=times * paired.a,
+                b=times * paired.b,
+                difference=times * paired.difference,
+                interval=(times * low, times * high),
+                p=paired.p,
+                exact=paired.exact,
+                mcnemar=paired.mcnemar,
+                better=definition.better,
+                definition=definition.sentence,
+                package=definition.package,
+                version=package_version(definition.package),
+            )
+        )
+    return found
+
+
+def _refuse_unmatched(
+    a: Path, answers_a: Sequence[Answer], b: Path, answers_b: Sequence[Answer]
+) -> None:
+    ids_a, ids_b = {x.id for x in answers_a}, {x.id for x in answers_b}
+    for path, own, other, theirs in ((a, ids_a, b, ids_b), (b, ids_b, a, ids_a)):
+        only = sorted(own - theirs)
+        if only:
+            shown = ", ".join(repr(id_) for id_ in only[:SHOWN])
+            more = f", and {len(only) - SHOWN} more" if len(only) > SHOWN else ""
+            raise AnswersError(
+                f"{len(only)} ids are answered in {path} and not in {other}: {shown}{more}; a "
+                "paired comparison takes answers to the same records"
+            )
+
+
+def _source(path: Path, answers: Sequence[Answer]) -> dict[str, Any]:
+    seeds = sorted({answer.seed for answer in answers})
+    return identify_file(path) | {"decoder": answers[0].decoder, "seeds": seeds}

@@ -1,0 +1,72 @@
+"""Print a comparison for people: both values, their difference, and how sure it is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from .compare import Compared, Comparison
+from .score_table import LOWER_NOTE, few_clusters, not_computed, shown_name, table_of
+
+
+def print_comparison(found: Comparison, out: Path | None) -> None:
+    """Print tables and remarks to stdout."""
+    console = Console()
+    for letter, source in (("A", found.a), ("B", found.b)):
+        line = f"{letter}: {source['path']}, decoder {source['decoder']}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    level = f"{100 * found.tests['level']:g}%"
+    tables: dict[str, list[Compared]] = {}
+    for metric in found.metrics:
+        tables.setdefault(table_of(metric.group), []).append(metric)
+    for title, metrics in tables.items():
+        console.print(_table(title, metrics, level))
+    for line in (*not_computed(found.not_computed), *_remarks(found, out)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(title: str, metrics: Sequence[Compared], level: str) -> Table:
+    # Without lines between columns it fits a terminal of 80 columns.
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("metric", overflow="fold")
+    for column in ("n", "A", "B", rf"B - A \[{level}]", "p", "A : B"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for protocol in dict.fromkeys(metric.protocol for metric in metrics):
+        table.add_section()
+        table.add_row(f"[bold]{protocol}[/bold]")
+        for metric in metrics:
+            if metric.protocol == protocol:
+                table.add_row(*_row(metric))
+    return table
+
+
+def _row(metric: Compared) -> list[str]:
+    digits = 1 if metric.unit == "percent" else 2
+    low, high = metric.interval
+    test = metric.mcnemar
+    difference = f"{metric.difference:+.{digits}f}"
+    return [
+        shown_name(metric),
+        str(metric.n),
+        f"{metric.a:.{digits}f}",
+        f"{metric.b:.{digits}f}",
+        rf"{difference} \[{low:+.{digits}f}, {high:+.{digits}f}]",
+        "<0.001" if metric.p < 0.001 else f"{metric.p:.3f}",
+        "" if test is None else f"{test.only_a} : {test.only_b}",
+    ]
+
+
+def _remarks(found: Comparison, out: Path | None) -> list[str]:
+    lines = [
+        few_clusters(found.tests["clusters"], found.tests["clustered_by"]),
+        f"p: two-sided permutation test by cluster, each of {len(found.metrics)} metrics by itself",
+    ]
+    if any(metric.mcnemar is not None for metric in found.metrics):
+        lines.append(
+            "A : B: samples that count in A only and in B only; McNemar's p of these: --out, --json"
+        )
+    if any(metric.better == "lower" for metric in found.metrics):
+        lines.append(LOWER_NOTE)
+    return [*lines, f"definitions, versions and digests: {out}"] if out is not None else lines

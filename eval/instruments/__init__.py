@@ -1,0 +1,1 @@
+"""Instruments: models and annotations that metrics of reports need."""

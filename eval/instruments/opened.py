@@ -1,0 +1,105 @@
+"""Open what the chosen metrics need, as far as it is there, and say what is not."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from .annotations import Annotations
+from .bert_scorer import BertScorer
+from .chexbert import Chexbert
+from .local_model import identify
+from .places import (
+    BERT,
+    BERTSCORE,
+    CHEXBERT,
+    RADGRAPH,
+    RADGRAPH_BERT,
+    RATESCORE_NER,
+    RATESCORE_SYNONYMS,
+    InstrumentPaths,
+    Need,
+)
+from .radgraph_archive import RadGraphReader
+from .rate_reader import RateReader
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instruments:
+    """Hold the models and annotations that were found; None stands for what was not.
+
+    Attributes:
+        bertscore: for BERTScore.
+        chexbert: for CheXbert.
+        radgraph: for RadGraph.
+        ratescore: for RaTEScore.
+        missing: metric -> what it needs and where that was looked for.
+        files: metric -> path and SHA-256 of everything that decides its scores.
+    """
+
+    bertscore: BertScorer | None = None
+    chexbert: Chexbert | None = None
+    radgraph: Annotations | RadGraphReader | None = None
+    ratescore: RateReader | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, list[dict[str, str]]] = field(default_factory=dict)
+
+
+def open_instruments(wanted: Collection[str], paths: InstrumentPaths) -> Instruments:
+    """Open what metrics need.
+
+    Args:
+        wanted: metrics, of `REPORT_METRICS`.
+        paths: where a user says that models are.
+
+    Raises:
+        AnswersError: a path that was given is wrong, or what is there cannot be used.
+    """
+    missing: dict[str, str] = {}
+    found: dict[str, list[Path]] = {}
+    for metric, given in _needs(paths).items():
+        if metric in wanted:
+            places = {need: need.find(path) for need, path in given.items()}
+            absent = [need.looked_for() for need, path in places.items() if path is None]
+            if absent:
+                missing[metric] = f"needs {'; and '.join(absent)}"
+            else:
+                found[metric] = [path for path in places.values() if path is not None]
+    if "radgraph" in wanted and paths.annotations:
+        found["radgraph"] = list(paths.annotations)
+    return Instruments(
+        bertscore=_open(found, "bertscore", partial(BertScorer.open, layer=paths.bertscore_layer)),
+        chexbert=_open(found, "chexbert", Chexbert.open),
+        radgraph=_open(found, "radgraph", _radgraph(paths)),
+        ratescore=_open(found, "ratescore", RateReader.open),
+        missing=missing,
+        files={metric: [identify(path) for path in each] for metric, each in found.items()},
+    )
+
+
+def _needs(paths: InstrumentPaths) -> dict[str, dict[Need, Path | None]]:
+    """Return the models of every metric, each with the path that was given."""
+    needs: dict[str, dict[Need, Path | None]] = {
+        "bertscore": {BERTSCORE: paths.bertscore},
+        "chexbert": {CHEXBERT: paths.chexbert, BERT: paths.bert},
+        "radgraph": {RADGRAPH: paths.radgraph, RADGRAPH_BERT: paths.radgraph_bert},
+        "ratescore": {
+            RATESCORE_NER: paths.ratescore_ner,
+            RATESCORE_SYNONYMS: paths.ratescore_synonyms,
+        },
+    }
+    if paths.annotations:
+        del needs["radgraph"]
+    return needs
+
+
+def _radgraph(paths: InstrumentPaths) -> Callable[..., Annotations | RadGraphReader]:
+    return Annotations.open if paths.annotations else RadGraphReader.open
+
+
+def _open(found: dict[str, list[Path]], metric: str, make: Callable[..., T]) -> T | None:
+    """Open a metric's models if all of them were found."""
+    return make(*found[metric]) if metric in found else None

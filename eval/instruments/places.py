@@ -1,0 +1,116 @@
+"""Where the models of metrics are: at a given path, in a folder of one's own, in the hub cache."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants, try_to_load_from_cache
+
+from ..answers import AnswersError
+
+FOLDER_VARIABLE = "MEDALIGN_METRICS"
+"""Environment variable: a folder that holds models of metrics under the names of `Need.name`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstrumentPaths:
+    """What a user says of where the models of metrics are; None lets them be looked for.
+
+    Attributes:
+        bertscore: folder of a BERT or RoBERTa.
+        bertscore_layer: layer whose output BERTScore compares; None knows that of roberta-large.
+        chexbert: checkpoint file.
+        bert: folder of bert-base-uncased, of which CheXbert takes configuration and vocabulary.
+        radgraph: RadGraph's archive, or the folder with its files.
+        radgraph_bert: folder of its BERT, of which configuration and vocabulary are taken.
+        annotations: JSON files with RadGraph's annotations, in place of the archive.
+        ratescore_ner: folder of RaTEScore's model that finds entities.
+        ratescore_synonyms: folder of RaTEScore's model that says what entities mean.
+    """
+
+    bertscore: Path | None = None
+    bertscore_layer: int | None = None
+    chexbert: Path | None = None
+    bert: Path | None = None
+    radgraph: Path | None = None
+    radgraph_bert: Path | None = None
+    annotations: tuple[Path, ...] = ()
+    ratescore_ner: Path | None = None
+    ratescore_synonyms: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A model that a metric needs.
+
+    Attributes:
+        name: of its folder or file in the folder of one's own.
+        option: that gives its path.
+        hub: names of the Hugging Face repositories that hold it.
+        file: that must be there: the model itself, or one in its folder.
+        unpacked: a file that shows a folder to be the same model, unpacked.
+    """
+
+    name: str
+    option: str
+    hub: tuple[str, ...]
+    file: str = "config.json"
+    unpacked: str | None = None
+
+    def find(self, given: Path | None) -> Path | None:
+        """Return where the model is, or None if it is nowhere; nothing is fetched.
+
+        Raises:
+            AnswersError: the given path, or the folder of one's own, has something else there.
+        """
+        if given is not None:
+            return self._checked(given)
+        own = os.environ.get(FOLDER_VARIABLE)
+        if own and (Path(own) / self.name).exists():
+            return self._checked(Path(own) / self.name)
+        for repository in self.hub:
+            found = try_to_load_from_cache(repository, self.file)
+            if isinstance(found, str):
+                return Path(found) if self._is_file else Path(found).parent
+        return None
+
+    def looked_for(self) -> str:
+        """Say what is needed and where it may be, for a user who has it not."""
+        return (
+            f"{self.name} at {self.option} {'FILE' if self._is_file else 'DIR'}, "
+            f"${FOLDER_VARIABLE}/{self.name} or {self.hub[0]} in {constants.HF_HUB_CACHE}"
+        )
+
+    @property
+    def _is_file(self) -> bool:
+        return self.file == self.name
+
+    def _checked(self, path: Path) -> Path:
+        if self._is_file and path.is_file():
+            return path
+        if self.unpacked is not None and (path / self.unpacked).is_file():
+            return path
+        if not self._is_file and (path / self.file).is_file():
+            return path
+        wanted = "is no file" if self._is_file else f"is no folder with a {self.file}"
+        raise AnswersError(f"{path}: {wanted}; {self.option} takes {self.name}")
+
+
+BERTSCORE = Need("roberta-large", "--bertscore", ("FacebookAI/roberta-large", "roberta-large"))
+CHEXBERT = Need("chexbert.pth", "--chexbert", ("StanfordAIMI/RRG_scorers",), "chexbert.pth")
+BERT = Need("bert-base-uncased", "--bert", ("google-bert/bert-base-uncased", "bert-base-uncased"))
+RADGRAPH = Need(
+    "radgraph.tar.gz", "--radgraph", ("StanfordAIMI/RRG_scorers",), "radgraph.tar.gz", "weights.th"
+)
+RADGRAPH_BERT = Need(
+    "BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext",
+    "--radgraph-bert",
+    (
+        "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext",
+        "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext",
+    ),
+)
+RATESCORE_NER = Need("RaTE-NER-Deberta", "--ratescore-ner", ("Angelakeke/RaTE-NER-Deberta",))
+RATESCORE_SYNONYMS = Need(
+    "BioLORD-2023-C", "--ratescore-synonyms", ("FremyCompany/BioLORD-2023-C",)
+)

@@ -1,0 +1,200 @@
+"""RadGraph's published archive: configuration, kinds of entities and relations, weights."""
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
+
+from ..answers import AnswersError
+from ..metrics.radgraph import Annotation, Entity
+from .local_model import best_device, load_part, load_tensors
+from .radgraph_model import RadGraphModel, RadGraphSizes
+
+_MARKS = re.compile(r"([/,:.!?()])")
+_BERT = "_embedder.token_embedder_bert._matched_embedder.transformer_model."
+_COUNTED = "bert.embeddings.position_ids"
+# Trained along by the code, but without a part in entities and relations.
+_IDLE = ("_coref.", "_events.")
+
+
+class RadGraphReader:
+    """Annotates reports with RadGraph 1.0.
+
+    Attributes:
+        package: distribution that the network runs on.
+    """
+
+    package = "transformers"
+
+    def __init__(
+        self, model: RadGraphModel, tokenizer: Any, entities: list[str], relations: list[str]
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._entities = entities
+        self._relations = relations
+
+    @classmethod
+    def open(cls, archive: Path, bert: Path) -> "RadGraphReader":
+        """Load the archive; it holds BERT's weights too.
+
+        Args:
+            archive: `radgraph.tar.gz`, or the folder with its files.
+            bert: folder of the BERT that its config.json names; only configuration and
+                vocabulary are read.
+
+        Raises:
+            AnswersError: the archive is another model's, is damaged, or needs code to be read.
+        """
+        files = _Files(archive)
+        namespace, entities, relations = _vocabulary(archive, files)
+        sizes = _sizes(archive, files, len(entities), len(relations))
+        model = RadGraphModel(load_part(AutoConfig, bert), sizes)
+        tensors = load_tensors(io.BytesIO(files.read("weights.th")), f"{archive}: weights.th")
+        weights = _own_names(tensors, namespace)
+        weights.pop(_COUNTED, None)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise AnswersError(f"{archive}: does not fit RadGraph on {bert}: {reason}") from None
+        tokenizer = load_part(AutoTokenizer, bert)
+        return cls(model.to(best_device()).eval(), tokenizer, entities, relations)
+
+    def of(self, texts: Iterable[str]) -> dict[str, Annotation]:
+        """Return the annotation of every text; a blank one has no entities."""
+        return {text: self._annotate(cut_words(text)) for text in texts}
+
+    def _annotate(self, words: list[str]) -> Annotation:
+        if not words:
+            return {}
+        pieces = self._tokenizer(words, add_special_tokens=False)["input_ids"]
+        if not any(pieces):
+            return {}
+        spans, pairs = self._model(
+            pieces, self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
+        )
+        keys = {span: str(number) for number, span in enumerate(spans, start=1)}
+        return {
+            keys[first, last]: Entity(
+                " ".join(words[first : last + 1]),
+                self._entities[kind],
+                tuple(
+                    (self._relations[relation], keys[other])
+                    for one, other, relation in pairs
+                    if one == (first, last) and other in keys
+                ),
+            )
+            for (first, last), kind in spans.items()
+        }
+
+
+def cut_words(text: str) -> list[str]:
+    """Cut a report at blanks and around / , : . ! ? ( ), as RadGraph 1.0 does; hyphens stay."""
+    return _MARKS.sub(r" \1 ", text).split()
+
+
+class _Files:
+    """Reads the files of an archive, packed or not; nothing is unpacked to disk."""
+
+    def __init__(self, archive: Path) -> None:
+        self._archive = archive
+        self._members: dict[str, bytes] = {}
+        if archive.is_dir():
+            return
+        try:
+            with tarfile.open(archive) as packed:
+                for member in packed:
+                    inside = packed.extractfile(member) if member.isfile() else None
+                    if inside is not None:
+                        self._members[member.name.removeprefix("./")] = inside.read()
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise AnswersError(f"{archive}: cannot be read as a tar archive: {error}") from None
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        try:
+            return (
+                (self._archive / name).read_bytes()
+                if self._archive.is_dir()
+                else self._members[name]
+            )
+        except (OSError, KeyError):
+            raise AnswersError(
+                f"{self._archive}: holds no {name}, as radgraph.tar.gz does"
+            ) from None
+
+    def named(self, ending: str) -> list[str]:
+        """Return the names below vocabulary/ that end so."""
+        if self._archive.is_dir():
+            names = [f"vocabulary/{path.name}" for path in self._archive.glob("vocabulary/*")]
+        else:
+            names = list(self._members)
+        return sorted(n for n in names if n.startswith("vocabulary/") and n.endswith(ending))
+
+
+def _vocabulary(archive: Path, files: _Files) -> tuple[str, list[str], list[str]]:
+    """Return what the archive calls its data set, and the kinds of entities and relations."""
+    ending = "__ner_labels.txt"
+    names = files.named(ending)
+    if len(names) != 1:
+        raise AnswersError(f"{archive}: holds {len(names)} files vocabulary/*{ending}, not one")
+    namespace = names[0].removeprefix("vocabulary/").removesuffix(ending)
+    if "xl" in namespace or "echo" in namespace:
+        raise AnswersError(
+            f"{archive}: is {namespace}, which cuts words in another way than RadGraph 1.0; "
+            "annotate with the package radgraph, see docs/metrics.md"
+        )
+    none, *entities = files.read(names[0]).decode().split("\n")
+    relations = files.read(f"vocabulary/{namespace}__relation_labels.txt").decode().split("\n")
+    if none:
+        raise AnswersError(f"{archive}: {names[0]} must begin with an empty line, for no entity")
+    return namespace, [e for e in entities if e], [r for r in relations if r]
+
+
+def _sizes(archive: Path, files: _Files, entities: int, relations: int) -> RadGraphSizes:
+    try:
+        model = json.loads(files.read("config.json"))["model"]
+        if model["modules"]["coref"].get("coref_prop", 0):
+            raise AnswersError(f"{archive}: propagates between spans, which RadGraph 1.0 does not")
+        return RadGraphSizes(
+            max_span_width=int(model["max_span_width"]),
+            feature_size=int(model["feature_size"]),
+            layers=int(model["feedforward_params"]["num_layers"]),
+            hidden=int(model["feedforward_params"]["hidden_dims"]),
+            spans_per_word=float(model["modules"]["relation"]["spans_per_word"]),
+            max_pieces=int(model["embedder"]["token_embedders"]["bert"]["max_length"]),
+            entities=entities,
+            relations=relations,
+        )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise AnswersError(f"{archive}: config.json is not RadGraph's ({error})") from None
+
+
+def _own_names(weights: Mapping[str, Tensor], namespace: str) -> dict[str, Tensor]:
+    """Return the tensors under the names of `RadGraphModel`."""
+    entity = f"_ner._ner_scorers.{namespace}__ner_labels."
+    mention = f"_relation._mention_pruners.{namespace}__relation_labels._scorer."
+    hidden = f"_relation._relation_feedforwards.{namespace}__relation_labels."
+    prefixes = {
+        _BERT: "bert.",
+        "_endpoint_span_extractor._span_width_embedding.": "width.",
+        f"{entity}0._module._linear_layers.": "entity.hidden.",
+        f"{entity}1._module.": "entity.last.",
+        f"{mention}0._module._linear_layers.": "mention.hidden.",
+        f"{mention}1._module.": "mention.last.",
+        f"{hidden}_linear_layers.": "relation.hidden.",
+        f"_relation._relation_scorers.{namespace}__relation_labels.": "relation.last.",
+    }
+    found = {}
+    for name, tensor in weights.items():
+        if not name.startswith(_IDLE):
+            old = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+            found[prefixes.get(old, "") + name.removeprefix(old)] = tensor
+    return found

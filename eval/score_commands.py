@@ -1,0 +1,241 @@
+"""Command line of `medalign eval score`, `compare` and `report-texts`."""
+
+import enum
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .task_scores import NotComputed
+
+
+class TaskName(enum.StrEnum):
+    """What can be scored."""
+
+    vqa = "vqa"
+    report = "report"
+
+
+MODELS = "Models of report metrics (nothing is fetched)"
+
+PredictionsPath = Annotated[Path, typer.Argument(help="Predictions, JSON Lines.")]
+ManifestPath = Annotated[Path, typer.Argument(help="Manifest the predictions answer.")]
+TaskOption = Annotated[TaskName, typer.Option(help="Short answers, or whole reports.")]
+MetricsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME,...",
+        help="vqa: open, closed, choice, overall, hallucination; report: bleu, rouge_l, meteor, "
+        "bertscore, chexbert, radgraph, ratescore.",
+        show_default="all",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the file, not a table.")]
+BertscoreOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="roberta-large, or another model.", rich_help_panel=MODELS),
+]
+LayerOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Layer that BERTScore compares.",
+        show_default="17 of roberta-large",
+        rich_help_panel=MODELS,
+    ),
+]
+ChexbertOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="chexbert.pth.", rich_help_panel=MODELS)
+]
+BertOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="bert-base-uncased: CheXbert's configuration and vocabulary.",
+        rich_help_panel=MODELS,
+    ),
+]
+RadgraphOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Annotations by the package radgraph, JSON, in place of its model; repeatable.",
+        rich_help_panel=MODELS,
+    ),
+]
+ArchiveOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="radgraph.tar.gz, or the folder with its files.",
+        rich_help_panel=MODELS,
+    ),
+]
+ArchiveBertOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="PubMedBERT: RadGraph's configuration and vocabulary.",
+        rich_help_panel=MODELS,
+    ),
+]
+NerOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="RaTE-NER-Deberta.", rich_help_panel=MODELS)
+]
+SynonymsOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="BioLORD-2023-C.", rich_help_panel=MODELS)
+]
+
+
+def score(
+    predictions: PredictionsPath,
+    manifest: ManifestPath,
+    task: TaskOption,
+    out: Annotated[Path, typer.Option(help="Scores file to write, JSON.")],
+    metrics: MetricsOption = "",
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Count unanswered records as wrong; else refuse."),
+    ] = False,
+    as_json: JsonOption = False,
+    bertscore: BertscoreOption = None,
+    bertscore_layer: LayerOption = None,
+    chexbert: ChexbertOption = None,
+    bert: BertOption = None,
+    radgraph: ArchiveOption = None,
+    radgraph_bert: ArchiveBertOption = None,
+    radgraph_annotations: RadgraphOption = None,
+    ratescore_ner: NerOption = None,
+    ratescore_synonyms: SynonymsOption = None,
+) -> None:
+    """Score predictions: every metric with its 95% interval, n and definition.
+
+    Predictions and manifest are joined by id. For the intervals, samples of one
+    patient are drawn together, or of one image where the manifest names no patient.
+    A metric whose model is not there is named, with what it needs and where that
+    was looked for; the models are found by option, in the folder that
+    $MEDALIGN_METRICS names, or in the Hugging Face cache.
+    """
+    from .answers import AnswersError
+    from .instruments.places import InstrumentPaths
+    from .score import score as score_file
+    from .score_table import print_scores
+
+    if out.resolve() in (predictions.resolve(), manifest.resolve()):
+        raise AnswersError(f"{out}: --out would overwrite what is scored; choose another file")
+    names = _names(metrics)
+    paths = InstrumentPaths(
+        bertscore=bertscore,
+        bertscore_layer=bertscore_layer,
+        chexbert=chexbert,
+        bert=bert,
+        radgraph=radgraph,
+        radgraph_bert=radgraph_bert,
+        annotations=tuple(radgraph_annotations or ()),
+        ratescore_ner=ratescore_ner,
+        ratescore_synonyms=ratescore_synonyms,
+    )
+    _quiet(task)
+    scores = score_file(
+        predictions, manifest, task.value, allow_missing=allow_missing, metrics=names, paths=paths
+    )
+    scores.write(out)
+    if as_json:
+        typer.echo(scores.to_json(), nl=False)
+    else:
+        print_scores(scores, out)
+    _fail_on_named(names, scores.not_computed)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="First predictions, JSON Lines.")],
+    b: Annotated[Path, typer.Argument(help="Second predictions: what is hoped to be better.")],
+    manifest: Annotated[Path, typer.Argument(help="Manifest both answer.")],
+    task: TaskOption,
+    out: Annotated[Path | None, typer.Option(help="Comparison file to write, JSON.")] = None,
+    metrics: MetricsOption = "",
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing", help="Count records that neither file answers as wrong in both."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+    bertscore: BertscoreOption = None,
+    bertscore_layer: LayerOption = None,
+    chexbert: ChexbertOption = None,
+    bert: BertOption = None,
+    radgraph: ArchiveOption = None,
+    radgraph_bert: ArchiveBertOption = None,
+    radgraph_annotations: RadgraphOption = None,
+    ratescore_ner: NerOption = None,
+    ratescore_synonyms: SynonymsOption = None,
+) -> None:
+    """Compare two predictions files, sample by sample: is B better than A?
+
+    For every metric: both values, B - A with its 95% interval, and p of a
+    permutation test that swaps the two files patient by patient (or image by
+    image). Where an answer is right or wrong, also how many only one file has
+    right, with McNemar's exact p.
+    """
+    from .answers import AnswersError
+    from .compare import compare as compare_files
+    from .compare_table import print_comparison
+    from .instruments.places import InstrumentPaths
+
+    if out is not None and out.resolve() in (a.resolve(), b.resolve(), manifest.resolve()):
+        raise AnswersError(f"{out}: --out would overwrite what is compared; choose another file")
+    names = _names(metrics)
+    paths = InstrumentPaths(
+        bertscore=bertscore,
+        bertscore_layer=bertscore_layer,
+        chexbert=chexbert,
+        bert=bert,
+        radgraph=radgraph,
+        radgraph_bert=radgraph_bert,
+        annotations=tuple(radgraph_annotations or ()),
+        ratescore_ner=ratescore_ner,
+        ratescore_synonyms=ratescore_synonyms,
+    )
+    _quiet(task)
+    found = compare_files(
+        a, b, manifest, task.value, allow_missing=allow_missing, metrics=names, paths=paths
+    )
+    if out is not None:
+        found.write(out)
+    if as_json:
+        typer.echo(found.to_json(), nl=False)
+    else:
+        print_comparison(found, out)
+    _fail_on_named(names, found.not_computed)
+
+
+def report_texts(
+    predictions: Annotated[list[Path], typer.Argument(help="Predictions, one file or several.")],
+    manifest: Annotated[Path, typer.Option(help="Manifest they answer.")],
+    out: Annotated[Path, typer.Option(help="JSON array of texts to write.")],
+) -> None:
+    """Write every distinct report, predicted or reference, for RadGraph to annotate elsewhere."""
+    from .radgraph_texts import write_texts
+
+    count = write_texts(predictions, manifest, out)
+    typer.echo(f"{out}: {count} texts; docs/metrics.md says how RadGraph annotates them")
+
+
+def _names(metrics: str) -> list[str]:
+    return [name.strip() for name in metrics.split(",") if name.strip()]
+
+
+def _quiet(task: TaskName) -> None:
+    """Silence libraries that talk while they load models; questions load none."""
+    if task is TaskName.report:
+        from ..trainer.quiet import quiet_libraries
+
+        quiet_libraries()
+
+
+def _fail_on_named(names: Sequence[str], missing: "Sequence[NotComputed]") -> None:
+    """Exit with 1 if a metric that was asked for by name has no value."""
+    if any(each.name in names for each in missing):
+        raise typer.Exit(1)

@@ -1,0 +1,100 @@
+from collections.abc import Callable
+
+import pytest
+
+from medalign.eval.answers import Answer, Pair, join
+from medalign.eval.metrics.definitions import VQA_METRICS
+from medalign.eval.metrics.statistic import Statistic
+from medalign.eval.sample_scores import question_type, vqa_scores
+from medalign.eval.task_scores import task_scores
+from medalign.pipeline.manifest import Record
+
+MakeAnswer = Callable[..., Answer]
+MakeRecord = Callable[..., Record]
+
+
+@pytest.fixture
+def pairs(record: MakeRecord, answer: MakeAnswer) -> list[Pair]:
+    """Closed questions: reference, answer, kind of finding."""
+    rows = [
+        ("No", "Yes, there is.", "Abnormality"),
+        ("No", "no", "Abnormality"),
+        ("No", "It is yes", "Organ"),
+        ("No", "I cannot tell", "Organ"),
+        ("Yes", "yes", "Organ"),
+        ("Yes", "No.", "Organ"),
+        ("Yes", "not seen", None),
+        ("CT", "Yes", "Modality"),
+    ]
+    records = [
+        record(str(n), "<image>\nQ", gold, answer_type="CLOSED", content_type=kind)
+        for n, (gold, _, kind) in enumerate(rows)
+    ]
+    answers = [answer(str(n), text, answer=gold) for n, (gold, text, _) in enumerate(rows)]
+    return join(answers, records, "vqa")
+
+
+def values(samples: dict[tuple[str, str], Statistic], protocol: str) -> dict[str, float]:
+    return {name: found.value() for (of, name), found in samples.items() if of == protocol}
+
+
+def test_a_yes_to_an_absent_finding_is_a_hallucination(pairs: list[Pair]) -> None:
+    found = values(vqa_scores(pairs)[0], "strict")
+    # Of four questions with reference no, two are answered yes; one answer says neither.
+    assert found["hallucination_rate"] == 2 / 4
+    assert found["hallucination_rate: Abnormality"] == 1 / 2
+    assert found["hallucination_rate: Organ"] == 1 / 2
+    assert found["missed_findings"] == 1 / 3
+    # Of seven yes/no questions; the one about CT is none.
+    assert found["yes_no_accuracy"] == pytest.approx(2 / 7)
+    assert found["yes_share"] == pytest.approx(3 / 7)
+    assert found["unclear_answers"] == pytest.approx(2 / 7)
+
+
+def test_medhevals_judge_takes_what_is_no_no_for_a_yes(pairs: list[Pair]) -> None:
+    found = values(vqa_scores(pairs)[0], "medheval")
+    assert found["hallucination_rate"] == 3 / 4
+    assert found["missed_findings"] == 2 / 3
+    assert found["unclear_answers"] == 0
+    assert not [name for name in found if ":" in name]
+
+
+def test_an_absent_answer_is_no_hallucination(pairs: list[Pair]) -> None:
+    blank = Pair(record=pairs[0].record, reference="No", prediction="", missing=True)
+    samples, _ = vqa_scores([blank])
+    for protocol in ("strict", "medheval"):
+        found = values(samples, protocol)
+        assert (found["hallucination_rate"], found["unclear_answers"]) == (0, 1)
+
+
+def test_the_kind_of_a_question_is_the_first_field_that_says_it(
+    record: MakeRecord, answer: MakeAnswer
+) -> None:
+    fields = {"modality": "X-ray", "content_type": " Organ ", "question_type": 3}
+    for known in (fields, {"modality": " Organ "}):
+        [pair] = join([answer()], [record("a", **known)], "vqa")
+        assert question_type(pair) == "Organ"
+    [pair] = join([answer()], [record("a", question_type="")], "vqa")
+    assert question_type(pair) is None
+
+
+def test_kinds_stand_in_the_table_below_their_rate(pairs: list[Pair]) -> None:
+    scored = task_scores(pairs, "vqa", VQA_METRICS, None)
+    strict = [
+        name
+        for (protocol, name), of in scored.definitions.items()
+        if (protocol, of.group) == ("strict", "hallucination")
+    ]
+    assert strict[:3] == [
+        "hallucination_rate",
+        "hallucination_rate: Abnormality",
+        "hallucination_rate: Organ",
+    ]
+
+
+def test_only_wanted_groups_are_kept(pairs: list[Pair]) -> None:
+    scored = task_scores(pairs, "vqa", ["closed"], None)
+    assert set(scored.definitions) == {
+        ("strict", "closed_accuracy"),
+        ("llava-med", "closed_accuracy"),
+    }
