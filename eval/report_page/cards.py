@@ -57,9 +57,11 @@ class Sample:
     def remarks(self) -> list[str]:
         """Return what is missing from the card, and why."""
         missing = [remark for picture in self.pictures for remark in picture.remarks]
-        for student in self.students if self.pictures else ():
-            if problem := student.seen[self.record.id].problem:
-                missing.append(f"no attention of {student.label}: {problem}")
+        missing += [
+            f"{self.record.id}: no attention of {student.label}: {problem}"
+            for student in (self.students if self.pictures else ())
+            if (problem := student.seen[self.record.id].problem)
+        ]
         return list(dict.fromkeys(missing))
 
 

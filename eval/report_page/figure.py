@@ -65,7 +65,16 @@ def shared(pictures: Iterable[Picture]) -> Markup:
         if picture.jpeg
     ]
     line = tag("path", d="M0 8L8 0", class_="hatch")
-    pattern = tag("pattern", line, id=HATCH, width=8, height=8, patternUnits="userSpaceOnUse")
+    # In shares of the area it fills, since the units of figures are source pixels.
+    pattern = tag(
+        "pattern",
+        line,
+        id=HATCH,
+        width=0.025,
+        height=0.025,
+        viewBox="0 0 8 8",
+        preserveAspectRatio="xMidYMid slice",
+    )
     return tag(
         "svg", tag("defs", pattern, images), width=0, height=0, class_="defs", aria_hidden="true"
     )

@@ -26,7 +26,7 @@ def escaped(text: str) -> Markup:
     return Markup(html.escape(_UNFIT.sub("\N{REPLACEMENT CHARACTER}", text), quote=True))
 
 
-def tag(name: str, /, *children: str | None | Iterable[str | None], **attributes: Value) -> Markup:
+def tag(name: str, /, *children: str | Iterable[str | None] | None, **attributes: Value) -> Markup:
     """Return an element with an end tag.
 
     Args:
@@ -44,7 +44,7 @@ def opened(name: str, /, **attributes: Value) -> Markup:
     return Markup(f"<{name}{''.join(written)}>")
 
 
-def joined(*children: str | None | Iterable[str | None]) -> Markup:
+def joined(*children: str | Iterable[str | None] | None) -> Markup:
     """Return children one after the other, escaped where they are no markup."""
     parts: list[str] = []
     for child in children:

@@ -12,7 +12,15 @@ from .figure import shared
 from .gather import Answers, Gathered
 from .markup import Markup, joined, opened, tag
 from .pictures import Picture
-from .tables import comparison_table, definitions, level, remarks, score_table
+from .tables import (
+    comparison_table,
+    definitions,
+    every_metric,
+    headline,
+    level,
+    remarks,
+    score_table,
+)
 
 _ALTERNATIVES = {"vqa": "Answers to questions", "report": "Reports"}
 
@@ -58,9 +66,9 @@ def page(
 def _scores(gathered: Gathered) -> Markup:
     notes = remarks(gathered)
     first = gathered.files[0].label
-    compared = comparison_table(gathered)
+    metrics = headline(gathered)
     difference = None
-    if compared is not None:
+    if gathered.compared:
         caption = (
             f"Value minus that of {first}, with the {level(gathered)} interval of a paired "
             "bootstrap and p of a permutation test that swaps the files patient by patient or "
@@ -70,7 +78,7 @@ def _scores(gathered: Gathered) -> Markup:
             "details",
             tag("summary", f"How the others differ from {first}"),
             tag("p", caption, class_="note"),
-            compared,
+            comparison_table(gathered, metrics),
             open=True,
         )
     return tag(
@@ -81,11 +89,22 @@ def _scores(gathered: Gathered) -> Markup:
             f"Percent unless said otherwise, with the {level(gathered)} interval.",
             class_="note",
         ),
-        score_table(gathered),
+        score_table(gathered, metrics),
         tag("ul", [tag("li", line) for line in notes], class_="note") if notes else None,
         difference,
+        tag("details", tag("summary", "Every metric"), _everything(gathered)),
         tag("details", tag("summary", "What was answered, and with what"), _files(gathered.files)),
         tag("details", tag("summary", "Definitions and versions"), definitions(gathered)),
+    )
+
+
+def _everything(gathered: Gathered) -> Markup:
+    metrics = every_metric(gathered)
+    differences = comparison_table(gathered, metrics) if gathered.compared else None
+    return joined(
+        score_table(gathered, metrics),
+        tag("h3", f"minus {gathered.files[0].label}") if differences else None,
+        differences,
     )
 
 

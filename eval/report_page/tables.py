@@ -1,17 +1,49 @@
 """The tables of a report: scores with intervals, differences between files, definitions."""
 
+from collections.abc import Sequence
+
 from ..compare import Compared
+from ..metrics.definitions import Key
 from ..score import Score
 from ..score_table import LOWER_NOTE, few_clusters, not_computed, shown_name, table_of
 from .gather import Gathered
 from .markup import Markup, joined, tag
 
+HEADLINE: frozenset[Key] = frozenset(
+    {
+        ("llava-med", "open_recall"),
+        ("llava-med", "closed_accuracy"),
+        ("strict", "closed_accuracy"),
+        ("strict", "choice_accuracy"),
+        ("strict", "overall_accuracy"),
+        ("strict", "hallucination_rate"),
+        *(
+            ("medalign", name)
+            for name in (
+                "bleu",
+                "rouge_l",
+                "meteor",
+                "bertscore_f1",
+                "chexbert_similarity",
+                "radgraph_combined",
+                "ratescore",
+            )
+        ),
+    }
+)
+"""What a reader looks for first; all other metrics are folded away."""
 
-def score_table(gathered: Gathered) -> Markup:
-    """Return every metric of every file with its interval; names explain themselves on hover."""
+
+def headline(gathered: Gathered) -> list[Score]:
+    """Return the metrics that are shown first; all of them where none of the usual ones is."""
+    metrics = every_metric(gathered)
+    return [each for each in metrics if (each.protocol, each.name) in HEADLINE] or metrics
+
+
+def score_table(gathered: Gathered, metrics: Sequence[Score]) -> Markup:
+    """Return metrics of every file with their intervals; names explain themselves on hover."""
     files = gathered.files
     found = {(k, m.protocol, m.name): m for k, f in enumerate(files) for m in f.scores.metrics}
-    metrics = _distinct(gathered)
     columns = [tag("th", file.label, scope="col") for file in files]
     head = tag("tr", tag("th", "metric", scope="col"), tag("th", "n", scope="col"), columns)
     bodies = []
@@ -31,10 +63,8 @@ def score_table(gathered: Gathered) -> Markup:
     return _wide(tag("table", tag("thead", head), bodies, class_="numbers"))
 
 
-def comparison_table(gathered: Gathered) -> Markup | None:
-    """Return how every other file differs from the first; None for one file."""
-    if not gathered.compared:
-        return None
+def comparison_table(gathered: Gathered, metrics: Sequence[Score]) -> Markup:
+    """Return how every other file differs from the first."""
     by_file = [
         {(each.protocol, each.name): each for each in compared}
         for compared in gathered.compared.values()
@@ -46,7 +76,7 @@ def comparison_table(gathered: Gathered) -> Markup | None:
             _name(metric),
             [_difference(file.get((metric.protocol, metric.name))) for file in by_file],
         )
-        for metric in _distinct(gathered)
+        for metric in metrics
     ]
     table = tag(
         "table",
@@ -67,7 +97,7 @@ def remarks(gathered: Gathered) -> list[str]:
         for name, count in file.scores.counts.items():
             if count and name in ("missing", "blank_answers", "choice_reference_not_an_option"):
                 lines.append(f"{file.label}: {name.replace('_', ' ')}: {count}")
-    if any(metric.better == "lower" for metric in _distinct(gathered)):
+    if any(metric.better == "lower" for metric in every_metric(gathered)):
         lines.append(LOWER_NOTE)
     return list(dict.fromkeys(lines))
 
@@ -81,12 +111,12 @@ def definitions(gathered: Gathered) -> Markup:
                 tag("dt", f"{metric.name}, {metric.protocol}"),
                 tag("dd", f"{metric.definition} ({metric.package} {metric.version})"),
             )
-            for metric in _distinct(gathered)
+            for metric in every_metric(gathered)
         ],
     )
 
 
-def _distinct(gathered: Gathered) -> list[Score]:
+def every_metric(gathered: Gathered) -> list[Score]:
     """Return every metric that any file has, once, in the order of the tables."""
     found: dict[tuple[str, str], Score] = {}
     for file in gathered.files:
@@ -108,7 +138,20 @@ def _cell(metric: Score | None) -> Markup:
     digits = _digits(metric)
     low, high = metric.interval
     interval = tag("small", f"{low:.{digits}f} to {high:.{digits}f}")
-    return tag("td", tag("b", f"{metric.value:.{digits}f}"), " ", interval)
+    return tag("td", tag("b", f"{metric.value:.{digits}f}"), " ", interval, _bar(metric))
+
+
+def _bar(metric: Score) -> Markup | None:
+    """Draw value and interval on a line from 0 to 100; None for what is no percentage."""
+    if metric.unit != "percent":
+        return None
+    low, high = metric.interval
+    parts = [
+        tag("line", class_="ruler", x1=0, x2=100, y1=4, y2=4),
+        tag("line", class_="interval", x1=low, x2=high, y1=4, y2=4),
+        tag("circle", cx=metric.value, cy=4, r=3),
+    ]
+    return tag("svg", parts, class_="bar", viewBox="-4 0 108 8", aria_hidden="true")
 
 
 def _difference(metric: Compared | None) -> Markup:
