@@ -179,7 +179,7 @@ def _counts(gathered: Gathered, cards: Sequence[Markup], manifest: Path) -> str:
 def _rules(looks: Sequence[str]) -> str:
     """Return the style that shows the chosen map, and the colours of maps."""
     shown = [
-        f'.card:has(.looks input[value="{k}"]:checked) .look-{k}{{display:revert}}'
+        f'.card:has(.looks input[value="{k}"]:checked) .look-{k}{{display:block}}'
         for k, label in enumerate(looks)
         if label
     ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ..compare import Compared
 from ..metrics.definitions import Key
 from ..score import Score
-from ..score_table import LOWER_NOTE, few_clusters, not_computed, shown_name, table_of
+from ..score_table import LOWER, LOWER_NOTE, few_clusters, not_computed, table_of
 from .gather import Gathered
 from .markup import Markup, joined, tag
 
@@ -128,7 +128,7 @@ def every_metric(gathered: Gathered) -> list[Score]:
 
 def _name(metric: Score) -> Markup:
     title = f"{metric.definition}; {metric.package} {metric.version}"
-    name = tag("abbr", shown_name(metric).strip(), title=title)
+    name = tag("abbr", metric.name, f" {LOWER}" if metric.better == "lower" else None, title=title)
     return tag("th", name, " ", tag("small", metric.protocol), scope="row")
 
 
