@@ -70,7 +70,7 @@ def card(sample: Sample, gathered: Gathered) -> Markup:
     record, place = sample.record, sample.place
     wrong = [k for k, file in enumerate(gathered.files) if file.right(place) is False]
     looks = list(sample.looks())
-    kind = answer_type(record)
+    kind = answer_type(record) if gathered.task == "vqa" else None
     figures = [figure(picture, list(maps.values()), list(maps)) for picture, maps in looks]
     chosen = {p: each.label for _, maps in looks for p, each in maps.items()}
     side = tag(
@@ -80,11 +80,13 @@ def card(sample: Sample, gathered: Gathered) -> Markup:
         [tag("p", remark, class_="missing") for remark in sample.remarks()],
         class_="side",
     )
-    head = joined(tag("span", record.id, class_="id"), tag("span", kind, class_="kind"))
+    kind_shown = None if kind is None else tag("span", kind, class_="kind")
+    head = joined(tag("span", record.id, class_="id"), kind_shown)
     said = tag(
         "div",
         tag("h3", head, id=f"s{place}"),
         tag("p", question(record), class_="question", dir="auto"),
+        _options(record) if gathered.task == "vqa" else None,
         tag(
             "div",
             tag("span", "reference", class_="who"),
@@ -125,6 +127,13 @@ def differ(files: Sequence[Answers], place: int) -> bool:
 def shown_value(value: float) -> str:
     """Return a value in 0..1 as percent."""
     return f"{100 * value:.0f}"
+
+
+def _options(record: Record) -> Markup | None:
+    options = record.fields.get("options")
+    if not options:
+        return None
+    return tag("ol", [tag("li", option, dir="auto") for option in options], class_="options")
 
 
 def _answer(file: Answers, place: int) -> Markup:

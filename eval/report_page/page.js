@@ -2,7 +2,8 @@
 (() => {
   const filters = document.getElementById("filters");
   const cards = [...document.querySelectorAll(".card")];
-  const texts = cards.map((card) => card.querySelector(".said").textContent.toLowerCase());
+  const texts = cards.map((card) =>
+    [...card.querySelectorAll(".id, .question, .text")].map((each) => each.textContent).join("\n").toLowerCase());
   const files = Number(filters.dataset.files);
   const value = (id) => document.getElementById(id)?.value ?? "";
 

@@ -60,7 +60,8 @@ def score_table(gathered: Gathered, metrics: Sequence[Score]) -> Markup:
         ]
         band = tag("tr", tag("th", title, colspan=len(files) + 2, scope="colgroup"), class_="band")
         bodies.append(tag("tbody", band, rows))
-    return _wide(tag("table", tag("thead", head), bodies, class_="numbers"))
+    table = tag("table", tag("thead", head), bodies, class_="numbers")
+    return _wide(table, "scores")
 
 
 def comparison_table(gathered: Gathered, metrics: Sequence[Score]) -> Markup:
@@ -84,7 +85,7 @@ def comparison_table(gathered: Gathered, metrics: Sequence[Score]) -> Markup:
         tag("tbody", rows),
         class_="numbers",
     )
-    return _wide(table)
+    return _wide(table, "differences")
 
 
 def remarks(gathered: Gathered) -> list[str]:
@@ -180,9 +181,9 @@ def _digits(metric: Score | Compared) -> int:
     return 1 if metric.unit == "percent" else 2
 
 
-def _wide(table: Markup) -> Markup:
+def _wide(table: Markup, label: str) -> Markup:
     """Return a table that scrolls by itself where it is wider than the page."""
-    return tag("div", table, class_="wide", tabindex=0)
+    return tag("div", table, class_="wide", tabindex=0, role="region", aria_label=label)
 
 
 def level(gathered: Gathered) -> str:

@@ -219,10 +219,27 @@ def test_reports_have_values_and_no_verdict(task: Any, tmp_path: Path, parse: Pa
     write_report(task.predictions, task.manifest, task.images, "report", out, metrics=["rouge_l"])
     page = parse(out.read_text(encoding="utf-8"))
     cards = list(page.all("article"))
+    assert not list(page.all("span", class_="kind"))
     assert "rouge l 100" in next(cards[1].all("div", class_="answer")).text
     assert not list(page.all("select", id="verdict"))
     assert not list(page.all("span", class_="right"))
     assert all(card.attributes["data-wrong"] == "" for card in cards)
+
+
+def test_a_multiple_choice_question_shows_its_options(
+    task: Any, tmp_path: Path, parse: Parse
+) -> None:
+    row = json.loads(task.manifest.read_text().splitlines()[1]) | {"options": ["left lung", "<b>"]}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+    lines = task.predictions[0].read_text().splitlines()
+    (tmp_path / "p.jsonl").write_text(
+        "".join(f"{line}\n" for line in lines if json.loads(line)["id"] == "b")
+    )
+    files, out = ([tmp_path / "p.jsonl"], tmp_path / "m.jsonl"), tmp_path / "r.html"
+    write_report(*files, task.images, "vqa", out)
+    [card] = parse(out.read_text()).all("article")
+    assert card.attributes["data-type"] == "CHOICE"
+    assert [option.text for option in card.all("li")] == ["left lung", "<b>"]
 
 
 def test_values_over_several_samples_alone_are_left_out(task: Any) -> None:
