@@ -59,19 +59,23 @@ def report(
 ) -> None:
     """Write one HTML file: scores, paired differences, and every sample with its images.
 
-    It opens without a network. It holds images and texts of your data: what may not be passed on
-    must not be passed on inside it. Models that metrics of reports need are found in the folder
-    that $MEDALIGN_METRICS names, or in the Hugging Face cache.
+    It opens without a network. It holds images and texts of your data: what
+    must not be passed on must not be passed on inside it. Models that metrics
+    of reports need are found in the folder that $MEDALIGN_METRICS names, or in
+    the Hugging Face cache.
     """
     from ..trainer.quiet import quiet_libraries
 
     quiet_libraries()
     from ..teacher_cache.reader import TeacherCache
     from .answer_bar import answer_bar
+    from .answers import AnswersError
     from .report_page.write import write_report
     from .source import find_source, source_names
 
     paths = source or []
+    if not paths and not (student is None and layer is None):
+        raise AnswersError("--student and --layer say more of a --source; give one")
     sources = [find_source(path, student) for path in paths]
     for each in sources:
         if each.unfinished:

@@ -285,6 +285,14 @@ def test_progress_counts_every_sample(task: Any, tmp_path: Path) -> None:
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_options_of_a_student_need_one(task: Any, tmp_path: Path) -> None:
+    words = ["eval", "report", *task.predictions, task.manifest, "--images", task.images]
+    words += ["--task", "vqa", "--out", tmp_path / "r.html", "--layer", "1"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert isinstance(result.exception, AnswersError)
+    assert "say more of a --source" in str(result.exception)
+
+
 def test_the_command_writes_says_where_and_fails_on_missing_images(
     task: Any, tmp_path: Path
 ) -> None:
