@@ -29,11 +29,13 @@ def demo(
 
     from ..trainer.live import live_view
     from .run import run_demo
-    from .show import draw, table
+    from .show import draw, report, table
 
     with live_view() as view:
         done = run_demo(out, view.say, view.report)
         figures = draw(done)
+        view.say("report   every held-back question with answers and attention")
+        page = report(done)
     console = Console()
     console.print(table(done))
     lines = [
@@ -42,6 +44,7 @@ def demo(
         f"runs         {', '.join(str(run.out) for run in done.trained)}",
         f"answers      {out / 'predictions'}, scores {out / 'scores'}",
         f"figures      {figures[0]} and {len(figures) - 1} attention overlays beside it",
+        f"report       {page}: open it in a browser",
         f"time         {time.monotonic() - started:.0f} s",
         "",
         _PLAINLY,

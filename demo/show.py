@@ -10,6 +10,8 @@ from rich.table import Table
 
 from ..eval.figures import attention_overlay, loss_curves
 from ..eval.measure import mass_inside
+from ..eval.report_page.write import write_report
+from ..eval.source import Source
 from ..pipeline.geometry import apply_geometry, mask_patches
 from ..pipeline.manifest import Record, read_manifest
 from ..pipeline.pixels import read_image
@@ -65,6 +67,21 @@ def draw(demo: Demo) -> list[Path]:
     curves = demo.out / "figures" / "loss_curves.png"
     loss_curves({run.name: metrics_of(run.out) for run in demo.trained}, curves)
     return [curves, *_overlays(demo)]
+
+
+def report(demo: Demo) -> Path:
+    """Write the answers of both runs as one HTML file, with expert's and students' attention."""
+    runs = [run.out for run in demo.trained]
+    written = write_report(
+        [demo.out / "predictions" / f"{run.name}.jsonl" for run in runs],
+        SAMPLE / "test.jsonl",
+        SAMPLE,
+        "vqa",
+        demo.out / "report.html",
+        cache=TeacherCache.open(demo.out / "cache"),
+        sources=[(run.name, Source(demo.out / "student", run / "adapter")) for run in runs],
+    )
+    return written.out
 
 
 def _overlays(demo: Demo) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""A progress bar of answers on stderr; nothing where stderr is no terminal."""
+"""A progress bar on stderr; nothing where stderr is no terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def answer_bar() -> Iterator[Callable[[int, int], None]]:
-    """Open a bar; call what it gives with records done and records in all."""
+def answer_bar(what: str = "answers") -> Iterator[Callable[[int, int], None]]:
+    """Open a bar of `what`; call what it gives with records done and records in all."""
     console = Console(stderr=True)
-    columns = (TextColumn("answers"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .generate_command import generate
+from .report_command import report
 from .score_commands import compare, report_texts, score
 
 app = typer.Typer(
@@ -14,6 +15,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(score)
 app.command()(compare)
+app.command()(report)
 app.command("report-texts")(report_texts)
 
 

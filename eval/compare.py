@@ -131,7 +131,7 @@ def compare(
     wanted = choose_metrics(task, metrics)
     answers_a, pairs_a = read_pairs(a, manifest, task, allow_missing=True)
     answers_b, pairs_b = read_pairs(b, manifest, task, allow_missing=True)
-    _refuse_unmatched(a, answers_a, b, answers_b)
+    refuse_unmatched(a, answers_a, b, answers_b)
     if not allow_missing:
         read_pairs(a, manifest, task, allow_missing=False)
     instruments = instruments_for(task, wanted, paths)
@@ -157,13 +157,20 @@ def compare(
             "clusters": int(clusters.max()) + 1,
             "corrected_for_several_metrics": False,
         },
-        metrics=_compared(scored_a, scored_b, clusters),
+        metrics=compare_scored(scored_a, scored_b, clusters),
         not_computed=list(left_out.values()),
         instruments={} if instruments is None else instruments.files,
     )
 
 
-def _compared(a: TaskScores, b: TaskScores, clusters: Int64) -> list[Compared]:
+def compare_scored(a: TaskScores, b: TaskScores, clusters: Int64) -> list[Compared]:
+    """Compare what two files score, metric by metric.
+
+    Args:
+        a: of the first file.
+        b: of the second, over the same samples in the same order.
+        clusters: [samples] cluster of every sample.
+    """
     found = []
     for key, definition in a.definitions.items():
         if key not in b.definitions:  # undefined there, and named among what is not computed
@@ -198,9 +205,14 @@ def _compared(a: TaskScores, b: TaskScores, clusters: Int64) -> list[Compared]:
     return found
 
 
-def _refuse_unmatched(
+def refuse_unmatched(
     a: Path, answers_a: Sequence[Answer], b: Path, answers_b: Sequence[Answer]
 ) -> None:
+    """Refuse two files of which one answers a record that the other does not.
+
+    Raises:
+        AnswersError: names the first few such records.
+    """
     ids_a, ids_b = {x.id for x in answers_a}, {x.id for x in answers_b}
     for path, own, other, theirs in ((a, ids_a, b, ids_b), (b, ids_b, a, ids_a)):
         only = sorted(own - theirs)

@@ -27,7 +27,9 @@ _DPI = 200
 # Even steps of lightness, so the order of values survives colour blindness and grey print. Low
 # values let the image through; the colour bar shows the same mixture over a middle grey.
 _STEPS = np.linspace(0, 1, 256)
-_HEAT = ListedColormap(np.c_[colormaps["inferno"](_STEPS)[:, :3], 0.3 + 0.55 * _STEPS])
+HEAT = ListedColormap(np.c_[colormaps["inferno"](_STEPS)[:, :3], 0.3 + 0.55 * _STEPS])
+"""Colours of a map that is laid over an image, opacity included."""
+
 _OUTLINE = "#56B4E9"
 _EXTENT = (0.0, 1.0, 1.0, 0.0)
 
@@ -119,7 +121,7 @@ def draw_heat(
 ) -> None:
     """Lay a map [N] over a panel; padding carries no colour."""
     heat = np.where(kept, values, np.nan).reshape(grid.rows, grid.cols)
-    axes.imshow(heat, cmap=_HEAT, norm=scale, extent=_EXTENT, interpolation="nearest")
+    axes.imshow(heat, cmap=HEAT, norm=scale, extent=_EXTENT, interpolation="nearest")
 
 
 def tint_patches(axes: Axes, kept: NDArray[np.bool_], grid: PatchGrid) -> None:
@@ -145,7 +147,7 @@ def colour_bar(
     **where: Any,
 ) -> None:
     """Draw what the colours of `draw_heat` mean; `where` goes to matplotlib."""
-    bar = figure.colorbar(ScalarMappable(scale, _HEAT), extend=extend, **where)
+    bar = figure.colorbar(ScalarMappable(scale, HEAT), extend=extend, **where)
     bar.ax.set_facecolor("#808080")
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)

@@ -129,6 +129,29 @@ def score(
     answers, pairs = read_pairs(predictions, manifest, task, allow_missing=allow_missing)
     instruments = instruments_for(task, wanted, paths)
     scored = task_scores(pairs, task, wanted, instruments)
+    return summarise(predictions, manifest, task, answers, pairs, scored, instruments)
+
+
+def summarise(
+    predictions: Path,
+    manifest: Path,
+    task: Task,
+    answers: Sequence[Answer],
+    pairs: Sequence[Pair],
+    scored: TaskScores,
+    instruments: "Instruments | None",
+) -> Scores:
+    """Return what a scores file says of answers that were scored sample by sample.
+
+    Args:
+        predictions: the file they were read from.
+        manifest: that they answer.
+        task: "vqa" or "report".
+        answers: of the file.
+        pairs: the same, joined with the manifest.
+        scored: what the pairs score.
+        instruments: the models that were used.
+    """
     records = [pair.record for pair in pairs]
     clusters = cluster_records(records)
     return Scores(

@@ -20,8 +20,10 @@ WORDS = frozenset({"bleu", "rouge_l", "meteor"})
 ANSWERS = frozenset({"open", "closed", "choice", "overall"})
 """Groups of VQA metrics that share a table."""
 
-_LOWER = "\N{DOWNWARDS ARROW}"
-LOWER_NOTE = f"{_LOWER} lower is better"
+LOWER = "\N{DOWNWARDS ARROW}"
+"""Marks a metric of which less is better."""
+
+LOWER_NOTE = f"{LOWER} lower is better"
 """What the mark of a name means."""
 
 
@@ -74,7 +76,7 @@ def shown_name(metric: "Score | Compared") -> str:
         name = metric.name
     head, colon, kind = name.partition(": ")
     name = f"  of {kind}" if colon else head
-    return f"{name} {_LOWER}" if metric.better == "lower" else name
+    return f"{name} {LOWER}" if metric.better == "lower" else name
 
 
 def _table(title: str, metrics: Sequence[Score]) -> Table:

@@ -1,6 +1,7 @@
 """What answers: a finished or stopped run, an adapter, or a student by itself."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,12 @@ def find_source(path: Path, student: Path | None = None) -> Source:
     raise StudentError(
         f"{path} is no run (recipe.yaml), adapter (adapter_config.json) or student (config.json)"
     )
+
+
+def source_names(paths: Sequence[Path]) -> list[str]:
+    """Return a short name for every RUN_OR_STUDENT: its last part, or all of it where two agree."""
+    short = [path.resolve().name for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
 
 def _source(adapter: Path, student: Path | None) -> Source:

@@ -1,0 +1,106 @@
+"""Command line of `medalign eval report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .score_commands import MetricsOption, TaskOption
+
+_ATTENTION = "Attention overlays"
+
+
+def report(
+    predictions: Annotated[
+        list[Path], typer.Argument(help="Predictions; the others are compared with the first.")
+    ],
+    manifest: Annotated[Path, typer.Argument(help="Manifest they answer.")],
+    images: Annotated[Path, typer.Option(help="Folder of its images.")],
+    task: TaskOption,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
+    samples: Annotated[
+        int, typer.Option(min=0, help="Samples to show, evenly chosen; 0 for all.")
+    ] = 200,
+    image_side: Annotated[
+        int, typer.Option(min=32, help="Longest side of an image in the file, in pixels.")
+    ] = 448,
+    metrics: MetricsOption = "",
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Count records that no file answers as wrong."),
+    ] = False,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE", help="Teacher cache with these images.", rich_help_panel=_ATTENTION
+        ),
+    ] = None,
+    source: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN_OR_STUDENT",
+            help="Whose attention to show; repeatable.",
+            rich_help_panel=_ATTENTION,
+        ),
+    ] = None,
+    student: Annotated[
+        Path | None,
+        typer.Option(help="Where the runs' student is, if it moved.", rich_help_panel=_ATTENTION),
+    ] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Layer to read of a student without an adapter.",
+            show_default="a run's own",
+            rich_help_panel=_ATTENTION,
+        ),
+    ] = None,
+) -> None:
+    """Write one HTML file: scores, paired differences, and every sample with its images.
+
+    It opens without a network. It holds images and texts of your data: what
+    must not be passed on must not be passed on inside it. Models that metrics
+    of reports need are found in the folder that $MEDALIGN_METRICS names, or in
+    the Hugging Face cache.
+    """
+    from ..trainer.quiet import quiet_libraries
+
+    quiet_libraries()
+    from ..teacher_cache.reader import TeacherCache
+    from .answer_bar import answer_bar
+    from .answers import AnswersError
+    from .report_page.write import write_report
+    from .source import find_source, source_names
+
+    paths = source or []
+    if not paths and not (student is None and layer is None):
+        raise AnswersError("--student and --layer say more of a --source; give one")
+    sources = [find_source(path, student) for path in paths]
+    for each in sources:
+        if each.unfinished:
+            typer.echo(each.unfinished, err=True)
+    with answer_bar("samples") as bar:
+        written = write_report(
+            predictions,
+            manifest,
+            images,
+            task.value,
+            out,
+            cache=None if cache is None else TeacherCache.open(cache, allow_building=True),
+            sources=list(zip(source_names(paths), sources, strict=True)),
+            layer=layer,
+            samples=samples,
+            side=image_side,
+            allow_missing=allow_missing,
+            metrics=[name.strip() for name in metrics.split(",") if name.strip()],
+            progress=bar,
+        )
+    typer.echo(
+        f"{out}: {written.shown} of {written.records} samples, {written.size_bytes / 1e6:.1f} MB"
+    )
+    for problem in written.problems[:10]:
+        typer.echo(problem, err=True)
+    if written.problems:
+        typer.echo(f"{len(written.problems)} things are missing from the samples", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,147 @@
+"""Read what a report shows: answers of several files, their scores, and how the files differ."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...pipeline.manifest import Record
+from ..answers import AnswersError, Pair, Task
+from ..clusters import cluster_records
+from ..compare import Compared, compare_scored, refuse_unmatched
+from ..metrics.definitions import Key
+from ..score import Scores, instruments_for, read_pairs, summarise
+from ..task_scores import TaskScores, choose_metrics, task_scores
+
+VERDICT: Key = ("strict", "overall_accuracy")
+"""The metric whose value of one question, 1 or 0, says whether its answer is right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """One predictions file, scored.
+
+    Attributes:
+        label: what the report calls it: its decoder, with the file's name where that is not
+            enough.
+        settings: of the decoder, as its first answer has them.
+        pairs: one for each record, in the manifest's order.
+        scored: what they score, sample by sample.
+        scores: what a scores file says.
+    """
+
+    label: str
+    settings: Mapping[str, Any]
+    pairs: Sequence[Pair]
+    scored: TaskScores
+    scores: Scores
+
+    @cached_property
+    def values(self) -> Mapping[Key, Mapping[int, float]]:
+        """What every sample scores by itself: metric -> place in the manifest -> value in 0..1.
+
+        A metric that only has a value over several samples, such as a macro F1, is left out.
+        """
+        return {
+            key: {
+                int(place): float(part / whole)
+                for place, (part, whole) in zip(one.places, one.terms[:, 0], strict=True)
+                if whole
+            }
+            for key, one in self.scored.statistics.items()
+            if one.terms.shape[1] == 1
+        }
+
+    def right(self, place: int) -> bool | None:
+        """Whether an answer is right; None where the task has no right and wrong."""
+        found = self.values.get(VERDICT, {}).get(place)
+        return None if found is None else found == 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """Everything a report says of its predictions files.
+
+    Attributes:
+        task: "vqa" or "report".
+        records: of the manifest.
+        files: the predictions, in the order given.
+        compared: label -> every metric of that file against the first file; empty for one file.
+    """
+
+    task: Task
+    records: Sequence[Record]
+    files: Sequence[Answers]
+    compared: Mapping[str, Sequence[Compared]]
+
+
+def gather(
+    predictions: Sequence[Path],
+    manifest: Path,
+    task: Task,
+    *,
+    allow_missing: bool = False,
+    metrics: Sequence[str] = (),
+) -> Gathered:
+    """Read, join and score predictions files, and compare each with the first.
+
+    Models that metrics of reports need are looked for where `eval score` does without options.
+
+    Args:
+        predictions: at least one file.
+        manifest: the manifest that they answer.
+        task: "vqa" or "report".
+        allow_missing: count records that no file answers as wrong.
+        metrics: which to compute; all if empty.
+
+    Raises:
+        AnswersError: no or the same file twice, answers that do not fit the manifest, or a record
+            that only some of the files answer.
+        ManifestError: the manifest is broken.
+    """
+    if not predictions:
+        raise AnswersError("a report takes at least one predictions file")
+    if twice := [path for path, times in Counter(predictions).items() if times > 1]:
+        raise AnswersError(f"{twice[0]}: is given twice")
+    wanted = choose_metrics(task, metrics)
+    read = [read_pairs(each, manifest, task, allow_missing=allow_missing) for each in predictions]
+    for path, (answers, _) in zip(predictions[1:], read[1:], strict=True):
+        refuse_unmatched(predictions[0], read[0][0], path, answers)
+    instruments = instruments_for(task, wanted, None)
+    files = []
+    for path, label, (answers, pairs) in zip(
+        predictions, labels(predictions, [a[0].decoder for a, _ in read]), read, strict=True
+    ):
+        scored = task_scores(pairs, task, wanted, instruments)
+        files.append(
+            Answers(
+                label=label,
+                settings=answers[0].settings,
+                pairs=pairs,
+                scored=scored,
+                scores=summarise(path, manifest, task, answers, pairs, scored, instruments),
+            )
+        )
+    records = [pair.record for pair in files[0].pairs]
+    clusters = cluster_records(records)
+    return Gathered(
+        task=task,
+        records=records,
+        files=files,
+        compared={
+            other.label: compare_scored(files[0].scored, other.scored, clusters)
+            for other in files[1:]
+        },
+    )
+
+
+def labels(predictions: Sequence[Path], decoders: Sequence[str]) -> list[str]:
+    """Return a name for every file: the decoder's, or the file's own where decoders repeat."""
+    if len(set(decoders)) == len(decoders):
+        return list(decoders)
+    named = [f"{p.stem} ({d})" for p, d in zip(predictions, decoders, strict=True)]
+    if len(set(named)) == len(named):
+        return named
+    return [f"{path} ({d})" for path, d in zip(predictions, decoders, strict=True)]

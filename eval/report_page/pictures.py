@@ -1,0 +1,130 @@
+"""The images of a report: read once each, made small, and what a teacher cache says of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...pipeline.geometry import GeometryName
+from ...pipeline.manifest import ManifestError, resolve_image
+from ...pipeline.pixels import Alpha, DecodedImage, PixelsError, read_image
+from ...teacher_cache.reader import TeacherCache
+from ...teacher_cache.schema import TeacherCacheError
+from .attention import AttentionMap
+
+EXPERT = "expert"
+"""What a report calls the attention that comes from a teacher cache."""
+
+_QUALITY = 85
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One image, as a report shows it.
+
+    Attributes:
+        path: as the manifest has it.
+        number: of the picture in its report, from 0.
+        jpeg: the picture, made small; empty if it could not be read.
+        height, width: of the image itself, in pixels; 0 if it could not be read.
+        expert: the expert's attention, None without a cache or without a row in it.
+        remarks: what is missing, and why.
+    """
+
+    path: str
+    number: int
+    jpeg: bytes = b""
+    height: int = 0
+    width: int = 0
+    expert: AttentionMap | None = None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Pictures:
+    """Reads every image once.
+
+    Attributes:
+        root: folder of the images.
+        side: longest side of a picture, in pixels.
+        alpha: colour behind transparent pixels where no cache says it.
+        cache: what the expert saw; None for no expert.
+    """
+
+    root: Path
+    side: int
+    alpha: Alpha = "black"
+    cache: TeacherCache | None = None
+    _known: dict[str, Picture] = field(default_factory=dict)
+
+    def of(self, paths: Iterable[str]) -> tuple[Picture, ...]:
+        """Return the pictures of a record; one that cannot be read says why."""
+        paths = tuple(paths)
+        for path in paths:
+            if path not in self._known:
+                self._known[path] = self._read(path)
+        return tuple(self._known[path] for path in paths)
+
+    def every(self) -> tuple[Picture, ...]:
+        """Return all pictures that were read, in order of their numbers."""
+        return tuple(self._known.values())
+
+    def _read(self, path: str) -> Picture:
+        number = len(self._known)
+        alpha = self.alpha if self.cache is None else cast(Alpha, self.cache.card.alpha)
+        try:
+            image = read_image(resolve_image(self.root, path), alpha=alpha)
+        except (ManifestError, PixelsError) as error:
+            reason = error.reason if isinstance(error, PixelsError) else str(error)
+            return Picture(path=path, number=number, remarks=(f"{path} cannot be shown: {reason}",))
+        expert, remarks = self._expert(path, image)
+        height, width = image.rgb.shape[:2]
+        return Picture(
+            path=path,
+            number=number,
+            jpeg=small_jpeg(image.rgb, self.side),
+            height=height,
+            width=width,
+            expert=expert,
+            remarks=remarks,
+        )
+
+    def _expert(
+        self, path: str, image: DecodedImage
+    ) -> tuple[AttentionMap | None, tuple[str, ...]]:
+        cache = self.cache
+        if cache is None:
+            return None, ()
+        try:
+            row = cache.row_of(path)
+            cache.check_content(row, image.sha256)
+            teacher = cache[row]
+        except KeyError:
+            return None, (f"{path}: no expert attention: the cache has no row of it",)
+        except TeacherCacheError as error:
+            return None, (f"{path}: no expert attention: {error}",)
+        return AttentionMap(
+            label=EXPERT,
+            values=teacher.attention,
+            valid=teacher.valid,
+            grid=cache.card.grid,
+            geometry=cast(GeometryName, cache.card.geometry),
+        ), ()
+
+
+def small_jpeg(rgb: NDArray[np.uint8], side: int) -> bytes:
+    """Return an image [H, W, 3] as JPEG whose longer side is at most `side` pixels."""
+    height, width = rgb.shape[:2]
+    shrink = min(1.0, side / max(height, width))
+    image = Image.fromarray(rgb)
+    if shrink < 1:
+        size = max(1, round(width * shrink)), max(1, round(height * shrink))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    data = BytesIO()
+    image.save(data, "JPEG", quality=_QUALITY, optimize=True)
+    return data.getvalue()

@@ -1,0 +1,152 @@
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medalign.eval.answers import Answer
+from medalign.eval.measure import measure
+from medalign.eval.report_page.student_attention import student_attention
+from medalign.eval.report_page.write import write_report
+from medalign.eval.source import Source, find_source, source_names
+from medalign.pipeline.manifest import Record, read_manifest
+from medalign.teacher_cache.reader import TeacherCache
+from medalign.trainer.quiet import quiet_libraries
+from medalign.trainer.recipe_sections import LossSection
+from medalign.trainer.students.probe import attach
+from medalign.trainer.students.spec import StudentError
+from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
+
+LAYER = 1
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student, three images, and a question of two images, of one, of none, of a broken one."""
+    quiet_libraries()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("asked")
+    make_student(folder / "student", DEMO_TEXTS, TinyStudent(image_size=56, width=32, layers=2))
+    rng = np.random.default_rng(0)
+    for k, size in enumerate(((20, 40, 3), (50, 30, 3))):
+        pixels = rng.integers(0, 256, size, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.png")
+    (folder / "broken.png").write_bytes(b"")
+    lines = []
+    for id_, images in (
+        ("both", ["0.png", "1.png"]),
+        ("one", ["1.png"]),
+        ("none", []),
+        ("broken", ["broken.png"]),
+    ):
+        text = "<image>\n" * len(images) + "Is there a fracture?"
+        turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "No"}]
+        row: dict[str, Any] = {"id": id_, "conversations": turns}
+        lines.append(json.dumps(row | ({"image": images} if images else {})))
+    (folder / "m.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(asked: Path) -> list[Record]:
+    return read_manifest(asked / "m.jsonl")
+
+
+def test_it_is_the_attention_that_training_aligns(
+    asked: Path, records: list[Record], stores_below: Callable[[Path], Callable[..., Path]]
+) -> None:
+    found = student_attention(
+        Source(asked / "student", None), "student", records, asked, layer=LAYER
+    )
+    named = ("0.png", "1.png")
+    content = [hashlib.sha256((asked / name).read_bytes()).hexdigest() for name in named]
+    store = stores_below(asked)(2, paths=named, content=content, geometry="pad")
+    source = Source(asked / "student", None)
+    model = source.load(torch.device("cpu"))
+    attach(model, LAYER, rotation=False)
+    cache, loss = TeacherCache.open(store), LossSection(layer=LAYER)
+    measured = measure(model, source.spec(), records[:2], asked, cache, loss).attention
+    for id_ in ("both", "one"):
+        np.testing.assert_allclose(found.seen[id_].maps[0], measured[id_], rtol=1e-4)
+    assert [len(found.seen[r.id].maps) for r in records] == [2, 1, 0, 0]
+    # Attention of a row sums to at most 1 over the tokens of both images.
+    assert 0 < sum(float(each.sum()) for each in found.seen["both"].maps) < 1
+
+
+def test_a_map_lies_as_the_student_sees_the_image(asked: Path, records: list[Record]) -> None:
+    told: list[tuple[int, int]] = []
+    found = student_attention(
+        Source(asked / "student", None),
+        "student",
+        records[:2],
+        asked,
+        layer=0,
+        progress=lambda *step: told.append(step),
+    )
+    assert told == [(1, 2), (2, 2)]
+    shown = found.of("both", 0, 20, 40)
+    assert shown is not None
+    assert (shown.geometry, str(shown.grid), shown.label) == ("pad", "4x4", "student")
+    assert shown.valid.reshape(4, 4).all(axis=1).tolist() == [False, True, True, False]
+    assert found.of("both", 2, 20, 40) is None
+
+
+def test_what_has_no_map_says_why(asked: Path, records: list[Record]) -> None:
+    found = student_attention(
+        Source(asked / "student", None), "student", records[2:], asked, layer=0
+    )
+    assert found.seen["none"].problem == "the first question shows no image"
+    assert "broken.png" in found.seen["broken"].problem
+
+
+@pytest.mark.parametrize("layer", [None, 2])
+def test_a_student_by_itself_needs_one_of_its_layers(
+    asked: Path, records: list[Record], layer: int | None
+) -> None:
+    with pytest.raises(StudentError, match=r"--layer .*give one of its layers, 0 to 1"):
+        student_attention(Source(asked / "student", None), "s", records, asked, layer=layer)
+
+
+def test_an_adapter_knows_its_layer(asked: Path, records: list[Record]) -> None:
+    with pytest.raises(StudentError, match="was trained on a layer of its own"):
+        student_attention(Source(asked / "student", asked), "s", records, asked, layer=0)
+
+
+def test_students_are_toggled_beside_each_other(
+    asked: Path, records: list[Record], tmp_path: Path, parse: Callable[[str], Any]
+) -> None:
+    answers = tmp_path / "p.jsonl"
+    lines = (
+        Answer(id=r.id, prompt="", text="No", answer="No", decoder="greedy", seed=0, new_tokens=1)
+        for r in records
+    )
+    answers.write_bytes(b"".join(line.to_line() for line in lines))
+    source = find_source(asked / "student")
+    written = write_report(
+        [answers],
+        asked / "m.jsonl",
+        asked,
+        "vqa",
+        tmp_path / "r.html",
+        sources=[("one", source), ("two", source)],
+        layer=0,
+    )
+    page = parse((tmp_path / "r.html").read_text())
+    cards = list(page.all("article"))
+    assert [len(list(card.all("svg", role="img"))) for card in cards] == [2, 1, 0, 0]
+    assert [len(list(card.all("g", class_="look-2"))) for card in cards] == [2, 1, 0, 0]
+    assert [i.attributes["value"] for i in cards[0].all("input")] == ["", "1", "2"]
+    style = "".join(each.text for each in page.all("style"))
+    assert 'input[value="2"]:checked) .look-2{display:block}' in style
+    # The record without an image misses nothing; the broken one its picture and two maps.
+    assert [line.partition(" ")[0] for line in written.problems] == ["broken.png"] + ["broken:"] * 2
+
+
+def test_sources_have_short_names_where_those_differ() -> None:
+    assert source_names([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
+    assert source_names([Path("x/a"), Path("y/a")]) == ["x/a", "y/a"]
