@@ -36,7 +36,7 @@ def inference(
     """Time to the first token, per further token, and peak memory, with and without rotation.
 
     One question at a time, greedy, as `generate` streams it. Both variants of the same weights
-    take turns; tables show the median, the least and the most.
+    take turns; tables show the median and, in brackets, the quartiles.
     """
     from ...trainer.quiet import quiet_libraries
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...trainer.export.merge import merge
@@ -76,8 +76,14 @@ class Report:
     variants: Sequence[Measured]
 
 
+def middle_half(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile: on a shared machine the extremes are other programs'."""
+    low, middle, high = np.percentile(values, (25, 50, 75)).tolist()
+    return middle, low, high
+
+
 def overheads(with_: Measured, without: Measured, name: str) -> tuple[float, float, float]:
-    """Median, least and most of (with / without - 1) over the repetitions, as a share.
+    """Median and quartiles of (with / without - 1) over the repetitions, as a share.
 
     Args:
         with_: the variant with the rotation.
@@ -85,8 +91,7 @@ def overheads(with_: Measured, without: Measured, name: str) -> tuple[float, flo
         name: `prefill_ms` or `token_ms`.
     """
     pairs = zip(with_.timings, without.timings, strict=True)
-    shares = [getattr(a, name) / getattr(b, name) - 1 for a, b in pairs]
-    return median(shares), min(shares), max(shares)
+    return middle_half([getattr(a, name) / getattr(b, name) - 1 for a, b in pairs])
 
 
 def bench_inference(student: Path, run: Path | None, wanted: Wanted, say: Say) -> Report:

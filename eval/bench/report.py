@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
-from statistics import median
 from typing import Any, Final
 
 import torch
 
-from .inference import Measured, Report, overheads
+from .inference import Measured, Report, middle_half, overheads
 
 _PACKAGES: Final = ("medalign", "torch", "transformers", "peft")
 _LABEL: Final = {"student": "student", "adapter": "adapter, LoRA unmerged", "merged": "merged"}
@@ -42,7 +41,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def as_table(report: Report) -> str:
-    """A Markdown table of medians with their spread, and one line about each pair."""
+    """A Markdown table of medians and quartiles, and one line about each pair."""
     about = facts(report)
     versions = ", ".join(f"{name} {found}" for name, found in about["versions"].items())
     tokens = report.variants[0].timings[0].new_tokens
@@ -79,9 +78,7 @@ def _row(variant: Measured) -> str:
 def _pairs(report: Report) -> list[tuple[Measured, Measured]]:
     rows = report.variants
     return [
-        (with_, without)
-        for with_, without in pairwise(rows)
-        if with_.weights == without.weights
+        (with_, without) for with_, without in pairwise(rows) if with_.weights == without.weights
     ]
 
 
@@ -90,12 +87,13 @@ def _overhead(with_: Measured, without: Measured) -> dict[str, list[float]]:
 
 
 def _middle(values: Sequence[float]) -> str:
-    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    middle, low, high = middle_half(values)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _shown(shares: Sequence[float]) -> str:
-    middle, least, most = (f"{100 * share:+.1f}%" for share in shares)
-    return f"{middle} ({least} to {most})"
+    middle, low, high = (f"{100 * share:+.1f}%" for share in shares)
+    return f"{middle} ({low} to {high})"
 
 
 def _span(values: tuple[int, int]) -> str:
