@@ -62,7 +62,7 @@ class Report:
     Attributes:
         device: type and name.
         dtype: of the weights.
-        layer: that is rotated, from 0; None where nothing is.
+        layer: that the run rotates, from 0, or without a run the student; None if it rotates none.
         prompt_tokens: fewest and most of a prompt, image tokens counted.
         visual_tokens: fewest and most of an image.
         variants: pairs follow each other, with the rotation first.
@@ -116,6 +116,8 @@ def bench_inference(student: Path, run: Path | None, wanted: Wanted, say: Say) -
     if base.adapter is not None:
         raise BenchError(f"{student} is no student but a run or an adapter; give it second")
     trained = None if run is None else find_source(run, student)
+    if trained is not None and trained.unfinished:
+        say(trained.unfinished)
     images = list(wanted.images) or sample_images()
     prompts: list[BenchPrompt] = []
     variants: list[Measured] = []
