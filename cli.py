@@ -10,6 +10,7 @@ import typer
 
 from . import __version__
 from .demo.commands import demo
+from .eval.bench.commands import bench
 from .eval.commands import app as eval_app
 from .eval.commands import cache_show
 from .pipeline.commands import cache
@@ -39,6 +40,7 @@ app.add_typer(recipes, name="recipes")
 app.add_typer(student, name="student")
 app.add_typer(eval_app, name="eval")
 app.add_typer(data, name="data")
+app.add_typer(bench, name="bench")
 
 
 def _version(wanted: bool) -> None:

@@ -19,6 +19,14 @@ app.command()(report)
 app.command("report-texts")(report_texts)
 
 
+@app.command("lmms-tasks")
+def lmms_tasks() -> None:
+    """Print the folder of tasks for lmms-eval's `--include_path`."""
+    from .harness.places import TASKS
+
+    typer.echo(TASKS)
+
+
 def cache_show(
     store: Annotated[str, typer.Argument(help="Folder or URL of the cache.", show_default=False)],
     key: Annotated[

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..pipeline.manifest import IMAGE_PLACEHOLDER, Record, read_manifest
+from ..pipeline.manifest import Record, read_manifest
 from ..pipeline.parts import Part
 from ..trainer.batch import Batch
 from ..trainer.data import Conversations
 from ..trainer.student import llava_of
 from ..trainer.students.spec import StudentSpec
 from ..trainer.workers import micro_batches
+from .answer_batch import answer_batch
 from .answer_log import AnswerLog
 from .answer_parts import (
     Joined,
@@ -27,10 +27,10 @@ from .answer_parts import (
     part_path,
     refuse_other_parts,
 )
-from .answers import Answer, AnswersError, gold
-from .decoders import Spec, decode
+from .answers import AnswersError
+from .decoders import Spec
 from .decoders.fit import check_fit
-from .decoders.specs import Opera, Pai
+from .decoders.specs import Opera
 from .source import Source
 
 Progress = Callable[[int, int], None]
@@ -139,7 +139,7 @@ class _Asker:
             for asked, batch in self._batches(open_records, workers):
                 skipped = dict(batch.skipped)
                 unreadable += batch.skipped
-                for answer in self._answers(model, batch, asked, device):
+                for answer in answer_batch(model, self.student, batch, asked, self.spec, self.seed):
                     if answer.id not in skipped:
                         log.append(answer)
                         answered += 1
@@ -165,52 +165,6 @@ class _Asker:
         with closing(micro_batches(samples, order, pad, workers, left=True)) as batches:
             for places, batch in zip(order, batches, strict=True):
                 yield [records[k] for k in places], batch
-
-    def _answers(
-        self, model: Any, batch: Batch, records: Sequence[Record], device: torch.device
-    ) -> Iterator[Answer]:
-        student, spec = self.student, self.spec
-        # Pixels stay float32: the decoder casts them, after it has added noise.
-        moved = batch.to(device, torch.float32)
-        inputs = {
-            "input_ids": moved.input_ids,
-            "attention_mask": moved.attention_mask,
-            "pixel_values": moved.pixel_values,
-            **student.family.inputs(model.config, moved.input_ids, moved.grids),
-        }
-        tokenizer = student.processor.tokenizer
-        if isinstance(spec, Pai) and spec.variant == "reference":
-            inputs |= _bare_questions(tokenizer, records, device)
-        new = decode(model, inputs, spec, self.seed, ids=batch.ids).tolist()
-        end = model.generation_config.eos_token_id
-        ends = set(end) if isinstance(end, list) else {end}
-        for record, tokens in zip(records, new, strict=True):
-            length = next((k + 1 for k, token in enumerate(tokens) if token in ends), len(tokens))
-            yield Answer(
-                id=record.id,
-                prompt=student.encoder.prompt_text(record),
-                text=tokenizer.decode(tokens[:length], skip_special_tokens=True).strip(),
-                answer=gold(record),
-                decoder=spec.name,
-                seed=self.seed,
-                new_tokens=length,
-                settings=spec.settings(),
-            )
-
-
-def _bare_questions(
-    tokenizer: Any, records: Sequence[Record], device: torch.device
-) -> dict[str, Tensor]:
-    """The questions by themselves, without template and image, padded on the left."""
-    texts = [r.conversations[0].text.replace(IMAGE_PLACEHOLDER, "").strip() for r in records]
-    rows = [tokenizer(text)["input_ids"] for text in texts]
-    longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for k, row in enumerate(rows):
-        ids[k, longest - len(row) :] = torch.tensor(row)
-        mask[k, longest - len(row) :] = 1
-    return {"question_ids": ids.to(device), "question_mask": mask.to(device)}
 
 
 def _identity(source: Source, spec: Spec, seed: int, manifest: Path) -> dict[str, Any]:

@@ -36,10 +36,14 @@ class Source:
         """Read what the student's folder says."""
         return read_student(self.student, self.geometry)
 
+    @staticmethod
+    def dtype(device: torch.device) -> torch.dtype:
+        """Type of the weights while answering."""
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+
     def load(self, device: torch.device, *, probe: bool = False) -> Any:
         """Load the model for answering: bfloat16 on a GPU, float32 on a CPU."""
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        base = load_base(self.student, dtype, device=device)
+        base = load_base(self.student, self.dtype(device), device=device)
         if self.adapter is None:
             return base
         return load_student(base, self.adapter, probe=probe)

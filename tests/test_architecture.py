@@ -26,6 +26,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {  # each heavy library has one door
     "deepspeed": {"trainer/ranks.py"},
+    "lmms_eval": {"eval/harness/model.py", "eval/harness/register.py"},
     "open_clip": {"pipeline/tower.py"},
     "peft": {"trainer/student.py"},
     "pyarrow": {"pipeline/datasets/parquet.py"},

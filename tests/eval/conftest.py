@@ -49,3 +49,48 @@ def write_lines() -> Write:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny student: 16 visual tokens, two layers of width 32, answers that differ."""
+    from medalign.trainer.quiet import quiet_libraries
+    from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
+
+    quiet_libraries()
+    folder = tmp_path_factory.mktemp("student")
+    sizes = TinyStudent(image_size=56, width=32, layers=2, vocabulary=300, spread=0.25)
+    make_student(folder, DEMO_TEXTS, sizes)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_adapter(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
+    """Write an adapter of `student`: LoRA and projector away from zero, and W or no rotation."""
+    import torch
+
+    from medalign.trainer.recipe_sections import LoraSection
+    from medalign.trainer.student import add_adapter, load_base, save_adapter
+    from medalign.trainer.students.spec import student_digest
+
+    def make(rotation: bool) -> Path:
+        folder = tmp_path_factory.mktemp("adapter")
+        base = load_base(student, torch.float32)
+        model = add_adapter(base, 1, LoraSection(rank=4), rotation=rotation, projector=True)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(1)
+            for parameter in trained.values():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        recipe = {"student": {"path": str(student), "geometry": "processor"}, "loss": {"layer": 1}}
+        about = {"recipe": recipe, "alpha": "black", "student": student_digest(student)}
+        save_adapter(model, trained, folder, about)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def adapter(make_adapter: Callable[[bool], Path]) -> Path:
+    """An adapter with a rotation."""
+    return make_adapter(True)

@@ -11,7 +11,8 @@ the question alone: cost I * H * R * T, never H * T * T.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,34 @@ def attach(model: Any, layer: int, *, rotation: bool = True, probe: bool = True)
         config = copy.copy(attention.config)
         config._attn_implementation = PROBE
         attention.medalign_config, attention.config = attention.config, config
+
+
+@contextmanager
+def without_rotation(model: Any) -> Iterator[None]:
+    """Take the rotation and everything that finds its visual tokens away, and put it back.
+
+    What runs inside is the model as it was before `attach`, with equal weights elsewhere.
+
+    Args:
+        model: as for `attach`; without a rotation nothing happens.
+    """
+    own = (_find_visual_tokens, _enter_layer)
+    taken: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    rotated = [m for m in model.modules() if getattr(m, "visual_rotation", None) is not None]
+    weights = [block._modules.pop("visual_rotation") for block in rotated]
+    for module in (model.model, *rotated):
+        before: dict[int, Any] = module._forward_pre_hooks
+        taken.append((before, before.copy()))
+        for key in [key for key, hook in before.items() if hook in own]:
+            del before[key]
+    try:
+        yield
+    finally:
+        for hooks, before in taken:
+            hooks.clear()
+            hooks.update(before)
+        for block, rotation in zip(rotated, weights, strict=True):
+            block.visual_rotation = rotation
 
 
 def show_blank_images(model: Any) -> None:

@@ -1,0 +1,1 @@
+"""Measures what answering costs; reads models and images, writes nothing."""
