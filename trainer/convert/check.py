@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from ..conversation import ConversationError
 from ..doctor.check import Check
 from ..student import load_base
 from ..students.spec import StudentError, StudentSpec, first_line, read_config, read_student
 from .check_record import check_record
 from .check_text import check_text
 from .check_weights import check_weights
-from .errors import ConvertError
+from .errors import ConvertError, reason
 from .families import ORIGINALS
 from .guard import guarded
 from .stage import Stage
@@ -39,8 +38,8 @@ def check_student(folder: Path, stage: Stage, *, forward: bool = False) -> list[
         checks.append(guarded("conversion", lambda: check_record(folder, stage)))
     try:
         spec = read_student(folder)
-    except (StudentError, ConversationError) as error:
-        checks.append(Check("processor", "failed", first_line(error), "mend or copy that file"))
+    except Exception as error:  # a folder may hold anything
+        checks.append(Check("processor", "failed", reason(error), "mend or copy that file"))
         return checks
     checks += check_text(folder, config, spec)
     if forward and all(check.status != "failed" for check in checks):

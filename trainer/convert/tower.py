@@ -128,10 +128,11 @@ def _config(folder: Path) -> Any:
         raise ConvertError(f"{folder} is a {kind!r} model, the vision tower must be a CLIP")
     with told_of(f"{folder}: cannot read config.json"):
         config = load(folder, **OWN_CODE)
-    if config.patch_size < 1 or config.image_size < config.patch_size:
+    size, patch = config.image_size, config.patch_size
+    if not (isinstance(size, int) and isinstance(patch, int) and 0 < patch <= size):
         raise ConvertError(
-            f"{folder / 'config.json'}: image_size {config.image_size} and patch_size "
-            f"{config.patch_size} leave no patches"
+            f"{folder / 'config.json'}: image_size {size!r} and patch_size {patch!r} make no "
+            "square grid of patches"
         )
     return config
 

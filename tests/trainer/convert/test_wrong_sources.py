@@ -90,6 +90,8 @@ def test_a_file_that_is_no_json(file: str, data: bytes, source: Path, converts: 
     [
         ("config.json", {"vision_config": {"hidden_size": "x"}}, "config.json.*hidden_size"),
         ("config.json", {"vision_config": 3}, "other/config.json|other: cannot read config.json"),
+        ("config.json", {"vision_config": {"patch_size": 0}}, "patch_size 0 make no square grid"),
+        ("config.json", {"vision_config": {"image_size": [8]}}, r"image_size \[8\] and"),
         ("config.json", [], "config.json is no JSON object"),
         ("preprocessor_config.json", [], "preprocessor_config.json is no JSON object"),
         ("preprocessor_config.json", {"size": {"a": [1]}}, "size is {'a': "),

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medalign.trainer.convert.check import check_student
+from medalign.trainer.convert.errors import ConvertError
 from medalign.trainer.doctor.check import Check
 
 ALL = {"config", "tensors", "dtype", "values", "conversion"}
@@ -73,6 +74,7 @@ def put(path: Path, value: Any) -> None:
         ("generation_config.json", {"eos_token_id": []}, "processor", "failed", "_token_id is []"),
         ("generation_config.json", "{", "processor", "failed", "generation_config.json cannot be"),
         ("generation_config.json", "[]", "processor", "failed", "generation_config.json cannot be"),
+        ("config.json", {"image_token_index": -1}, "processor", "failed", "OverflowError: number"),
         ("config.json", {"projector_hidden_act": "foo"}, "tensors", "failed", "KeyError: 'foo'"),
         ("conversion.json", '{"weights": {}, "others": {}}', "conversion", "failed", "lists no"),
         ("conversion.json", '{"weights": [], "others": {}}', "conversion", "failed", "weights"),
@@ -91,6 +93,17 @@ def test_a_file_that_says_something_odd_is_a_line_of_the_table(
     assert found[name].status == status, found
     assert told in found[name].text
     assert found.keys() >= ALL
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": "x"}, {"dtype": []}, {"model_type": []}, {"text_config": 3}]
+)
+def test_a_config_that_cannot_be_read_is_an_error_of_one_line(
+    change: dict[str, Any], student: Path
+) -> None:
+    put(student / "config.json", change)
+    with pytest.raises(ConvertError, match=f"^{student}: cannot read config.json: [^\n]*$"):
+        look(student)
 
 
 @pytest.mark.parametrize(
