@@ -10,12 +10,14 @@ import torch
 from ..doctor.check import Check
 from ..student import load_base
 from ..students.spec import StudentError, StudentSpec, first_line, read_config, read_student
+from .check_record import check_record
 from .check_text import check_text
 from .check_weights import check_weights
-from .errors import ConvertError
+from .errors import ConvertError, reason
 from .families import ORIGINALS
+from .guard import guarded
 from .stage import Stage
-from .workplace import RECORD, sha256_file
+from .workplace import RECORD
 
 
 def check_student(folder: Path, stage: Stage, *, forward: bool = False) -> list[Check]:
@@ -30,17 +32,18 @@ def check_student(folder: Path, stage: Stage, *, forward: bool = False) -> list[
         ConvertError: the folder is no Llava at all.
     """
     config = _config(folder)
-    checks = [_settings(folder, config), *check_weights(folder, config, stage)]
+    checks = [guarded("config", lambda: _settings(folder, config))]
+    checks += check_weights(folder, config, stage)
     if (folder / RECORD).is_file():
-        checks.append(_as_converted(folder, stage))
+        checks.append(guarded("conversion", lambda: check_record(folder, stage)))
     try:
         spec = read_student(folder)
-    except StudentError as error:
-        checks.append(Check("processor", "failed", first_line(error), "mend or copy that file"))
+    except Exception as error:  # a folder may hold anything
+        checks.append(Check("processor", "failed", reason(error), "mend or copy that file"))
         return checks
     checks += check_text(folder, config, spec)
     if forward and all(check.status != "failed" for check in checks):
-        checks.append(_forward(folder, spec))
+        checks.append(guarded("forward", lambda: _forward(folder, spec)))
     return checks
 
 
@@ -94,31 +97,6 @@ def _settings(folder: Path, config: Any) -> Check:
     if layer != -2:
         return Check("config", "warning", text, "LLaVA's own models take hidden state -2")
     return Check("config", "ok", text)
-
-
-def _as_converted(folder: Path, stage: Stage) -> Check:
-    """Compare every file with the checksums of its conversion."""
-    try:
-        report = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        files = {**report["weights"], **report["others"]}
-        total = sum(file["bytes"] for file in files.values())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return Check("conversion", "failed", f"{RECORD} cannot be read: {error}", "convert again")
-    changed = []
-    with stage("checksums", total) as told:
-        for name, file in files.items():
-            path = folder / name
-            if not path.is_file():
-                changed.append(f"{name} is missing")
-            elif sha256_file(path, told) != file["sha256"]:
-                changed.append(f"{name} is not as it was converted")
-    if changed:
-        lost = any(line.startswith("model") or line.endswith("missing") for line in changed)
-        text = f"{len(changed)} of {len(files)} files differ from {RECORD}"
-        advice = "convert again, or copy the folder again" if lost else "right if you changed them"
-        return Check("conversion", "failed" if lost else "warning", text, advice, tuple(changed))
-    text = f"{report['title']}: all {len(files)} files as they were converted"
-    return Check("conversion", "ok", text)
 
 
 def _forward(folder: Path, spec: StudentSpec) -> Check:

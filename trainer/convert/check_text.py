@@ -9,10 +9,18 @@ from transformers import GenerationConfig
 from ...pipeline.manifest import IMAGE_PLACEHOLDER, Record, Turn
 from ..conversation import IGNORED, ConversationError
 from ..doctor.check import Check, first
+from ..frame import content_form, content_of
 from ..students.spec import OWN_CODE, StudentSpec
-from .token_parity import compare
+from .guard import guarded
+from .json_file import read_object
+from .token_parity import compare, rendered
 
 _ROOM: Final = 100_000
+_CLASS: Final = "LlavaProcessor"
+_NAMING: Final = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+"""Where transformers' AutoProcessor looks for the name of the class."""
+_QUESTIONS: Final = (f"{IMAGE_PLACEHOLDER}\nWhat is shown?", "And there?")
+_ANSWERS: Final = ("Lungs", "Heart")
 
 
 def check_text(folder: Path, config: Any, spec: StudentSpec) -> Iterator[Check]:
@@ -23,11 +31,11 @@ def check_text(folder: Path, config: Any, spec: StudentSpec) -> Iterator[Check]:
         config: of the student.
         spec: of the student.
     """
-    yield _tokens(config, spec)
-    yield _parity(spec)
-    yield _images(spec)
-    yield _template(spec)
-    yield _generation(folder, config, spec)
+    yield guarded("tokenizer", lambda: _tokens(config, spec))
+    yield guarded("token ids", lambda: _parity(spec))
+    yield guarded("images", lambda: _images(folder, spec))
+    yield guarded("template", lambda: _template(spec))
+    yield guarded("generation", lambda: _generation(folder, config, spec))
 
 
 def _tokens(config: Any, spec: StudentSpec) -> Check:
@@ -66,8 +74,13 @@ def _parity(spec: StudentSpec) -> Check:
     return Check("token ids", "warning", f"{same} as when cut at the image", advice, first(cases))
 
 
-def _images(spec: StudentSpec) -> Check:
+def _images(folder: Path, spec: StudentSpec) -> Check:
     square, processor = spec.square, spec.processor
+    for key, least in (("patch_size", 1), ("num_additional_image_tokens", 0)):
+        found = getattr(processor, key)
+        if not isinstance(found, int) or found < least:
+            text = f"{key} is {found!r}, expected a whole number from {least}"
+            return Check("images", "failed", text, "mend processor_config.json")
     given = (square.image_size // processor.patch_size) ** 2
     given += processor.num_additional_image_tokens
     given -= processor.vision_feature_select_strategy == "default"
@@ -80,14 +93,26 @@ def _images(spec: StudentSpec) -> Check:
         )
         return Check("images", "failed", text, "mend processor_config.json")
     text = f"{square.image_size} px, {square.grid} visual tokens"
+    if named := _other_class(folder):
+        advice = f"other programs would take that one: name {_CLASS}"
+        return Check("images", "warning", f"{text}; {named}", advice)
     if square.geometry != "pad":
         advice = "LLaVA-Med and HuatuoGPT-Vision pad to a square: set do_pad if this is one of them"
         return Check("images", "warning", f"{text}, geometry {square.geometry}", advice)
     return Check("images", "ok", f"{text}, padded to a square with the mean colour {square.fill}")
 
 
+def _other_class(folder: Path) -> str:
+    for name in _NAMING:
+        path = folder / name
+        found = read_object(path).get("processor_class") if path.is_file() else None
+        if found not in (None, _CLASS):
+            return f"{name} names the class {found!r}"
+    return ""
+
+
 def _template(spec: StudentSpec) -> Check:
-    turns = (Turn("human", f"{IMAGE_PLACEHOLDER}\nWhat is shown?"), Turn("gpt", "Lungs"))
+    turns = (Turn("human", _QUESTIONS[0]), Turn("gpt", _ANSWERS[0]))
     record = Record(
         id="check", images=("x.png",), conversations=turns, answer_type=None, fields={}, line=1
     )
@@ -105,18 +130,41 @@ def _template(spec: StudentSpec) -> Check:
     if int(learnt[-1]) not in spec.encoder.end_ids:
         text = f"an answer is learnt as {shown!r}, without a token that ends generation"
         return Check("template", "failed", text, "set eos_token_id in generation_config.json to it")
+    if unended := _unended(spec):
+        text = f"the template writes no end token behind an answer: {unended!r}"
+        advice = (
+            "medalign adds it to the last answer alone, other programs to none: mend the template"
+        )
+        return Check("template", "warning", text, advice)
     return Check("template", "ok", f"an answer is learnt as {shown!r}")
+
+
+def _unended(spec: StudentSpec) -> str:
+    """The first answer, and what follows it, without an end token; empty when all have one."""
+    encoder, tokenizer = spec.encoder, spec.encoder.tokenizer
+    template, token = encoder.chat_template, encoder.image_token
+    turns = (_QUESTIONS[0], _ANSWERS[0], _QUESTIONS[1], _ANSWERS[1])
+    form = content_form(tokenizer, template, token) or "text"
+    text = rendered(tokenizer, template, [content_of(turn, form, token) for turn in turns])
+    if not all(part in text for part in (*_ANSWERS, _QUESTIONS[1])):
+        return ""  # a template that changes words: what follows an answer cannot be told
+    first_end, last_end = (text.index(answer) + len(answer) for answer in _ANSWERS)
+    for begin, end in ((first_end, text.index(_QUESTIONS[1])), (last_end, len(text))):
+        ids = tokenizer.encode(text[begin:end], add_special_tokens=False)
+        if encoder.end_ids.isdisjoint(ids):
+            return text[begin - len(_ANSWERS[0]) : end]
+    return ""
 
 
 def _generation(folder: Path, config: Any, spec: StudentSpec) -> Check:
     ends = spec.encoder.end_ids
+    if beyond := sorted(number for number in ends if number >= config.text_config.vocab_size):
+        text = f"generation ends at {', '.join(map(str, beyond))}, which the model cannot say"
+        return Check("generation", "failed", text, "mend generation_config.json")
     names = ", ".join(
         f"{spec.encoder.tokenizer.convert_ids_to_tokens(number)} {number}"
         for number in sorted(ends)
     )
-    if any(number >= config.text_config.vocab_size for number in ends):
-        text = f"generation ends at {names}, which the model cannot say"
-        return Check("generation", "failed", text, "mend generation_config.json")
     if not (folder / "generation_config.json").is_file():
         text = f"no generation_config.json; the tokenizer's end token {names} is taken"
         return Check("generation", "warning", text, "other programs may not stop there")

@@ -11,7 +11,9 @@ from ..doctor.check import Check, first
 from ..unloaded import unloaded_model
 from .describe import name_of
 from .errors import ConvertError
+from .guard import guarded
 from .names import HEAD, bare, reason_unused
+from .plan import FLOATS
 from .shard import look, parts_of
 from .stage import Stage
 from .weights import Stored, Weights
@@ -29,15 +31,16 @@ def check_weights(folder: Path, config: Any, stage: Stage) -> Iterator[Check]:
     """
     try:
         weights = Weights.open(folder)
-    except ConvertError as error:
+    except (ConvertError, OSError) as error:
         yield Check("tensors", "failed", str(error), _AGAIN)
         return
     if weights is None:
         yield Check("tensors", "failed", f"{folder} holds no weights", _AGAIN)
         return
-    yield _names(folder, config, weights.tensors)
-    yield _dtypes(config, weights.tensors)
-    yield _values(weights, stage)
+    held = weights.tensors
+    yield guarded("tensors", lambda: _names(folder, config, held))
+    yield guarded("dtype", lambda: _dtypes(config, held))
+    yield guarded("values", lambda: _values(weights, stage))
 
 
 def _names(folder: Path, config: Any, held: Mapping[str, Stored]) -> Check:
@@ -76,6 +79,13 @@ def _harmless(name: str, config: Any) -> bool:
 def _dtypes(config: Any, held: Mapping[str, Stored]) -> Check:
     counts = Counter(name_of(stored.dtype) for stored in held.values())
     text = ", ".join(f"{name} x {count}" for name, count in sorted(counts.items()))
+    whole = [
+        f"{name} in {stored.file.name} is stored as {name_of(stored.dtype)}"
+        for name, stored in held.items()
+        if stored.dtype not in FLOATS and reason_unused(name) is None
+    ]
+    if whole:
+        return Check("dtype", "failed", f"{text}: quantised or damaged", _AGAIN, first(whole))
     if len(counts) > 1:
         return Check("dtype", "warning", text, "loaded as one dtype, the others are rounded")
     if config.dtype is not None and name_of(config.dtype) not in counts:

@@ -1,5 +1,6 @@
 """`medalign student`."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -37,6 +38,13 @@ class TowerWeights(StrEnum):
     folder = "folder"
 
 
+def _finite(value: float) -> float:
+    # click's own bounds let nan pass
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number of gigabytes")
+    return value
+
+
 @student.command("convert")
 def convert_command(
     source: Annotated[
@@ -56,7 +64,7 @@ def convert_command(
         Dtype, typer.Option(help="Of the weights; keep leaves every tensor as it is.")
     ] = Dtype.keep,
     shard_gb: Annotated[
-        float, typer.Option(min=0.0001, help="Most gigabytes of a weight file.")
+        float, typer.Option(min=0.0001, callback=_finite, help="Most gigabytes of a weight file.")
     ] = 5.0,
 ) -> None:
     """Turn an original checkpoint into a Hugging Face Llava folder that `medalign train` takes.

@@ -1,6 +1,5 @@
 """Convert an original checkpoint: look at everything, then write shard by shard, then publish."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from .claims import check_claims
 from .describe import as_json, llava_config, rows_to_add, write_description
 from .errors import ConvertError
 from .families import Original
+from .json_file import read_object
 from .plan import DTYPES, Piece, Plan, plan
 from .report import setting_facts, tensor_facts
 from .settings import Settings, read_settings
 from .shard import Written
-from .shards import write_shards
+from .shards import check_room, write_shards
 from .sources import Identity, difference, identify, named_files, stamps, unchanged
 from .stage import Stage
 from .tokens import Tokens, read_tokens
@@ -101,8 +101,9 @@ class _Job:
 def convert(source: Path, out: Path, family: Original, wish: Wish, stage: Stage) -> Converted:
     """Turn an original checkpoint into a Hugging Face Llava folder.
 
-    Nothing is written before every tensor has its place. An interrupted conversion goes on with
-    the shards that are whole, and ends with the same bytes.
+    Nothing is written before every tensor has its place and there is room. An interrupted
+    conversion goes on with the shards that are whole, and ends with the same bytes; a damaged
+    source leaves nothing behind.
 
     Args:
         source: the checkpoint's folder.
@@ -118,6 +119,7 @@ def convert(source: Path, out: Path, family: Original, wish: Wish, stage: Stage)
     check_place(out, source, wish.vision_tower)
     job = _look(source, family, wish)
     place = Workplace(out)
+    check_claims(job.weights, job.tower.weights, job.plan.unused)
     with place.held():
         return _convert(job, out, place, stage)
 
@@ -160,6 +162,8 @@ def _convert(job: _Job, out: Path, place: Workplace, stage: Stage) -> Converted:
     before = stamps(files)
     if (out / RECORD).is_file():  # other options show before gigabytes are read
         _same_conversion(out, {**job.identity({}), "sources": _report(out).get("sources", {})})
+    elif not place.begun():  # so does too little room
+        check_room(place, sum(piece.bytes for piece in job.plan.pieces))
     with stage("checking the source", sum(size for size, _ in before.values())) as told:
         sources = identify(files, known, told)
     identity = job.identity(sources)
@@ -171,7 +175,6 @@ def _convert(job: _Job, out: Path, place: Workplace, stage: Stage) -> Converted:
             "begin anew"
         )
     place.write_down({**identity, "stamps": before})
-    check_claims(job.weights, job.tower.weights, job.plan.unused)
     written, reused = write_shards(job.plan.pieces, job.wish.shard_bytes, place, stage)
     unchanged(files, before)
     report = _describe(job, identity, place.folder, written)
@@ -186,11 +189,7 @@ def _already(out: Path, identity: Mapping[str, Any], place: Workplace) -> Conver
 
 
 def _report(out: Path) -> dict[str, Any]:
-    try:
-        report: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConvertError(f"{out / RECORD} is no JSON: {error}; choose another place") from error
-    return report
+    return read_object(out / RECORD)
 
 
 def _same_conversion(out: Path, identity: Mapping[str, Any]) -> None:

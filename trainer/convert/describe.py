@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, LlavaConfig, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from ...teacher_cache.durable import write_durably
-from ..students.family import first_line
-from .errors import ConvertError
+from .errors import ConvertError, told_of
 from .families import Original
 from .names import SOURCE_EMBEDDING, SOURCE_HEAD
 from .settings import Settings
@@ -32,10 +30,9 @@ def rows_to_add(weights: Weights, settings: Settings, tokens: Tokens) -> int:
     """
     size = int(settings.text["vocab_size"])
     embedding = weights.tensors.get(SOURCE_EMBEDDING)
-    if embedding is not None and embedding.shape[0] != size:
-        raise ConvertError(
-            f"{settings.path}: vocab_size is {size}, the embedding has {embedding.shape[0]} rows"
-        )
+    if embedding is not None and embedding.shape[:1] != (size,):
+        rows = next(iter(embedding.shape), 0)
+        raise ConvertError(f"{settings.path}: vocab_size is {size}, the embedding has {rows} rows")
     if tokens.image_id > size:
         raise ConvertError(
             f"{settings.path}: the tokenizer has {tokens.image_id} tokens, the model's vocabulary "
@@ -63,7 +60,7 @@ def llava_config(
         )
     side = tower.config.image_size // tower.config.patch_size
     llava: Any = LlavaConfig
-    try:
+    with told_of(settings.path):
         return llava(
             text_config=family.text_config(
                 **text,
@@ -78,8 +75,6 @@ def llava_config(
             vision_feature_select_strategy="default",
             projector_hidden_act="gelu",
         )
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ConvertError(f"{settings.path}: {first_line(error)}") from error
 
 
 def write_description(

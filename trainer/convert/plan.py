@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from .errors import ConvertError
+from .errors import ConvertError, told_of
 from .names import (
     EMBEDDING,
     HEAD,
@@ -24,6 +24,8 @@ from .tower import INSIDE, Tower
 from .weights import Stored, Weights
 
 DTYPES: Final = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+FLOATS: Final = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+"""What safetensors and every reader of it can hold; narrower ones are quantised."""
 _SHOWN: Final = 8
 
 
@@ -94,11 +96,11 @@ def plan(weights: Weights, tower: Tower, config: Any, rows: int, dtype: torch.dt
             unused.append(Unused(source, stored.file.name, stored, reason))
         elif place is None:
             unknown.append(source)
-        elif not stored.dtype.is_floating_point:
+        elif stored.dtype not in FLOATS:
             kind = str(stored.dtype).removeprefix("torch.")
             raise ConvertError(f"{stored.file}: {source} is stored as {kind}: quantised weights")
         else:
-            more = rows if place in (EMBEDDING, HEAD) else 0
+            more = rows if place in (EMBEDDING, HEAD) and stored.shape else 0
             pieces.append(
                 Piece(
                     target=place,
@@ -130,7 +132,7 @@ def _sources(
 
 
 def _check(weights: Weights, pieces: Sequence[Piece], unknown: Sequence[str], config: Any) -> None:
-    wanted = _wanted(config)
+    wanted = _wanted(weights, config)
     found: dict[str, Piece] = {}
     twice = [
         piece.source for piece in pieces if found.setdefault(bare(piece.target), piece) is not piece
@@ -160,9 +162,9 @@ def _listed(what: str, names: Sequence[str]) -> str:
     return f"{what}: {', '.join(names[:_SHOWN])}{more}"
 
 
-def _wanted(config: Any) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+def _wanted(weights: Weights, config: Any) -> Mapping[str, tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor that the model must find, by its bare name."""
-    with torch.device("meta"):
+    with told_of(f"{weights.folder / 'config.json'}: no model of that"), torch.device("meta"):
         model: Any = LlavaForConditionalGeneration(config)
     shapes = {bare(name): (name, tuple(t.shape)) for name, t in model.state_dict().items()}
     if config.tie_word_embeddings:

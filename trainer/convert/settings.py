@@ -1,6 +1,5 @@
 """config.json of an original checkpoint: what is carried over, what is refused by name."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any, Final
 
 from .errors import ConvertError
 from .families import ORIGINALS, Original
+from .json_file import read_object
+from .setting_rules import check_values
 
 _SIZES: Final = (
     "hidden_size",
@@ -137,6 +138,7 @@ def read_settings(source: Path, family: Original) -> Settings:
         missing.append("rope_theta")
     if missing:
         raise ConvertError(f"{path} does not say {', '.join(missing)}")
+    check_values(path, values)
     layer = values.get("mm_vision_select_layer", -2)
     if isinstance(layer, bool) or not isinstance(layer, int):
         raise ConvertError(f"{path}: mm_vision_select_layer must be one number, is {layer!r}")
@@ -146,7 +148,7 @@ def read_settings(source: Path, family: Original) -> Settings:
         values=values,
         text={key: values[key] for key in _TEXT if key in values},
         layer=layer,
-        tower=str(values.get("mm_vision_tower") or values.get("vision_tower") or ""),
+        tower=values.get("mm_vision_tower") or values.get("vision_tower") or "",
         pads=values.get("image_aspect_ratio") == "pad",
         unknown=tuple(sorted(values.keys() - known)),
     )
@@ -157,13 +159,7 @@ def _read(source: Path, path: Path) -> dict[str, Any]:
         raise ConvertError(f"no checkpoint at {source}: a local folder is expected")
     if not path.is_file():
         raise ConvertError(f"{source} has no config.json, so it is no checkpoint of a whole model")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConvertError(f"{path} is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConvertError(f"{path} is no JSON object")
-    return values
+    return read_object(path)
 
 
 def _check_family(path: Path, values: Mapping[str, Any], family: Original) -> None:

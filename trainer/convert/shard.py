@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...teacher_cache.durable import PARTIAL
-from .errors import ConvertError
+from .errors import FruitlessError
 from .plan import Piece
 
 CHUNK: Final = 4_000_000
@@ -68,7 +68,7 @@ def write_shard(path: Path, pieces: Sequence[Piece], told: Callable[[int], None]
         told: how many more bytes are written.
 
     Raises:
-        ConvertError: a tensor holds values that are not finite, here or in the wanted dtype.
+        FruitlessError: a tensor holds values that are not finite, here or in the wanted dtype.
         OSError: the disk is full, say; nothing of the file is left.
     """
     temporary = path.with_name(f".{path.name}{PARTIAL}")
@@ -114,7 +114,7 @@ def _write(sink: _Sink, piece: Piece) -> bool:
         wanted = part.to(piece.dtype)
         finite, some = look(wanted)
         if not finite:
-            raise ConvertError(_not_finite(piece, part))
+            raise FruitlessError(_not_finite(piece, part))
         alive = alive or some
         sink.write(_bytes(wanted))
     if piece.rows:

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from ...teacher_cache.durable import write_durably
@@ -42,8 +41,7 @@ def write_shards(
     done = {name: found for name in named if (found := place.finished(name)) is not None}
     reused = len(done)
     place.keep_only([*done])
-    left = sum(p.bytes for name, group in named.items() if name not in done for p in group)
-    _check_room(place.path, left)
+    check_room(place, sum(p.bytes for name in named if name not in done for p in named[name]))
     written: dict[str, tuple[Sequence[Piece], Written]] = {}
     with stage("converting", sum(p.bytes for group in groups for p in group)) as told:
         for name, group in named.items():
@@ -66,12 +64,22 @@ def _index(named: Mapping[str, Sequence[Piece]]) -> dict[str, Any]:
     }
 
 
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed + _SPARE:
+def check_room(place: Workplace, left: int) -> None:
+    """Look whether what is left to write fits on the disk.
+
+    Args:
+        place: to write into.
+        left: bytes.
+
+    Raises:
+        ConvertError: it does not.
+    """
+    free = shutil.disk_usage(place.path).free
+    if free < left + _SPARE:
+        kept = f"; {place.path} keeps what is written already" if place.begun() else ""
         raise ConvertError(
-            f"{folder.parent} has {of_bytes(free)} free, the conversion needs "
-            f"{of_bytes(needed + _SPARE)} more"
+            f"{place.path.parent} has {of_bytes(free)} free, what is left to write needs "
+            f"{of_bytes(left + _SPARE)}: free some space or choose another --out{kept}"
         )
 
 

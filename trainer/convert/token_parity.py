@@ -81,7 +81,7 @@ def compare(encode: Encode, tokenizer: Any, template: str, image_token: str) -> 
     differing = []
     for turns in talks:
         contents = [content_of(turn, form, image_token) for turn in turns]
-        text = _text(tokenizer, template, contents)
+        text = rendered(tokenizer, template, contents)
         ours = list(tokenizer(text).input_ids)
         theirs = chunk_wise(encode, tokenizer.bos_token_id, text, image)
         if ours != theirs:
@@ -95,7 +95,8 @@ def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
     return all(one.encode(text).ids == other.encode(text).ids for text in texts)
 
 
-def _text(tokenizer: Any, template: str, contents: Sequence[Any]) -> str:
+def rendered(tokenizer: Any, template: str, contents: Sequence[Any]) -> str:
+    """Text of turns that alternate, a question first; a last one waits for its answer."""
     roles = ("user", "assistant")
     text: str = tokenizer.apply_chat_template(
         [{"role": roles[k % 2], "content": content} for k, content in enumerate(contents)],

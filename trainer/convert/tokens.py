@@ -8,9 +8,10 @@ from typing import Any, Final
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from ..students.family import first_line
-from .errors import ConvertError
+from .added_tokens import add_tokens
+from .errors import ConvertError, told_of
 from .families import Original
+from .json_file import read_object
 from .sentencepiece_model import read_fast
 from .token_parity import Parity, compare, same_ids
 
@@ -62,7 +63,7 @@ def read_tokens(source: Path, family: Original) -> Tokens:
     used = [source / _CONFIG] if (source / _CONFIG).is_file() else []
     _check_settings(source, notes)
     plain = _read(source, used, notes)
-    _add_tokens(source, plain, used)
+    used.extend(add_tokens(source, plain))
     for token in (family.end_token, family.pad_token):
         if plain.token_to_id(token) is None:
             raise ConvertError(f"the tokenizer of {source} has no token {token!r}")
@@ -106,7 +107,7 @@ def read_tokens(source: Path, family: Original) -> Tokens:
 def _check_settings(source: Path, notes: list[str]) -> None:
     """Refuse settings of a slow tokenizer that change the ids; note one that hardly does."""
     path = source / _CONFIG
-    values = _json(path) if path.is_file() else {}
+    values = read_object(path) if path.is_file() else {}
     if not (source / "tokenizer.model").is_file():
         return
     if values.get("add_eos_token") or values.get("add_bos_token") is False:
@@ -140,10 +141,8 @@ def _read(source: Path, used: list[Path], notes: list[str]) -> Tokenizer:
     if all(path.is_file() for path in pair):
         used.extend(pair)
         build: Any = Qwen2Tokenizer
-        try:
+        with told_of(f"{pair[0]}: cannot be read"):
             made: Tokenizer = build(vocab=str(pair[0]), merges=str(pair[1])).backend_tokenizer
-        except Exception as error:  # tokenizers raises bare exceptions
-            raise ConvertError(f"{pair[0]}: cannot be read: {first_line(error)}") from error
         return made
     raise ConvertError(
         f"{source} has no tokenizer: tokenizer.model, tokenizer.json, or vocab.json with merges.txt"
@@ -151,40 +150,8 @@ def _read(source: Path, used: list[Path], notes: list[str]) -> Tokenizer:
 
 
 def _from_json(path: Path) -> Tokenizer:
-    try:
+    with told_of(f"{path} cannot be read"):
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare exceptions
-        raise ConvertError(f"{path} cannot be read: {first_line(error)}") from error
-
-
-def _add_tokens(source: Path, tokenizer: Tokenizer, used: list[Path]) -> None:
-    """Add what the checkpoint's tokenizer had added, under the same ids."""
-    listed: dict[int, AddedToken] = {}
-    added = source / "added_tokens.json"
-    if added.is_file():
-        used.append(added)
-        for text, number in _json(added).items():
-            listed[int(number)] = AddedToken(text, normalized=False, special=True)
-    if (source / _CONFIG).is_file():
-        for number, token in _json(source / _CONFIG).get("added_tokens_decoder", {}).items():
-            flags = {key: bool(token.get(key)) for key in ("lstrip", "rstrip", "special")}
-            listed[int(number)] = AddedToken(token["content"], normalized=False, **flags)
-    for number, token in sorted(listed.items()):
-        if tokenizer.token_to_id(token.content) is None:
-            tokenizer.add_tokens([token])
-        if (found := tokenizer.token_to_id(token.content)) != number:
-            raise ConvertError(
-                f"{source}: added token {token.content!r} should be id {number} and becomes "
-                f"{found}; the tokenizer's files do not belong together"
-            )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConvertError(f"{path} is no JSON: {error}") from error
-    return values
 
 
 def _prefix_everywhere(tokenizer: Tokenizer) -> bool:

@@ -1,6 +1,5 @@
 """Which vision tower a converted model gets: the checkpoint's own, or a CLIP folder's."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -8,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig
 
-from ..students.family import first_line
 from ..students.spec import OWN_CODE
-from ..students.square import BICUBIC
-from .errors import ConvertError
+from ..students.square import BICUBIC, CHANNELS, fits_channels
+from .errors import ConvertError, told_of
+from .json_file import read_object
 from .settings import Settings
 from .weights import Weights
 
@@ -125,13 +123,17 @@ def _config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise ConvertError(f"{folder} is no vision tower: it has no config.json")
     load: Any = CLIPVisionConfig.from_pretrained
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        config = load(folder, **OWN_CODE)
-    except (OSError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
-        raise ConvertError(f"{folder}: cannot read config.json: {first_line(error)}") from error
+    kind = read_object(folder / "config.json").get("model_type")
     if kind not in ("clip", "clip_vision_model"):
         raise ConvertError(f"{folder} is a {kind!r} model, the vision tower must be a CLIP")
+    with told_of(f"{folder}: cannot read config.json"):
+        config = load(folder, **OWN_CODE)
+    size, patch = config.image_size, config.patch_size
+    if not (isinstance(size, int) and isinstance(patch, int) and 0 < patch <= size):
+        raise ConvertError(
+            f"{folder / 'config.json'}: image_size {size!r} and patch_size {patch!r} make no "
+            "square grid of patches"
+        )
     return config
 
 
@@ -163,20 +165,21 @@ def _derived(settings: Settings, weights: Weights) -> Any:
         width, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
         places = shapes["embeddings.position_embedding.weight"][0] - 1
         between = shapes["encoder.layers.0.mlp.fc1.weight"][0]
-    except (KeyError, ValueError) as error:
+    except (LookupError, ValueError) as error:
         raise ConvertError(f"{weights.folder}: its vision tower is no CLIP: {error}") from error
     config: Any = CLIPVisionConfig
-    return config(
-        hidden_size=width,
-        intermediate_size=between,
-        num_hidden_layers=len(layers),
-        num_attention_heads=max(1, width // _HEAD_WIDTH),
-        image_size=math.isqrt(places) * patch,
-        patch_size=patch,
-        hidden_act="quick_gelu",
-        layer_norm_eps=1e-5,
-        projection_dim=768 if "large" in name else 512,
-    )
+    with told_of(f"{weights.folder}: its vision tower is no CLIP"):
+        return config(
+            hidden_size=width,
+            intermediate_size=between,
+            num_hidden_layers=len(layers),
+            num_attention_heads=max(1, width // _HEAD_WIDTH),
+            image_size=math.isqrt(places) * patch,
+            patch_size=patch,
+            hidden_act="quick_gelu",
+            layer_norm_eps=1e-5,
+            projection_dim=768 if "large" in name else 512,
+        )
 
 
 def _images(folder: Path, config: Any) -> Mapping[str, Any]:
@@ -184,15 +187,16 @@ def _images(folder: Path, config: Any) -> Mapping[str, Any]:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return {}
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConvertError(f"{path} is no JSON: {error}") from error
+    values = read_object(path)
+    for key in ("image_mean", "image_std"):
+        found = values.get(key)
+        if found is not None and not fits_channels(key, found):
+            raise ConvertError(f"{path}: {key} is {found!r}, expected {CHANNELS[key]}")
     side = config.image_size
     for key in ("size", "crop_size"):
         found = values.get(key, side)
-        sides = set(found.values()) if isinstance(found, dict) else {found}
-        if sides != {side}:
+        sides = [*found.values()] if isinstance(found, dict) else [found]
+        if any(each != side for each in sides):
             raise ConvertError(f"{path}: {key} is {found}, the vision tower takes {side} pixels")
     if values.get("resample", BICUBIC) != BICUBIC or not values.get("do_normalize", True):
         raise ConvertError(f"{path}: images must be resized by the bicubic filter and normalised")

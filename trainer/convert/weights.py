@@ -1,6 +1,6 @@
 """The tensors of a folder, safetensors or pickled, read one at a time."""
 
-import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..students.family import first_line
 from .errors import ConvertError
+from .json_file import read_object
 
 SAFETENSORS_INDEX: Final = "model.safetensors.index.json"
 PICKLED_INDEX: Final = "pytorch_model.bin.index.json"
@@ -28,6 +29,10 @@ _DTYPES: Final = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+_LEGACY: Final = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+"""How files of torch before 1.6 begin: its magic number, pickled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +134,14 @@ def _weight_files(folder: Path) -> tuple[str | None, list[Path]] | None:
 
 def _promised(index: Path) -> dict[str, str]:
     """File of each tensor, as an index says."""
-    try:
-        files: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConvertError(f"{index} is no index of weights: {first_line(error)}") from error
-    for name in set(files.values()):
+    files = read_object(index).get("weight_map")
+    if not isinstance(files, dict):
+        raise ConvertError(
+            f"{index}: weight_map is {files!r}, expected the file of each tensor; copy it again"
+        )
+    for tensor, name in files.items():
+        if not isinstance(name, str):
+            raise ConvertError(f"{index}: weight_map gives {tensor} the file {name!r}")
         if Path(name).name != name:
             raise ConvertError(f"{index} names a file outside its folder: {name}")
     return files
@@ -181,13 +189,26 @@ def _opened(file: Path) -> Any:
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
     """Names and tensors of a pickle: tensors only, never code, and mapped, not loaded."""
+    if not zipfile.is_zipfile(file):
+        raise ConvertError(f"{file} {_no_archive(file)}")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises what it likes on a file that it does not know
+    except Exception as error:  # its own message recommends what would run the code
         raise ConvertError(
-            f"{file} cannot be read as plain tensors ({first_line(error)}); nothing else is ever "
-            "unpickled: copy it again, or save it as safetensors"
+            f"{file} holds other objects than tensors by name, which may be code, or is damaged; "
+            "nothing but tensors is ever unpickled: copy it again, or get it as safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ConvertError(f"{file} holds something else than tensors by name")
     return state
+
+
+def _no_archive(file: Path) -> str:
+    with file.open("rb") as opened:
+        start = opened.read(len(_LEGACY))
+    if start != _LEGACY:
+        return "is damaged or cut short; copy it again"
+    return (
+        "is in the format of torch before 1.6, which cannot be read piece by piece; save it anew "
+        "where it fits into memory: torch.save(torch.load(FILE, weights_only=True), FILE)"
+    )

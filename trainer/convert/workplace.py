@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...teacher_cache.durable import make_folder, write_durably
-from .errors import ConvertError
+from .errors import ConvertError, FruitlessError
 from .shard import Written
 
 RECORD: Final = "conversion.json"
@@ -29,6 +29,7 @@ class Workplace:
     """
 
     def __init__(self, out: Path) -> None:
+        self._wanted = out
         out = out.resolve()
         self.path = out.with_name(f".{out.name}.converting")
         self.folder = self.path / "folder"
@@ -37,10 +38,20 @@ class Workplace:
     def held(self) -> Iterator[None]:
         """Make the folder and keep others out while the block lasts.
 
+        It is deleted where another run could do nothing with it.
+
         Raises:
-            ConvertError: another process is converting to the same place.
+            ConvertError: another process is converting to the same place, or it cannot be made.
         """
-        make_folder(self.folder)
+        try:
+            make_folder(self.folder)
+        except OSError as error:
+            parent = self.path.parent
+            why = "that is a file" if parent.is_file() else error.strerror
+            raise ConvertError(
+                f"--out {self._wanted}: cannot make a folder in {parent} ({why}); choose another "
+                "place"
+            ) from error
         with (self.path / _LOCK).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,6 +61,9 @@ class Workplace:
                 ) from error
             try:
                 yield
+            except FruitlessError:
+                shutil.rmtree(self.path)
+                raise
             finally:
                 self._leave_nothing_empty()
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from PIL import Image
 from ...pipeline.geometry import normalise
 from ...teacher_cache.schema import PatchGrid
 from .family import Float32, StudentError, UnfitShapeError
-from .square import BICUBIC, check_pixels
+from .square import BICUBIC, channels, check_pixels
 
 _LONGEST_ASPECT = 200  # as Qwen's own processor
 
@@ -51,15 +51,15 @@ class Flexible:
                 f"{path}: the image processor must resize between size.shortest_edge and "
                 f"size.longest_edge pixels, it has {dict(images.size)}"
             )
-        mean, std = (tuple(float(x) for x in v) for v in (images.image_mean, images.image_std))
+        mean, std = channels(path, images)
         return cls(
             patch_size=images.patch_size,
             merge=images.merge_size,
             frames=images.temporal_patch_size,
             least=least,
             most=most,
-            mean=cast(tuple[float, float, float], mean),
-            std=cast(tuple[float, float, float], std),
+            mean=mean,
+            std=std,
         )
 
     @property

@@ -52,7 +52,7 @@ def _sight(path: Path, config: Any, images: Any, geometry: str) -> Square:
             "no cache row describes; set it to false in preprocessor_config.json"
         )
     side = math.isqrt(config.mm_tokens_per_image)
-    return Square.of(images, PatchGrid(side, side), size, "stretch", BILINEAR)
+    return Square.of(path, images, PatchGrid(side, side), size, "stretch", BILINEAR)
 
 
 def _frame(path: Path, config: Any, processor: Any) -> tuple[str, Frame]:

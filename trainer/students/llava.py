@@ -27,7 +27,7 @@ def _sight(path: Path, config: Any, images: Any, geometry: str) -> Square:
     grid = _grid(path, config)
     size = config.vision_config.image_size
     found = _geometry(path, images, size) if geometry == "processor" else geometry
-    return Square.of(images, grid, size, found)
+    return Square.of(path, images, grid, size, found)
 
 
 def _grid(path: Path, config: Any) -> PatchGrid:

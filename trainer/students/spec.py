@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GenerationConfig
 
 from ...pipeline.geometry import GeometryName
 from ...teacher_cache.schema import PatchGrid
-from ..conversation import ConversationEncoder
+from ..conversation import ConversationEncoder, ConversationError
 from .families import FAMILIES
 from .family import Family, Sight
 from .family import StudentError as StudentError
@@ -89,7 +88,7 @@ def read_student(path: Path, geometry: str = "processor") -> StudentSpec:
     try:
         # Not AutoProcessor, which forgets the word on trust where the folder names no class.
         processor = family.processor_class.from_pretrained(path, **OWN_CODE)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # transformers raises what it likes on a file's content
         raise StudentError(f"{path}: cannot read the processor: {first_line(error)}") from error
     sight = family.sight(path, config, processor.image_processor, geometry)
     return StudentSpec(
@@ -117,7 +116,7 @@ def read_config(path: Path) -> Any:
         raise StudentError(f"{path} has no config.json, so it is no Hugging Face model")
     try:
         config = AutoConfig.from_pretrained(path, **OWN_CODE)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+    except Exception as error:  # the same
         raise StudentError(f"{path}: cannot read config.json: {first_line(error)}") from error
     if config.model_type not in FAMILIES:
         known = ", ".join(f"`{name}`" for name in FAMILIES)
@@ -136,15 +135,22 @@ def _encoder(
     template = processor.chat_template or processor.tokenizer.chat_template
     if not isinstance(template, str):
         raise StudentError(f"{path}: the student has no chat template (chat_template.jinja)")
-    return ConversationEncoder(
-        processor.tokenizer,
-        template,
-        placeholder,
-        config.image_token_id,
-        None if grid is None else grid.size,
-        _end_ids(path, processor.tokenizer),
-        frame,
-    )
+    ends = _end_ids(path, processor.tokenizer)
+    try:
+        return ConversationEncoder(
+            processor.tokenizer,
+            template,
+            placeholder,
+            config.image_token_id,
+            None if grid is None else grid.size,
+            ends,
+            frame,
+        )
+    except ConversationError:
+        raise
+    except Exception as error:  # templates raise what they like
+        text = f"{path}: the chat template cannot be read: {first_line(error)}"
+        raise StudentError(text) from error
 
 
 def _end_ids(path: Path, tokenizer: Any) -> frozenset[int]:
@@ -152,13 +158,24 @@ def _end_ids(path: Path, tokenizer: Any) -> frozenset[int]:
     ends = None
     if (path / "generation_config.json").is_file():
         load: Any = GenerationConfig.from_pretrained
-        ends = load(path, **OWN_CODE).eos_token_id
+        try:
+            ends = load(path, **OWN_CODE).eos_token_id
+        except Exception as error:  # the same
+            raise StudentError(
+                f"{path}: generation_config.json cannot be read: {first_line(error)}"
+            ) from error
     ends = tokenizer.eos_token_id if ends is None else ends
     if ends is None:
         raise StudentError(
             f"{path}: neither generation_config.json nor tokenizer name an end token"
         )
-    return frozenset(ends if isinstance(ends, list) else [ends])
+    listed = ends if isinstance(ends, list) else [ends]
+    if not listed or not all(isinstance(number, int) and number >= 0 for number in listed):
+        raise StudentError(
+            f"{path}: eos_token_id is {ends!r}, expected the id of a token or a list of ids; mend "
+            "generation_config.json"
+        )
+    return frozenset(listed)
 
 
 def student_digest(path: Path) -> str:

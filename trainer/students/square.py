@@ -1,9 +1,10 @@
 """Students that see every image as one square of one size, cut into one grid."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Final, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,13 @@ from ...teacher_cache.schema import PatchGrid
 from .family import Float32, StudentError
 
 BILINEAR, BICUBIC = 2, 3
+CHANNELS: Final = {
+    "image_mean": "three finite numbers",
+    "image_std": "three finite numbers above 0",
+}
+"""What an image processor must say of its channels."""
+
+Channels = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,16 +49,26 @@ class Square:
 
     @classmethod
     def of(
-        cls, images: Any, grid: PatchGrid, size: int, geometry: str, resample: int = BICUBIC
+        cls,
+        path: Path,
+        images: Any,
+        grid: PatchGrid,
+        size: int,
+        geometry: str,
+        resample: int = BICUBIC,
     ) -> Self:
-        """Take the colours from an image processor."""
-        mean, std = (tuple(float(x) for x in v) for v in (images.image_mean, images.image_std))
+        """Take the colours from an image processor.
+
+        Raises:
+            StudentError: mean or standard deviation is not that of three channels.
+        """
+        mean, std = channels(path, images)
         return cls(
             grid=grid,
             image_size=size,
             geometry=cast(GeometryName, geometry),
-            mean=cast(tuple[float, float, float], mean),
-            std=cast(tuple[float, float, float], std),
+            mean=mean,
+            std=std,
             # As LLaVA does: the mean colour, cut to whole numbers.
             fill=cast(tuple[int, int, int], tuple(int(x * 255) for x in mean)),
             resample=resample,
@@ -73,6 +91,29 @@ class Square:
     def __str__(self) -> str:
         """Say the grid."""
         return f"{self.grid} visual tokens"
+
+
+def fits_channels(key: str, value: object) -> bool:
+    """Whether a value can be an image processor's `image_mean` or `image_std`."""
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        return False
+    numbers = [x for x in value if isinstance(x, int | float) and not isinstance(x, bool)]
+    least = 0.0 if key == "image_std" else -math.inf
+    return len(numbers) == 3 and all(least < x < math.inf for x in numbers)
+
+
+def channels(path: Path, images: Any) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of an image processor, for values in 0..1.
+
+    Raises:
+        StudentError: one of them is not that of three channels.
+    """
+    for key, expected in CHANNELS.items():
+        found = getattr(images, key)
+        if not fits_channels(key, found):
+            raise StudentError(f"{path}: {key} is {found!r}, expected {expected}")
+    mean, std = (tuple(float(x) for x in v) for v in (images.image_mean, images.image_std))
+    return cast(Channels, mean), cast(Channels, std)
 
 
 def check_pixels(path: Path, images: Any, resample: int) -> None:

@@ -64,6 +64,28 @@ def test_check_ends_with_1_when_something_failed(student: Path, medalign: Run) -
     assert status["tokenizer"] == status["template"] == "ok"
 
 
+@pytest.mark.parametrize("size", ["inf", "nan", "0"])
+def test_a_size_of_weight_files_that_is_no_number(
+    size: str, source: Path, medalign: Run, tmp_path: Path
+) -> None:
+    words = ("student", "convert", source, "--family", "llava-med", "--out", tmp_path / "out")
+    code, _, error = medalign(*words, "--shard-gb", size)
+    assert code == 2
+    assert "Invalid value for '--shard-gb'" in error
+
+
+def test_an_out_that_cannot_be_made_is_named_as_the_user_gave_it(
+    source: Path, medalign: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "x"
+    words = ("student", "convert", source, "--family", "llava-med", "--out", out)
+    code, _, error = medalign(*words)
+    assert code == 2
+    told = f"medalign: --out {out}: cannot make a folder in {out.parent} (that is a file)"
+    assert error == f"{told}; choose another place\n"
+
+
 def test_wrong_input_is_one_line_and_exit_code_2(medalign: Run, tmp_path: Path) -> None:
     for words in (
         ("convert", tmp_path / "gone", "--family", "llava-med", "--out", tmp_path / "out"),

@@ -296,9 +296,32 @@ def test_too_little_room_is_said_before_anything_is_written(
     made: Made, converts: Converts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "_SPARE", 10**18)
-    with pytest.raises(ConvertError, match=r"free, the conversion needs .* more"):
-        converts(made("llava-med"), tmp_path / "out", "llava-med")
+    stages: list[str] = []
+
+    @contextmanager
+    def begun(what: str, _total: int) -> Iterator[Callable[[int], None]]:
+        stages.append(what)
+        yield lambda _count: None
+
+    with pytest.raises(
+        ConvertError, match=rf"^{tmp_path} has .* free, what is left to write needs "
+    ):
+        converts(made("llava-med"), tmp_path / "out", "llava-med", begun)
+    assert stages == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_room_for_the_rest_names_the_folder_that_keeps_what_is_written(
+    made: Made, converts: Converts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        converts(made("llava-med"), tmp_path / "out", "llava-med", stopping(60))
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "_SPARE", 10**18)
+        told = r"choose another --out; .*/\.out\.converting keeps what is written already$"
+        with pytest.raises(ConvertError, match=told):
+            converts(made("llava-med"), tmp_path / "out", "llava-med")
+    assert converts(made("llava-med"), tmp_path / "out", "llava-med").reused > 0
 
 
 @pytest.mark.parametrize(("wanted", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
@@ -331,9 +354,10 @@ def test_values_that_are_not_finite_are_refused(
     assert "model.norm.weight" in state
     state["model.norm.weight"][3] = value
     save_file(state, path)
+    begun = len(list(tmp_path.iterdir()))
     with pytest.raises(ConvertError, match=told):
         converts(source, tmp_path / "out", "llava-med", dtype=dtype)
-    assert not (tmp_path / "out").exists()
+    assert len(list(tmp_path.iterdir())) == begun  # another run could do nothing with the rest
 
 
 def test_different_dtypes_are_kept_and_counted(
