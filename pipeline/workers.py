@@ -60,9 +60,10 @@ class Workers:
         if self.count:
             context = multiprocessing.get_context(_METHOD)
             if _METHOD == "forkserver":
-                # First, and before anything is blocked: it unblocks Ctrl-C when it has started.
-                resource_tracker.ensure_running()
-            with _deaf():
+                # First: it would unblock Ctrl-C for what starts after it.
+                with _deaf(signal.SIGHUP):
+                    resource_tracker.ensure_running()
+            with _deaf(signal.SIGHUP, signal.SIGINT):
                 if _METHOD == "forkserver":
                     context.set_forkserver_preload([_PRELOAD])
                     with _one_thread():
@@ -152,14 +153,14 @@ def _one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Let processes that start meanwhile hear neither Ctrl-C nor a closed terminal.
+def _deaf(*numbers: signal.Signals) -> Iterator[None]:
+    """Let processes that start meanwhile not hear Ctrl-C or a closed terminal.
 
     Both reach every process of a terminal. What keeps track of semaphores would die of SIGHUP, and
     a process that is still starting would print a traceback; this process hears them afterwards.
     """
     with held_back():
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         try:
             yield
         finally:

@@ -114,6 +114,19 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
+def test_a_closed_terminal_does_not_end_what_keeps_track_of_semaphores() -> None:
+    code = (
+        "from multiprocessing.resource_tracker import _resource_tracker\n"
+        "from pathlib import Path\n"
+        "from medalign.pipeline.workers import Workers\n"
+        "with Workers(1):\n"
+        "    print(Path(f'/proc/{_resource_tracker._pid}/status').read_text())\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    blocked = next(line for line in found.stdout.splitlines() if line.startswith("SigBlk"))
+    assert int(blocked.split()[1], 16) & 1 << signal.SIGHUP - 1
+
+
 def wait_for(path: Path) -> str:
     deadline = time.monotonic() + 20
     while not (path.exists() and path.read_text()):
