@@ -49,18 +49,23 @@ class Spec:
 
     @property
     def sampled(self) -> bool:
-        """Whether answers depend on a seed."""
+        """Whether tokens are drawn."""
         return False
 
+    @property
+    def seeded(self) -> bool:
+        """Whether answers depend on a seed: tokens are drawn, or something else is."""
+        return self.sampled
+
     def settings(self) -> dict[str, str | int | float | bool]:
-        """Every setting by name; equal settings (and seed, if sampled) give equal answers."""
+        """Every setting by name; equal settings (and seed, if seeded) give equal answers."""
         values = {setting_name(one): getattr(self, one.name) for one in fields(self)}
         # JSON has no infinity.
         return {name: str(v) if v in _ENDLESS else v for name, v in values.items()}
 
     def identity(self, seed: int) -> dict[str, str | int | float | bool]:
         """What decides this decoder's answers, and nothing else."""
-        return {"decoder": self.name, **self.settings(), **({"seed": seed} if self.sampled else {})}
+        return {"decoder": self.name, **self.settings(), **({"seed": seed} if self.seeded else {})}
 
 
 def setting_name(one: "Field[Any]") -> str:
@@ -108,5 +113,5 @@ class Sampled(Spec):
 
     @property
     def sampled(self) -> bool:
-        """Whether answers depend on a seed."""
+        """Whether tokens are drawn."""
         return self.temperature > 0

@@ -63,12 +63,16 @@ def test_single_values_win_over_a_preset() -> None:
     )
 
 
-def test_the_seed_belongs_to_decoders_that_draw() -> None:
+def test_the_seed_belongs_to_decoders_that_draw_tokens_or_noise() -> None:
     assert make_spec("greedy").identity(3) == {"decoder": "greedy", "max_new_tokens": 128}
     assert make_spec("nucleus").identity(3)["seed"] == 3
     assert "seed" not in make_spec("pai").identity(3)
     assert make_spec("pai", None, {"temperature": "1"}).identity(3)["seed"] == 3
-    assert "seed" not in make_spec("vcd", None, {"temperature": "0"}).identity(3)
+    still = {"temperature": "0"}
+    for name, values in (("vcd", {}), ("avisc", {"scheme": "noise"})):
+        assert make_spec(name, None, {**still, **values}).identity(3)["seed"] == 3
+    for name, values in (("vcd", {"variant": "reference"}), ("avisc", {}), ("damro", {})):
+        assert "seed" not in make_spec(name, None, {**still, **values}).identity(3)
 
 
 @pytest.mark.parametrize(
