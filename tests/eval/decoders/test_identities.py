@@ -135,6 +135,16 @@ def test_a_repetition_penalty_keeps_dola_from_repeating(bench: Any) -> None:
         assert not set(row) & set(bench.rows[k])
 
 
+def test_a_repetition_penalty_leaves_padding_alone(bench: Any) -> None:
+    """Padding may be a token that an answer has: its row is as if it were alone."""
+    penalty = {"repetition_penalty": 50.0, "relative_top": 0.0}
+    (alone,) = answers(bench, "dola", 2, **penalty)
+    inputs = bench.inputs(1, 2)
+    inputs["input_ids"][inputs["attention_mask"] == 0] = alone[0]
+    spec = make_spec("dola", None, {"max_new_tokens": TOKENS, **penalty})
+    assert decode(bench.model, inputs, spec)[1].tolist() == alone
+
+
 def test_m3id_counts_the_tokens_of_the_answer_from_one(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
