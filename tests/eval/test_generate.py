@@ -1,9 +1,12 @@
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from medalign.eval.answer_log import identity_path
@@ -103,6 +106,52 @@ def test_other_settings_are_another_file(task: Path, tmp_path: Path) -> None:
         ask(task, out, make_spec("vcd", None, {"max_new_tokens": 1, "alpha": 2.0}))
 
 
+def test_another_model_or_other_images_are_another_file(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, out = make_spec("greedy", None, {"max_new_tokens": 1}), tmp_path / "p.jsonl"
+    here, images = tmp_path / "task", tmp_path / "images"
+    for folder in (here, images):
+        shutil.copytree(task, folder)
+    source = Source(here / "student", None)
+
+    def again(now: Source, folder: Path = here) -> int:
+        return generate(now, here / "m.jsonl", folder, out, spec).reused
+
+    assert again(source) == 0
+    assert again(source, images) == 5  # a copy
+    Image.new("RGB", (9, 9)).save(images / "2.png")
+    with pytest.raises(AnswersError, match="begun with another images"):
+        again(source, images)
+    for other, key in (
+        (dataclasses.replace(source, alpha="white"), "alpha 'black'"),
+        (dataclasses.replace(source, geometry="stretch"), "geometry 'processor'"),
+    ):
+        with pytest.raises(AnswersError, match=f"begun with another {key}"):
+            again(other)
+    with monkeypatch.context() as patched:
+        patched.setattr(Source, "dtype", lambda *_: torch.bfloat16)
+        with pytest.raises(AnswersError, match=r"another dtype 'float32' \(now 'bfloat16'\)"):
+            again(source)
+    tokenizer = here / "student" / "tokenizer_config.json"
+    settings = json.loads(tokenizer.read_text())
+    tokenizer.write_text(json.dumps({**settings, "model_max_length": 77}))
+    with pytest.raises(AnswersError, match="begun with another student_files"):
+        again(source)
+
+
+def test_an_adapters_settings_belong_to_its_identity(adapter: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    cpu = torch.device("cpu")
+    before = find_source(folder).identity(cpu)
+    assert before == find_source(adapter).identity(cpu)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 99}))
+    after = find_source(folder).identity(cpu)
+    assert {key for key in after if after[key] != before[key]} == {"adapter"}
+
+
 def test_what_does_not_fit_is_refused_before_the_student_is_loaded(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +244,7 @@ def test_a_part_that_is_answered_again_is_not_finished_meanwhile(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("medalign.eval.generate.decode", fail)
+        patched.setattr("medalign.eval.answer_batch.decode", fail)
         with pytest.raises(KeyboardInterrupt):
             ask(task, out, spec, part=Part(1, 2))
     second = ask(task, out, spec, part=Part(2, 2)).joined
