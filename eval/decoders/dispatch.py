@@ -20,6 +20,7 @@ from .avisc import avisc
 from .call import Call
 from .damro import damro
 from .dola import dola
+from .finite import Finite
 from .m3id import m3id
 from .opera import search
 from .opera_model import BeamModel
@@ -55,7 +56,8 @@ def decode(
         [B, G] new tokens, padded after the end token.
 
     Raises:
-        DecodingError: the decoder does not fit the student or the inputs.
+        DecodingError: the decoder does not fit the student or the inputs, or a token's scores
+            are no numbers.
     """
     model = llava_of(model)
     check_family(spec, model.config.model_type)
@@ -69,7 +71,7 @@ def decode(
     with _contrast(spec, call) as processors:
         if isinstance(spec, Sampled):
             processors += _draw(spec, names, seed)
-        return _generate(spec, call, processors)
+        return _generate(spec, call, [*processors, Finite(spec.name)])
 
 
 @contextmanager

@@ -8,15 +8,24 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Final
 
 _ENDLESS: Final = (float("inf"), float("-inf"))
+_COLDEST: Final = 1e-6
 
 
 class DecodingError(ValueError):
     """A decoder's name or setting cannot be used, or does not fit the student."""
 
 
-def number(default: float, least: float, most: float = float("inf"), *, above: bool = False) -> Any:
-    """A number from `least` (or above it) to `most`."""
-    return field(default=default, metadata={"least": least, "most": most, "above": above})
+def number(
+    default: float,
+    least: float,
+    most: float = float("inf"),
+    *,
+    above: bool = False,
+    endless: bool = False,
+) -> Any:
+    """A number from `least` (or above it) to `most`; infinity is one only if `endless`."""
+    about = {"least": least, "most": most, "above": above, "endless": endless}
+    return field(default=default, metadata=about)
 
 
 def choice(default: str, *others: str) -> Any:
@@ -91,6 +100,8 @@ def _check(decoder: str, one: "Field[Any]", value: object) -> None:
         assert isinstance(value, int | float)
         low, high = about["least"], about["most"]
         inside = low < value <= high if about["above"] else low <= value <= high
+        if value in _ENDLESS and not about["endless"]:
+            raise DecodingError(f"{where} takes finite numbers, got {value!r}")
         if not inside:
             begin = "above" if about["above"] else "from"
             end = "" if high == float("inf") else f" to {high:g}"
@@ -110,6 +121,15 @@ class Sampled(Spec):
     temperature: float = number(1.0, 0)
     top_k: int = number(0, 0)
     top_p: float = number(1.0, 0, 1, above=True)
+
+    def __post_init__(self) -> None:
+        """Refuse also what divides logits beyond float32."""
+        Spec.__post_init__(self)
+        if 0 < self.temperature < _COLDEST:
+            raise DecodingError(
+                f"{self.name}: temperature takes 0 or numbers from {_COLDEST:g}, "
+                f"got {self.temperature!r}"
+            )
 
     @property
     def sampled(self) -> bool:

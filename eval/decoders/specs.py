@@ -117,7 +117,7 @@ class Avisc(Sampled):
     alpha: float = number(1.0, 0)
     beta: float = number(0.1, 0, 1)
     gamma: float = number(0.5, 0, 1)
-    lambda_: float = number(1.0, float("-inf"))
+    lambda_: float = number(1.0, float("-inf"), endless=True)
     scheme: str = choice("zeros", "ones", "noise")
 
     @property

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from medalign.eval.decoders import decode, m3id, make_spec, vcd
+from medalign.eval.decoders import DecodingError, decode, m3id, make_spec, vcd
 
 TOKENS = 8
 
@@ -143,6 +143,36 @@ def test_a_repetition_penalty_leaves_padding_alone(bench: Any) -> None:
     inputs["input_ids"][inputs["attention_mask"] == 0] = alone[0]
     spec = make_spec("dola", None, {"max_new_tokens": TOKENS, **penalty})
     assert decode(bench.model, inputs, spec)[1].tolist() == alone
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("vcd", {"alpha": 1e38}),
+        ("avisc", {"alpha": 1e38}),
+        ("m3id", {"lambda": 1e3, "gate": 1.0}),
+        ("pai", {"alpha": 1e38}),
+    ],
+)
+def test_scores_that_are_no_numbers_are_refused(
+    bench: Any, name: str, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(DecodingError, match=f"{name}: the scores of the next token are no numb"):
+        answers(bench, name, 0, **settings)
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam", "nucleus", "dola", "opera"])
+def test_damaged_weights_give_no_answer(bench: Any, name: str) -> None:
+    head = bench.model.lm_head.weight
+    whole = head.detach().clone()
+    try:
+        with torch.no_grad():
+            head.fill_(float("nan"))
+        with pytest.raises(DecodingError, match="or the student's weights are damaged"):
+            answers(bench, name, 0)
+    finally:
+        with torch.no_grad():
+            head.copy_(whole)
 
 
 def test_m3id_counts_the_tokens_of_the_answer_from_one(
