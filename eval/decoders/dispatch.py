@@ -17,7 +17,7 @@ from transformers import (
 
 from ...trainer.student import llava_of
 from .avisc import avisc
-from .call import Call
+from .call import Call, check_images
 from .damro import damro
 from .dola import dola
 from .finite import Finite
@@ -62,6 +62,7 @@ def decode(
     model = llava_of(model)
     check_family(spec, model.config.model_type)
     prompt = Prompt.of(inputs, model.config.image_token_id)
+    check_images(model, prompt, inputs.get("pixel_values"))
     names = [str(row) for row in range(len(prompt.ids))] if ids is None else list(ids)
     if len(names) != len(prompt.ids):
         raise DecodingError(f"{len(prompt.ids)} prompts have {len(names)} ids")
