@@ -78,7 +78,7 @@ def generate(
         images: folder of the images.
         out: predictions file.
         spec: decoder and its settings.
-        seed: of decoders that draw.
+        seed: of decoders that draw tokens or noise; lines of others say 0.
         part: answer every N-th record, into a file of its own beside `out`; whoever finds all
             parts finished joins them into `out`.
         batch_size: questions at a time; OPERA answers them one by one whatever it is.

@@ -94,9 +94,20 @@ def test_every_decoder_answers_and_says_with_which_settings(
     answers = read_answers(tmp_path / "p.jsonl")
     assert [answer.id for answer in answers] == ["q0", "q1", "q2", "q3", "q4"]
     assert (done.answered, done.joined) == (5, None)
+    seed = 4 if name in ("nucleus", "vcd", "avisc", "m3id", "damro") else 0  # none is drawn
     for answer in answers:
-        assert (answer.decoder, answer.seed, answer.settings) == (name, 4, spec.settings())
+        assert (answer.decoder, answer.seed, answer.settings) == (name, seed, spec.settings())
         assert 1 <= answer.new_tokens <= 3
+
+
+def test_a_seed_that_decides_nothing_leaves_no_trace(task: Path, tmp_path: Path) -> None:
+    spec = make_spec("greedy", None, {"max_new_tokens": 2})
+    out, whole = tmp_path / "p.jsonl", tmp_path / "whole.jsonl"
+    for path in (out, whole):
+        ask(task, path, spec, seed=0)
+    out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:2]))
+    assert ask(task, out, spec, seed=1).reused == 2
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_other_settings_are_another_file(task: Path, tmp_path: Path) -> None:
