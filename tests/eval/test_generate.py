@@ -243,6 +243,15 @@ def test_parts_of_other_settings_are_refused_before_anything_is_answered(
         ask(task, out, other, part=Part(1, 3))
 
 
+def test_parts_of_another_division_are_refused(task: Path, tmp_path: Path) -> None:
+    spec, out = Nucleus(max_new_tokens=2), tmp_path / "p[1].jsonl"
+    ask(task, out, spec, part=Part(1, 2))
+    with pytest.raises(AnswersError, match=r"part-1-of-2\.jsonl: is a part of 2, this is one of 3"):
+        ask(task, out, spec, part=Part(1, 3))
+    assert not part_path(out, Part(1, 3)).exists()
+    ask(task, tmp_path / "other.jsonl", spec, part=Part(1, 3))
+
+
 def test_a_part_that_is_answered_again_is_not_finished_meanwhile(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
