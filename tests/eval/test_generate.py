@@ -13,6 +13,7 @@ from medalign.eval.answer_log import identity_path
 from medalign.eval.answer_parts import Joined, join_parts, part_path
 from medalign.eval.answers import AnswersError, read_answers
 from medalign.eval.decoders import SPECS, DecodingError, Spec, make_spec
+from medalign.eval.decoders.fit import check_fit
 from medalign.eval.decoders.specs import Nucleus
 from medalign.eval.generate import Answered, generate
 from medalign.eval.source import Source, find_source
@@ -174,11 +175,28 @@ def test_what_does_not_fit_is_refused_before_the_student_is_loaded(
         ("dola", {"layers": "0,2,4"}, "layers is '0,2,4', this student has layers 0 to 1"),
         ("pai", {}, "first_layer 2 and last_layer -1 name no layers"),
         ("damro", {"top_tokens": 17}, "top_tokens is 17, an image of this student has 16"),
+        ("damro", {"layer": -3}, "layer is -3, the vision tower has 2 layers"),
     ]
     for name, setting, message in cases:
         with pytest.raises(DecodingError, match=message):
             ask(task, tmp_path / "p.jsonl", make_spec(name, None, setting))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tower_without_class_token_is_refused_before_the_student_is_loaded(
+    task: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "student"
+    shutil.copytree(task / "student", folder)
+    student = Source(folder, None).spec()
+    check_fit(make_spec("damro"), student)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_feature_select_strategy"] = "full"
+    config["vision_config"]["model_type"] = "siglip_vision_model"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DecodingError, match="a class token, siglip_vision_model has none"):
+        check_fit(make_spec("damro"), student)
+    check_fit(make_spec("damro", None, {"variant": "reference"}), student)  # reads no tower
 
 
 def test_pais_reference_is_given_the_bare_questions(task: Path, tmp_path: Path) -> None:
