@@ -30,7 +30,7 @@ def answer_batch(
         batch: the records' first questions, padded on the left, wherever it lies.
         records: B of them; skipped ones get an answer too, which says nothing.
         spec: decoder and its settings.
-        seed: of decoders that draw.
+        seed: of decoders that draw tokens or noise; answers of others say 0.
     """
     # Pixels stay float32: the decoder casts them, after it has added noise.
     moved = batch.to(model.device, torch.float32)
@@ -54,7 +54,8 @@ def answer_batch(
             text=tokenizer.decode(tokens[:length], skip_special_tokens=True).strip(),
             answer=gold(record),
             decoder=spec.name,
-            seed=seed,
+            # Nothing else tells lines of one file apart: it may be continued with another seed.
+            seed=seed if spec.seeded else 0,
             new_tokens=length,
             settings=spec.settings(),
         )

@@ -1,6 +1,7 @@
 """Several processes answer one manifest: a file each, joined by whoever finds all finished."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +44,21 @@ def part_identity(identity: Mapping[str, Any], part: Part) -> dict[str, Any]:
 def refuse_other_parts(out: Path, count: int, identity: Mapping[str, Any]) -> None:
     """Refuse to share the work with parts, or a whole file, that another identity began.
 
+    Parts of another division are refused too: they would never be joined with these.
+
     Raises:
         AnswersError: names the file and what differs.
     """
     refuse_other(out, identity)
+    name = re.escape(out.stem), re.escape(out.suffix)
+    pattern = re.compile(r"{}\.part-\d+-of-(\d+){}".format(*name))
+    for file in sorted(out.parent.iterdir()) if out.parent.is_dir() else ():
+        found = pattern.fullmatch(file.name)
+        if found is not None and int(found[1]) != count:
+            raise AnswersError(
+                f"{file}: is a part of {found[1]}, this is one of {count}; go on with "
+                f"--part I/{found[1]}, remove the files of these parts, or choose another --out"
+            )
     for index in range(1, count + 1):
         part = Part(index, count)
         refuse_other(part_path(out, part), part_identity(identity, part))

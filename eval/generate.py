@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,6 +30,7 @@ from .answers import AnswersError
 from .decoders import Spec
 from .decoders.fit import check_fit
 from .decoders.specs import Opera
+from .image_digest import image_digest
 from .source import Source
 
 Progress = Callable[[int, int], None]
@@ -78,7 +78,7 @@ def generate(
         images: folder of the images.
         out: predictions file.
         spec: decoder and its settings.
-        seed: of decoders that draw.
+        seed: of decoders that draw tokens or noise; lines of others say 0.
         part: answer every N-th record, into a file of its own beside `out`; whoever finds all
             parts finished joins them into `out`.
         batch_size: questions at a time; OPERA answers them one by one whatever it is.
@@ -94,8 +94,14 @@ def generate(
     student = source.spec()
     check_fit(spec, student)
     together = 1 if isinstance(spec, Opera) else batch_size
-    asker = _Asker(source, student, images, spec, seed, together)
-    identity = _identity(source, spec, seed, manifest)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    asker = _Asker(source, student, images, spec, seed, together, device)
+    identity = {
+        **source.identity(device),
+        **spec.identity(seed),
+        "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "images": image_digest(records, images),
+    }
     if part is None:
         with AnswerLog.open(out, identity) as log:
             return asker.answer(records, log, workers, progress)
@@ -120,6 +126,7 @@ class _Asker:
     spec: Spec
     seed: int
     batch_size: int
+    device: torch.device
 
     def answer(
         self,
@@ -134,8 +141,7 @@ class _Asker:
         unreadable: list[tuple[str, str]] = []
         answered = 0
         if open_records:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            model = llava_of(self.source.load(device))
+            model = llava_of(self.source.load(self.device))
             for asked, batch in self._batches(open_records, workers):
                 skipped = dict(batch.skipped)
                 unreadable += batch.skipped
@@ -165,11 +171,3 @@ class _Asker:
         with closing(micro_batches(samples, order, pad, workers, left=True)) as batches:
             for places, batch in zip(order, batches, strict=True):
                 yield [records[k] for k in places], batch
-
-
-def _identity(source: Source, spec: Spec, seed: int, manifest: Path) -> dict[str, Any]:
-    return {
-        **source.identity(),
-        **spec.identity(seed),
-        "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(),
-    }

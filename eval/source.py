@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -12,6 +12,8 @@ from ..pipeline.pixels import Alpha
 from ..trainer.run_folder import RunFolder
 from ..trainer.student import load_base, load_student, read_identity
 from ..trainer.students.spec import StudentError, StudentSpec, read_student, student_digest
+
+_SMALL: Final = frozenset({".json", ".jinja", ".model", ".txt"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,25 @@ class Source:
             return base
         return load_student(base, self.adapter, probe=probe)
 
-    def identity(self) -> dict[str, str | None]:
-        """Digests that tell one model from another, without reading gigabytes of weights."""
+    def identity(self, device: torch.device) -> dict[str, str | None]:
+        """What tells one model from another, without reading gigabytes of weights.
+
+        Digests of the student's weights, of its small files (tokenizer, template, processor, end
+        tokens) and of the adapter; how images become pixels; the type of the weights.
+        """
         adapter = None
         if self.adapter is not None:
-            with (self.adapter / "adapter_model.safetensors").open("rb") as file:
-                adapter = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"student": student_digest(self.student), "adapter": adapter}
+            weights = self.adapter / "adapter_model.safetensors"
+            adapter = _digest([weights, self.adapter / "adapter_config.json"])
+        small = [file for file in self.student.iterdir() if file.suffix in _SMALL]
+        return {
+            "student": student_digest(self.student),
+            "student_files": _digest(sorted(small)),
+            "adapter": adapter,
+            "geometry": self.geometry,
+            "alpha": self.alpha,
+            "dtype": str(self.dtype(device)).removeprefix("torch."),
+        }
 
 
 def find_source(path: Path, student: Path | None = None) -> Source:
@@ -88,6 +102,16 @@ def source_names(paths: Sequence[Path]) -> list[str]:
     """Return a short name for every RUN_OR_STUDENT: its last part, or all of it where two agree."""
     short = [path.resolve().name for path in paths]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 of names and contents."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _source(adapter: Path, student: Path | None) -> Source:

@@ -12,6 +12,7 @@ from transformers import LogitsProcessor
 from ...trainer.students.families import family_of
 from .plausible import keep_plausible
 from .prompt import Prompt
+from .settings import DecodingError
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -51,6 +52,30 @@ class Call:
         each = max(1, sum(per_row) // len(self.pixels))
         begin = sum(per_row[:row]) // each
         return list(range(begin, begin + per_row[row] // each))
+
+
+def check_images(model: Any, prompt: Prompt, pixels: Tensor | None) -> None:
+    """Refuse a batch whose image tokens are not those of its images.
+
+    Args:
+        model: a Llava model; others are left to check themselves.
+        prompt: the batch's tokens.
+        pixels: [P, 3, S, S] or None.
+
+    Raises:
+        DecodingError: says how many there are of each.
+    """
+    if model.config.model_type != "llava":
+        return
+    vision = model.config.vision_config
+    each = (vision.image_size // vision.patch_size) ** 2
+    images = 0 if pixels is None else len(pixels)
+    per_prompt: list[int] = prompt.visual.sum(1).tolist()
+    if sum(per_prompt) != images * each or any(count % each for count in per_prompt):
+        raise DecodingError(
+            f"prompts have {per_prompt} image tokens for {images} images of {each} tokens each; "
+            "give pixel_values [P, 3, S, S] of every image, in the order of the prompts"
+        )
 
 
 class Cut(LogitsProcessor):

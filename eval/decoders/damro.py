@@ -44,6 +44,23 @@ def damro(spec: Damro, call: Call) -> Iterator[list[LogitsProcessor]]:
         yield [Contrast(open_stream, combine, call.prompt.length)]
 
 
+def check_tower(spec: Damro, config: Any) -> None:
+    """Refuse a student whose tower DAMRO cannot read; `config` is the student's.
+
+    Raises:
+        DecodingError: the tower has no class token, or no such layer.
+    """
+    tower = config.vision_config
+    if config.vision_feature_select_strategy != "default":
+        raise DecodingError(
+            f"damro needs a vision tower with a class token, {tower.model_type} has none"
+        )
+    if -spec.layer > tower.num_hidden_layers:
+        raise DecodingError(
+            f"damro: layer is {spec.layer}, the vision tower has {tower.num_hidden_layers} layers"
+        )
+
+
 @contextmanager
 def class_attention(model: Any, spec: Damro) -> Iterator[list[Tensor]]:
     """Compute the class token's attention to the patches while the tower reads the images.
@@ -52,20 +69,13 @@ def class_attention(model: Any, spec: Damro) -> Iterator[list[Tensor]]:
         A list that holds [P, N] float32 first, once the images have been read.
 
     Raises:
-        DecodingError: the tower has no class token, or no such layer.
+        DecodingError: as `check_tower`.
     """
-    config = model.config
     tower = model.model.vision_tower
-    if config.vision_feature_select_strategy != "default":
-        kind = config.vision_config.model_type
-        raise DecodingError(f"damro needs a vision tower with a class token, {kind} has none")
+    check_tower(spec, model.config)
     layers = next(
         module for name, module in tower.named_modules() if name.endswith("encoder.layers")
     )
-    if -spec.layer > len(layers):
-        raise DecodingError(
-            f"damro: layer is {spec.layer}, the vision tower has {len(layers)} layers"
-        )
     rows: list[Tensor] = []
 
     def keep(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

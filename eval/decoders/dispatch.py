@@ -17,9 +17,10 @@ from transformers import (
 
 from ...trainer.student import llava_of
 from .avisc import avisc
-from .call import Call
+from .call import Call, check_images
 from .damro import damro
 from .dola import dola
+from .finite import Finite
 from .m3id import m3id
 from .opera import search
 from .opera_model import BeamModel
@@ -55,11 +56,13 @@ def decode(
         [B, G] new tokens, padded after the end token.
 
     Raises:
-        DecodingError: the decoder does not fit the student or the inputs.
+        DecodingError: the decoder does not fit the student or the inputs, or a token's scores
+            are no numbers.
     """
     model = llava_of(model)
     check_family(spec, model.config.model_type)
     prompt = Prompt.of(inputs, model.config.image_token_id)
+    check_images(model, prompt, inputs.get("pixel_values"))
     names = [str(row) for row in range(len(prompt.ids))] if ids is None else list(ids)
     if len(names) != len(prompt.ids):
         raise DecodingError(f"{len(prompt.ids)} prompts have {len(names)} ids")
@@ -69,7 +72,7 @@ def decode(
     with _contrast(spec, call) as processors:
         if isinstance(spec, Sampled):
             processors += _draw(spec, names, seed)
-        return _generate(spec, call, processors)
+        return _generate(spec, call, [*processors, Finite(spec.name)])
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers import LogitsProcessor
 
 from ...trainer.students.families import family_of
 from .call import Call
@@ -23,7 +23,7 @@ def dola(spec: Dola, call: Call) -> Iterator[list[LogitsProcessor]]:
         states = _LastStates(hooks, call.model, layers)
         processors: list[LogitsProcessor] = [_Contrast(spec, call.model, states)]
         if spec.repetition_penalty != 1:
-            processors.append(RepetitionPenaltyLogitsProcessor(spec.repetition_penalty))
+            processors.append(_Repetition(spec.repetition_penalty, call.prompt.mask))
         yield processors
 
 
@@ -133,3 +133,25 @@ class _Contrast(LogitsProcessor):
         # One product for all layers, so that the head's weight is read once more and not K times.
         earlier = self._head(self._states.stacked()).float()
         return layer_contrast(scores.float(), earlier, self._spec.relative_top, self._spec.variant)
+
+
+class _Repetition(LogitsProcessor):
+    """Make tokens less likely that stand in the prompt or the answer (CTRL, arXiv 1909.05858).
+
+    Not transformers' own, which also punishes the padding of a batch.
+
+    Args:
+        penalty: divides positive scores, multiplies negative ones.
+        mask: [B, T] bool of the prompt, False on padding.
+    """
+
+    def __init__(self, penalty: float, mask: Tensor) -> None:
+        self._penalty = penalty
+        self._mask = mask
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        grown = input_ids.shape[1] - self._mask.shape[1]
+        counted = torch.nn.functional.pad(self._mask, (0, grown), value=True)
+        count = torch.zeros_like(scores).scatter_add_(1, input_ids, counted.to(scores))
+        punished = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
+        return torch.where(count > 0, punished, scores)

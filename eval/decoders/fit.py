@@ -1,6 +1,7 @@
 """Whether a decoder fits a student, asked before any weight is read."""
 
-from ...trainer.students.spec import StudentSpec
+from ...trainer.students.spec import StudentSpec, read_config
+from .damro import check_tower
 from .dola import premature_layers
 from .pai import boosted_layers
 from .settings import DecodingError, Spec
@@ -18,8 +19,10 @@ def check_fit(spec: Spec, student: StudentSpec) -> None:
         premature_layers(spec.layers, student.layers)
     if isinstance(spec, Pai):
         boosted_layers(spec, student.layers)
-    if isinstance(spec, Damro) and spec.top_tokens > student.grid.size:
-        raise DecodingError(
-            f"damro: top_tokens is {spec.top_tokens}, an image of this student has "
-            f"{student.grid.size}"
-        )
+    if isinstance(spec, Damro) and spec.variant == "published":
+        check_tower(spec, read_config(student.path))
+        if spec.top_tokens > student.grid.size:
+            raise DecodingError(
+                f"damro: top_tokens is {spec.top_tokens}, an image of this student has "
+                f"{student.grid.size}"
+            )

@@ -33,7 +33,10 @@ def m3id(spec: M3id, call: Call) -> Iterator[list[LogitsProcessor]]:
 
 def weight(token: int, lambda_: float) -> float:
     """(1 - g) / g with g = e^(-lambda t), for token t of the answer, from 1."""
-    return math.expm1(lambda_ * token)
+    try:
+        return math.expm1(lambda_ * token)
+    except OverflowError:
+        return math.inf
 
 
 def gated_contrast(

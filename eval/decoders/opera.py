@@ -10,6 +10,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
+from .finite import refuse_no_numbers
 from .hypotheses import Beams, choose
 from .over_trust import grown, most_frequent, over_trust
 from .specs import Opera
@@ -50,6 +51,9 @@ def search(model: Attentive, spec: Opera, ends: frozenset[int]) -> list[int]:
 
     Returns:
         New tokens, the end token included if there is one.
+
+    Raises:
+        DecodingError: a token's scores are no numbers.
     """
     beams = Beams.begin(spec.beams, model.visual.device)
     logits = model.restart(beams.tokens)
@@ -64,6 +68,7 @@ def search(model: Attentive, spec: Opera, ends: frozenset[int]) -> list[int]:
             logits[tuple(zip(*sorted(rejected), strict=True))] = float("-inf")
             # This one step has neither penalty nor candidates.
             scores = logits.log_softmax(-1)
+        refuse_no_numbers(scores, spec.name)
         beams, parents, done = choose(beams, scores, ends, spec.max_new_tokens)
         if done:
             return beams.best()

@@ -8,15 +8,24 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Final
 
 _ENDLESS: Final = (float("inf"), float("-inf"))
+_COLDEST: Final = 1e-6
 
 
 class DecodingError(ValueError):
     """A decoder's name or setting cannot be used, or does not fit the student."""
 
 
-def number(default: float, least: float, most: float = float("inf"), *, above: bool = False) -> Any:
-    """A number from `least` (or above it) to `most`."""
-    return field(default=default, metadata={"least": least, "most": most, "above": above})
+def number(
+    default: float,
+    least: float,
+    most: float = float("inf"),
+    *,
+    above: bool = False,
+    endless: bool = False,
+) -> Any:
+    """A number from `least` (or above it) to `most`; infinity is one only if `endless`."""
+    about = {"least": least, "most": most, "above": above, "endless": endless}
+    return field(default=default, metadata=about)
 
 
 def choice(default: str, *others: str) -> Any:
@@ -49,18 +58,23 @@ class Spec:
 
     @property
     def sampled(self) -> bool:
-        """Whether answers depend on a seed."""
+        """Whether tokens are drawn."""
         return False
 
+    @property
+    def seeded(self) -> bool:
+        """Whether answers depend on a seed: tokens are drawn, or something else is."""
+        return self.sampled
+
     def settings(self) -> dict[str, str | int | float | bool]:
-        """Every setting by name; equal settings (and seed, if sampled) give equal answers."""
+        """Every setting by name; equal settings (and seed, if seeded) give equal answers."""
         values = {setting_name(one): getattr(self, one.name) for one in fields(self)}
         # JSON has no infinity.
         return {name: str(v) if v in _ENDLESS else v for name, v in values.items()}
 
     def identity(self, seed: int) -> dict[str, str | int | float | bool]:
         """What decides this decoder's answers, and nothing else."""
-        return {"decoder": self.name, **self.settings(), **({"seed": seed} if self.sampled else {})}
+        return {"decoder": self.name, **self.settings(), **({"seed": seed} if self.seeded else {})}
 
 
 def setting_name(one: "Field[Any]") -> str:
@@ -86,6 +100,8 @@ def _check(decoder: str, one: "Field[Any]", value: object) -> None:
         assert isinstance(value, int | float)
         low, high = about["least"], about["most"]
         inside = low < value <= high if about["above"] else low <= value <= high
+        if value in _ENDLESS and not about["endless"]:
+            raise DecodingError(f"{where} takes finite numbers, got {value!r}")
         if not inside:
             begin = "above" if about["above"] else "from"
             end = "" if high == float("inf") else f" to {high:g}"
@@ -106,7 +122,16 @@ class Sampled(Spec):
     top_k: int = number(0, 0)
     top_p: float = number(1.0, 0, 1, above=True)
 
+    def __post_init__(self) -> None:
+        """Refuse also what divides logits beyond float32."""
+        Spec.__post_init__(self)
+        if 0 < self.temperature < _COLDEST:
+            raise DecodingError(
+                f"{self.name}: temperature takes 0 or numbers from {_COLDEST:g}, "
+                f"got {self.temperature!r}"
+            )
+
     @property
     def sampled(self) -> bool:
-        """Whether answers depend on a seed."""
+        """Whether tokens are drawn."""
         return self.temperature > 0

@@ -51,6 +51,11 @@ class Vcd(Sampled):
     noise_step: int = number(500, 0, 999)
     variant: str = variant_setting()
 
+    @property
+    def seeded(self) -> bool:
+        """Whether answers depend on a seed: the image's noise does."""
+        return self.sampled or self.variant == "published"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dola(Spec):
@@ -112,8 +117,13 @@ class Avisc(Sampled):
     alpha: float = number(1.0, 0)
     beta: float = number(0.1, 0, 1)
     gamma: float = number(0.5, 0, 1)
-    lambda_: float = number(1.0, float("-inf"))
+    lambda_: float = number(1.0, float("-inf"), endless=True)
     scheme: str = choice("zeros", "ones", "noise")
+
+    @property
+    def seeded(self) -> bool:
+        """Whether answers depend on a seed: noise in the place of image tokens does."""
+        return self.sampled or self.scheme == "noise"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,15 +1,19 @@
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from medalign.eval.answer_log import identity_path
 from medalign.eval.answer_parts import Joined, join_parts, part_path
 from medalign.eval.answers import AnswersError, read_answers
 from medalign.eval.decoders import SPECS, DecodingError, Spec, make_spec
+from medalign.eval.decoders.fit import check_fit
 from medalign.eval.decoders.specs import Nucleus
 from medalign.eval.generate import Answered, generate
 from medalign.eval.source import Source, find_source
@@ -91,9 +95,20 @@ def test_every_decoder_answers_and_says_with_which_settings(
     answers = read_answers(tmp_path / "p.jsonl")
     assert [answer.id for answer in answers] == ["q0", "q1", "q2", "q3", "q4"]
     assert (done.answered, done.joined) == (5, None)
+    seed = 4 if name in ("nucleus", "vcd", "avisc", "m3id", "damro") else 0  # none is drawn
     for answer in answers:
-        assert (answer.decoder, answer.seed, answer.settings) == (name, 4, spec.settings())
+        assert (answer.decoder, answer.seed, answer.settings) == (name, seed, spec.settings())
         assert 1 <= answer.new_tokens <= 3
+
+
+def test_a_seed_that_decides_nothing_leaves_no_trace(task: Path, tmp_path: Path) -> None:
+    spec = make_spec("greedy", None, {"max_new_tokens": 2})
+    out, whole = tmp_path / "p.jsonl", tmp_path / "whole.jsonl"
+    for path in (out, whole):
+        ask(task, path, spec, seed=0)
+    out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:2]))
+    assert ask(task, out, spec, seed=1).reused == 2
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_other_settings_are_another_file(task: Path, tmp_path: Path) -> None:
@@ -101,6 +116,52 @@ def test_other_settings_are_another_file(task: Path, tmp_path: Path) -> None:
     ask(task, out, make_spec("vcd", None, {"max_new_tokens": 1}))
     with pytest.raises(AnswersError, match=r"begun with another alpha 1.0 \(now 2.0\)"):
         ask(task, out, make_spec("vcd", None, {"max_new_tokens": 1, "alpha": 2.0}))
+
+
+def test_another_model_or_other_images_are_another_file(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, out = make_spec("greedy", None, {"max_new_tokens": 1}), tmp_path / "p.jsonl"
+    here, images = tmp_path / "task", tmp_path / "images"
+    for folder in (here, images):
+        shutil.copytree(task, folder)
+    source = Source(here / "student", None)
+
+    def again(now: Source, folder: Path = here) -> int:
+        return generate(now, here / "m.jsonl", folder, out, spec).reused
+
+    assert again(source) == 0
+    assert again(source, images) == 5  # a copy
+    Image.new("RGB", (9, 9)).save(images / "2.png")
+    with pytest.raises(AnswersError, match="begun with another images"):
+        again(source, images)
+    for other, key in (
+        (dataclasses.replace(source, alpha="white"), "alpha 'black'"),
+        (dataclasses.replace(source, geometry="stretch"), "geometry 'processor'"),
+    ):
+        with pytest.raises(AnswersError, match=f"begun with another {key}"):
+            again(other)
+    with monkeypatch.context() as patched:
+        patched.setattr(Source, "dtype", lambda *_: torch.bfloat16)
+        with pytest.raises(AnswersError, match=r"another dtype 'float32' \(now 'bfloat16'\)"):
+            again(source)
+    tokenizer = here / "student" / "tokenizer_config.json"
+    settings = json.loads(tokenizer.read_text())
+    tokenizer.write_text(json.dumps({**settings, "model_max_length": 77}))
+    with pytest.raises(AnswersError, match="begun with another student_files"):
+        again(source)
+
+
+def test_an_adapters_settings_belong_to_its_identity(adapter: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    cpu = torch.device("cpu")
+    before = find_source(folder).identity(cpu)
+    assert before == find_source(adapter).identity(cpu)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 99}))
+    after = find_source(folder).identity(cpu)
+    assert {key for key in after if after[key] != before[key]} == {"adapter"}
 
 
 def test_what_does_not_fit_is_refused_before_the_student_is_loaded(
@@ -114,11 +175,28 @@ def test_what_does_not_fit_is_refused_before_the_student_is_loaded(
         ("dola", {"layers": "0,2,4"}, "layers is '0,2,4', this student has layers 0 to 1"),
         ("pai", {}, "first_layer 2 and last_layer -1 name no layers"),
         ("damro", {"top_tokens": 17}, "top_tokens is 17, an image of this student has 16"),
+        ("damro", {"layer": -3}, "layer is -3, the vision tower has 2 layers"),
     ]
     for name, setting, message in cases:
         with pytest.raises(DecodingError, match=message):
             ask(task, tmp_path / "p.jsonl", make_spec(name, None, setting))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tower_without_class_token_is_refused_before_the_student_is_loaded(
+    task: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "student"
+    shutil.copytree(task / "student", folder)
+    student = Source(folder, None).spec()
+    check_fit(make_spec("damro"), student)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_feature_select_strategy"] = "full"
+    config["vision_config"]["model_type"] = "siglip_vision_model"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DecodingError, match="a class token, siglip_vision_model has none"):
+        check_fit(make_spec("damro"), student)
+    check_fit(make_spec("damro", None, {"variant": "reference"}), student)  # reads no tower
 
 
 def test_pais_reference_is_given_the_bare_questions(task: Path, tmp_path: Path) -> None:
@@ -181,6 +259,15 @@ def test_parts_of_other_settings_are_refused_before_anything_is_answered(
     ask(task, out, spec, part=Part(2, 2))
     with pytest.raises(AnswersError, match=r"p\.jsonl: was begun with another max_new_tokens"):
         ask(task, out, other, part=Part(1, 3))
+
+
+def test_parts_of_another_division_are_refused(task: Path, tmp_path: Path) -> None:
+    spec, out = Nucleus(max_new_tokens=2), tmp_path / "p[1].jsonl"
+    ask(task, out, spec, part=Part(1, 2))
+    with pytest.raises(AnswersError, match=r"part-1-of-2\.jsonl: is a part of 2, this is one of 3"):
+        ask(task, out, spec, part=Part(1, 3))
+    assert not part_path(out, Part(1, 3)).exists()
+    ask(task, tmp_path / "other.jsonl", spec, part=Part(1, 3))
 
 
 def test_a_part_that_is_answered_again_is_not_finished_meanwhile(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from medalign.eval.decoders import decode, m3id, make_spec, vcd
+from medalign.eval.decoders import DecodingError, decode, m3id, make_spec, vcd
 
 TOKENS = 8
 
@@ -133,6 +133,46 @@ def test_a_repetition_penalty_keeps_dola_from_repeating(bench: Any) -> None:
     for k, row in enumerate(answers(bench, "dola", repetition_penalty=50.0, **free)):
         assert len(set(row)) == TOKENS
         assert not set(row) & set(bench.rows[k])
+
+
+def test_a_repetition_penalty_leaves_padding_alone(bench: Any) -> None:
+    """Padding may be a token that an answer has: its row is as if it were alone."""
+    penalty = {"repetition_penalty": 50.0, "relative_top": 0.0}
+    (alone,) = answers(bench, "dola", 2, **penalty)
+    inputs = bench.inputs(1, 2)
+    inputs["input_ids"][inputs["attention_mask"] == 0] = alone[0]
+    spec = make_spec("dola", None, {"max_new_tokens": TOKENS, **penalty})
+    assert decode(bench.model, inputs, spec)[1].tolist() == alone
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("vcd", {"alpha": 1e38}),
+        ("avisc", {"alpha": 1e38}),
+        ("m3id", {"lambda": 1e3, "gate": 1.0}),
+        ("pai", {"alpha": 1e38}),
+    ],
+)
+def test_scores_that_are_no_numbers_are_refused(
+    bench: Any, name: str, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(DecodingError, match=f"{name}: the scores of the next token are no numb"):
+        answers(bench, name, 0, **settings)
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam", "nucleus", "dola", "opera"])
+def test_damaged_weights_give_no_answer(bench: Any, name: str) -> None:
+    head = bench.model.lm_head.weight
+    whole = head.detach().clone()
+    try:
+        with torch.no_grad():
+            head.fill_(float("nan"))
+        with pytest.raises(DecodingError, match="or the student's weights are damaged"):
+            answers(bench, name, 0)
+    finally:
+        with torch.no_grad():
+            head.copy_(whole)
 
 
 def test_m3id_counts_the_tokens_of_the_answer_from_one(

@@ -63,12 +63,16 @@ def test_single_values_win_over_a_preset() -> None:
     )
 
 
-def test_the_seed_belongs_to_decoders_that_draw() -> None:
+def test_the_seed_belongs_to_decoders_that_draw_tokens_or_noise() -> None:
     assert make_spec("greedy").identity(3) == {"decoder": "greedy", "max_new_tokens": 128}
     assert make_spec("nucleus").identity(3)["seed"] == 3
     assert "seed" not in make_spec("pai").identity(3)
     assert make_spec("pai", None, {"temperature": "1"}).identity(3)["seed"] == 3
-    assert "seed" not in make_spec("vcd", None, {"temperature": "0"}).identity(3)
+    still = {"temperature": "0"}
+    for name, values in (("vcd", {}), ("avisc", {"scheme": "noise"})):
+        assert make_spec(name, None, {**still, **values}).identity(3)["seed"] == 3
+    for name, values in (("vcd", {"variant": "reference"}), ("avisc", {}), ("damro", {})):
+        assert "seed" not in make_spec(name, None, {**still, **values}).identity(3)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,10 @@ def test_the_seed_belongs_to_decoders_that_draw() -> None:
         ("avisc", {"lambda_": "1"}, "avisc has no setting 'lambda_'.*lambda"),
         ("vcd", {"alpha": "much"}, "vcd: alpha takes a number, got 'much'"),
         ("vcd", {"alpha": "nan"}, "vcd: alpha takes numbers from 0, got nan"),
+        ("vcd", {"alpha": "inf"}, "vcd: alpha takes finite numbers, got inf"),
+        ("nucleus", {"temperature": "inf"}, "nucleus: temperature takes finite numbers, got inf"),
+        ("nucleus", {"temperature": "1e-45"}, "temperature takes 0 or numbers from 1e-06, got"),
+        ("m3id", {"lambda": "inf"}, "m3id: lambda takes finite numbers, got inf"),
         ("vcd", {"beta": "1.5"}, "vcd: beta takes numbers from 0 to 1, got 1.5"),
         ("vcd", {"noise_step": "1000"}, "vcd: noise_step takes numbers from 0 to 999, got 1000"),
         ("vcd", {"noise_step": "1.5"}, "vcd: noise_step takes a whole number, got '1.5'"),

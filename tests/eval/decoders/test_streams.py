@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medalign.eval.decoders import decode, make_spec
+from medalign.eval.decoders import SPECS, decode, make_spec
 from medalign.eval.decoders.avisc import hidden_tokens
 from medalign.eval.decoders.damro import shown_patches
 from medalign.eval.decoders.prompt import Embedded, Prompt, embed
@@ -16,6 +16,19 @@ from medalign.eval.decoders.settings import DecodingError
 from medalign.eval.decoders.specs import Avisc, Greedy
 from medalign.eval.decoders.stream import ContrastStream, positions
 from medalign.trainer.students.probe import Tap
+
+
+@pytest.mark.parametrize("name", list(SPECS))
+def test_images_that_are_not_those_of_the_prompts_are_refused(bench: Any, name: str) -> None:
+    spec = make_spec(name, None, {"max_new_tokens": 1})
+    two, text = bench.inputs(0, 1), bench.inputs(3)
+    for inputs, message in (
+        ({**two, "pixel_values": two["pixel_values"][:1]}, r"\[16, 16\] image tokens for 1 images"),
+        ({**two, "pixel_values": None}, r"\[16, 16\] image tokens for 0 images of 16"),
+        ({**text, "pixel_values": bench.pixels[:1]}, r"\[0\] image tokens for 1 images of 16"),
+    ):
+        with pytest.raises(DecodingError, match=message):
+            decode(bench.model, inputs, spec)
 
 
 @dataclass
