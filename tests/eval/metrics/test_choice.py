@@ -44,6 +44,11 @@ def test_llava_med_gives_a_lower_cased_label_no_option() -> None:
         (["normal", "abnormal"], "it is abnormal", 1),
         (["A", "B"], "b", 1),
         (["same", "same"], "same", None),
+        (["HER2+", "HER2 -"], "HER2+", 0),
+        (["HER2+", "HER2 -"], "It is her2-.", 1),
+        (["< 5 mm", "> 5 mm"], "> 5 mm", 1),
+        (["+", "-"], "-", 1),
+        (["+/-", "+ -"], "+ -", 1),  # the same words, but this spelling
     ],
 )
 def test_strict_choice_takes_the_option_that_is_named(
