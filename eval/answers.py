@@ -182,10 +182,12 @@ def _pair(record: Record, answer: Answer | None, task: Task) -> Pair:
     )
 
 
-def _references(record: Record) -> set[object]:
+def _references(record: Record) -> set[str]:
     """Return every reference a predictions file may carry: `generate` does not know the task."""
     last = [turn.text for turn in record.conversations if turn.role == "gpt"][-1:]
-    return {gold(record), record.fields.get("report"), *last}
+    report = record.fields.get("report")
+    # Only a text can be carried, and another value need not be hashable.
+    return {gold(record), *last, *([report] if isinstance(report, str) else [])}
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:

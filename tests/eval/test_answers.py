@@ -187,6 +187,15 @@ def test_any_reference_of_the_record_may_be_carried(answer: MakeAnswer, record: 
         assert join([answer(answer=carried)], [one], "report")[0].reference == "the report"
 
 
+@pytest.mark.parametrize("turns", [(), ("<image>\nQ",)])
+def test_a_report_that_is_no_text_is_refused_and_named(
+    record: MakeRecord, answer: MakeAnswer, turns: tuple[str, ...]
+) -> None:
+    one = record("a", *turns, report=["Findings", "Impression"])
+    with pytest.raises(AnswersError, match="record 'a' has no reference; --task report compares"):
+        join([answer(answer=gold(one))], [one], "report")
+
+
 def test_an_unknown_task_is_refused(answer: MakeAnswer, record: MakeRecord) -> None:
     task: Any = "vaq"
     with pytest.raises(AnswersError, match="task is 'vaq', known are vqa and report"):
