@@ -74,6 +74,25 @@ def test_what_is_scored_is_never_overwritten(files: Files, which: int) -> None:
     assert files[which].read_bytes() == before
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_texts_for_radgraph_never_overwrite_what_is_read(files: Files, which: int) -> None:
+    before = files[which].read_bytes()
+    out = files[which].parent / "." / "other" / ".." / files[which].name
+    with pytest.raises(AnswersError, match="would overwrite what is read"):
+        run("report-texts", files[0], "--manifest", files[1], "--out", out)
+    assert files[which].read_bytes() == before
+
+
+def test_annotations_that_are_scored_with_are_never_overwritten(
+    files: Files, tmp_path: Path
+) -> None:
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text("{}", encoding="utf-8")
+    arguments = ("score", *files, "--task", "report", "--out", annotations)
+    with pytest.raises(AnswersError, match="would overwrite what is scored"):
+        run(*arguments, "--radgraph-annotations", annotations)
+
+
 def test_compare_prints_both_files_and_writes_if_asked(files: Files, tmp_path: Path) -> None:
     answers, manifest = files
     out = tmp_path / "c.json"
