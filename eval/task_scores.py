@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .answers import AnswersError, Pair, Task
 from .metrics.definitions import VQA_METRICS, Definition, Key, vqa_definitions
 from .metrics.report_definitions import REPORT_METRICS, report_definitions
@@ -101,7 +103,7 @@ def task_scores(
         definitions={key: of for key, of in found.items() if key not in undefined},
         counts=counts,
         wordnet=wordnet,
-        not_computed=not_computed + [_undefined(key) for key in undefined],
+        not_computed=not_computed + [_undefined(key, statistics[key]) for key in undefined],
     )
 
 
@@ -114,6 +116,9 @@ def _report_definitions(wordnet: str | None, instruments: "Instruments") -> dict
     )
 
 
-def _undefined(key: Key) -> NotComputed:
+def _undefined(key: Key, statistic: Statistic) -> NotComputed:
     protocol, name = key
-    return NotComputed(name=f"{name} ({protocol})", reason="is undefined: nothing to count")
+    reason = "is undefined: nothing to count"
+    if np.isnan(statistic.terms).any():
+        reason = "has samples whose value is not a number: what computes it is damaged"
+    return NotComputed(name=f"{name} ({protocol})", reason=reason)

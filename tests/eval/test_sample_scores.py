@@ -1,10 +1,11 @@
+import math
 from collections.abc import Callable
 
 import pytest
 
 from medalign.eval.answers import Answer, Pair, join
 from medalign.eval.metrics.definitions import VQA_METRICS
-from medalign.eval.metrics.statistic import Statistic
+from medalign.eval.metrics.statistic import Statistic, mean_of
 from medalign.eval.sample_scores import question_type, vqa_scores
 from medalign.eval.task_scores import task_scores
 from medalign.pipeline.manifest import Record
@@ -99,3 +100,15 @@ def test_only_wanted_groups_are_kept(pairs: list[Pair]) -> None:
         ("strict", "closed_accuracy"),
         ("llava-med", "closed_accuracy"),
     }
+
+
+def test_a_sample_that_is_not_a_number_is_not_nothing_to_count(
+    pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {("strict", "closed_accuracy"): mean_of([1.0, math.nan])}
+    monkeypatch.setattr("medalign.eval.task_scores.vqa_scores", lambda pairs: (found, {}))
+    scored = task_scores(pairs, "vqa", ["closed"], None)
+    assert not scored.definitions
+    [left_out] = scored.not_computed
+    assert left_out.name == "closed_accuracy (strict)"
+    assert "not a number" in left_out.reason
