@@ -163,14 +163,22 @@ def join(
         [id_ for id_ in by_id if id_ not in known], "answers belong to no record of the manifest"
     )
     if not allow_missing:
-        absent = [record.id for record in records if record.id not in by_id]
-        _refuse(absent, "records have no answer; finish `eval generate` or pass --allow-missing")
+        refuse_absent(record.id for record in records if record.id not in by_id)
     stale = [r.id for r in records if r.id in by_id and by_id[r.id].answer not in _references(r)]
     _refuse(
         stale,
         "answers carry another reference than the manifest; it changed since, generate again",
     )
     return [_pair(record, by_id.get(record.id), task) for record in records]
+
+
+def refuse_absent(ids: Iterable[str]) -> None:
+    """Refuse records without an answer.
+
+    Raises:
+        AnswersError: there are some; it names the first few.
+    """
+    _refuse(list(ids), "records have no answer; finish `eval generate` or pass --allow-missing")
 
 
 def _pair(record: Record, answer: Answer | None, task: Task) -> Pair:

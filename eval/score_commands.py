@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from .task_scores import NotComputed
+    from .compare import Compared
+    from .score import Score
 
 
 class TaskName(enum.StrEnum):
@@ -143,7 +144,7 @@ def score(
         typer.echo(scores.to_json(), nl=False)
     else:
         print_scores(scores, out)
-    _fail_on_named(names, scores.not_computed)
+    _fail_on_named(names, scores.metrics)
 
 
 def compare(
@@ -205,7 +206,7 @@ def compare(
         typer.echo(found.to_json(), nl=False)
     else:
         print_comparison(found, out)
-    _fail_on_named(names, found.not_computed)
+    _fail_on_named(names, found.metrics)
 
 
 def report_texts(
@@ -245,7 +246,7 @@ def _quiet(task: TaskName) -> None:
         quiet_libraries()
 
 
-def _fail_on_named(names: Sequence[str], missing: "Sequence[NotComputed]") -> None:
-    """Exit with 1 if a metric that was asked for by name has no value."""
-    if any(each.name in names for each in missing):
+def _fail_on_named(names: Sequence[str], metrics: "Sequence[Score] | Sequence[Compared]") -> None:
+    """Exit with 1 if nothing that goes by a name that was asked for has a value."""
+    if not set(names) <= {metric.group for metric in metrics}:
         raise typer.Exit(1)

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from .instruments.opened import Instruments
 
 
+_NO_SAMPLES = {
+    "open": "no record has answer_type OPEN and no `options`",
+    "closed": "no record is without `options` and answer_type OPEN",
+    "choice": "no record has `options`",
+    "hallucination": "no reference is yes or no",
+}
+"""Why a group of VQA metrics can be without samples."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotComputed:
     """Say which metric has no value, and why.
@@ -68,7 +77,12 @@ def choose_metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def task_scores(
-    pairs: Sequence[Pair], task: Task, wanted: Sequence[str], instruments: "Instruments | None"
+    pairs: Sequence[Pair],
+    task: Task,
+    wanted: Sequence[str],
+    instruments: "Instruments | None",
+    *,
+    named: bool = False,
 ) -> TaskScores:
     """Score pairs.
 
@@ -77,6 +91,7 @@ def task_scores(
         task: "vqa" or "report".
         wanted: of `known_metrics`.
         instruments: what reports need; None for questions.
+        named: whether a user asked for `wanted`, and so is told of those without samples.
     """
     wordnet, not_computed = None, []
     if task == "vqa":
@@ -97,6 +112,13 @@ def task_scores(
         for key, definition in definitions.items()
         if definition.group in wanted and key in statistics
     }
+    if named:
+        known = {of.group for of in found.values()} | {each.name for each in not_computed}
+        not_computed += [
+            NotComputed(name=group, reason=_NO_SAMPLES.get(group, "applies to no record"))
+            for group in wanted
+            if group not in known
+        ]
     undefined = [key for key in found if math.isnan(statistics[key].value())]
     return TaskScores(
         statistics=statistics,

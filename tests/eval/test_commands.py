@@ -133,6 +133,23 @@ def test_a_metric_that_was_named_and_cannot_be_computed_is_a_failure(
     assert "radgraph: not computed" in run(*arguments)
 
 
+@pytest.mark.parametrize("compared", [False, True])
+def test_a_metric_that_was_named_and_has_no_samples_is_a_failure(
+    files: Files, tmp_path: Path, compared: bool
+) -> None:
+    answers, manifest = files
+    out = tmp_path / "s.json"
+    both = ["compare", answers, answers, manifest] if compared else ["score", answers, manifest]
+    arguments = [str(each) for each in (*both, "--task", "vqa", "--out", out)]
+    result = CliRunner().invoke(app, [*arguments, "--metrics", "choice,open"])
+    assert result.exit_code == 1
+    assert "choice: not computed: no record has `options`" in result.output
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert [missing["name"] for missing in found["not_computed"]] == ["choice"]
+    # Not named, it is left out without a word.
+    assert "choice" not in run(*arguments).replace("multiple choice", "")
+
+
 def test_a_metric_of_another_task_is_refused(files: Files, tmp_path: Path) -> None:
     arguments = ("score", *files, "--task", "vqa", "--out", tmp_path / "s.json")
     with pytest.raises(AnswersError, match="--metrics bleu: task vqa has open"):

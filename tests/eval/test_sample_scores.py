@@ -106,7 +106,7 @@ def test_a_sample_that_is_not_a_number_is_not_nothing_to_count(
     pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {("strict", "closed_accuracy"): mean_of([1.0, math.nan])}
-    monkeypatch.setattr("medalign.eval.task_scores.vqa_scores", lambda pairs: (found, {}))
+    monkeypatch.setattr("medalign.eval.task_scores.vqa_scores", lambda _: (found, {}))
     scored = task_scores(pairs, "vqa", ["closed"], None)
     assert not scored.definitions
     [left_out] = scored.not_computed
