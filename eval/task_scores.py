@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 _NO_SAMPLES = {
-    "open": "no record has answer_type OPEN and no `options`",
-    "closed": "no record is without `options` and answer_type OPEN",
+    "open": "no record has answer_type OPEN",
+    "closed": "every record has answer_type OPEN",
     "choice": "no record has `options`",
     "hallucination": "no reference is yes or no",
 }

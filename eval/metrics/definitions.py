@@ -48,8 +48,8 @@ _LLAVA_MED = {
     "mean over OPEN questions",
     "open_bleu_3": "clipped trigram precision alone (not cumulative) times the brevity penalty; "
     "mean over OPEN questions",
-    "closed_accuracy": "share of CLOSED questions (or without answer_type) whose prediction holds "
-    "yes or no as a substring and the reference as a substring",
+    "closed_accuracy": "share of CLOSED questions (or without answer_type), with options or "
+    "not, whose prediction holds yes or no as a substring and the reference as a substring",
     "choice_accuracy": "share of multiple-choice questions whose prediction and label are closest "
     "to the same option by difflib's ratio, case-sensitive",
 }

@@ -69,6 +69,45 @@ def test_an_absent_answer_is_no_hallucination(pairs: list[Pair]) -> None:
         assert (found["hallucination_rate"], found["unclear_answers"]) == (0, 1)
 
 
+def test_yes_no_questions_count_whatever_their_type(record: MakeRecord, answer: MakeAnswer) -> None:
+    turns = ("<image>\nQ", "No")
+    records = [
+        record("open", *turns, answer_type="OPEN"),
+        record("options", *turns, options=["Yes", "No"], answer_type="CLOSED"),
+        record("letter", "<image>\nQ", "B", options=["Yes", "No"]),
+        record("words", "<image>\nQ", "CT", options=["CT", "No"]),
+    ]
+    answers = [
+        answer("open", "Yes"),
+        answer("options", "A"),
+        answer("letter", "B", answer="B"),
+        answer("words", "No", answer="CT"),
+    ]
+    samples, _ = vqa_scores(join(answers, records, "vqa"))
+    strict = samples["strict", "hallucination_rate"]
+    assert strict.places.tolist() == [0, 1, 2]
+    assert strict.terms[:, 0, 0].tolist() == [1, 1, 0]
+    assert samples["medheval", "yes_share"].places.tolist() == [0, 1, 2]
+
+
+def test_the_released_scorer_does_not_look_at_options(
+    record: MakeRecord, answer: MakeAnswer
+) -> None:
+    turns = ("<image>\nQ", "No")
+    options = ["Yes", "No"]
+    records = [
+        record("a", *turns, options=options, answer_type="CLOSED"),
+        record("b", *turns, options=options),
+        record("c", *turns, options=options, answer_type="OPEN"),
+    ]
+    samples, counts = vqa_scores(join([answer(id_) for id_ in "abc"], records, "vqa"))
+    assert samples["llava-med", "closed_accuracy"].places.tolist() == [0, 1]
+    assert samples["llava-med", "open_recall"].places.tolist() == [2]
+    assert samples["llava-med", "choice_accuracy"].places.tolist() == [0, 1, 2]
+    assert ("strict", "closed_accuracy") not in samples
+    assert counts["choice"] == 3
+
+
 def test_the_kind_of_a_question_is_the_first_field_that_says_it(
     record: MakeRecord, answer: MakeAnswer
 ) -> None:
