@@ -69,7 +69,7 @@ _STRICT = {
     "closed_accuracy": "share of CLOSED questions (or without answer_type) whose first word, or "
     "else only one of the words yes and no, is the reference; other references need equal words",
     "choice_accuracy": "share of multiple-choice questions whose prediction names the reference's "
-    "option, by its letter or its words, and no other",
+    "option and no other, by its words or its letter (B, (b), Answer: B, The answer is B.)",
     "overall_accuracy": "share of all questions that are right: closed and multiple choice as "
     "above, OPEN by exact match",
 }
