@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..pipeline.manifest import Record
+from .asked import changed_questions
 
 Task = Literal["vqa", "report"]
 """What is scored: short answers to questions, or whole reports."""
@@ -153,7 +154,8 @@ def join(
 
     Raises:
         AnswersError: an answer belongs to no record, a record has no answer (unless allowed) or no
-            reference, or the reference copied into an answer is not the manifest's.
+            reference, or an answer's copy of the reference or of the question is not the
+            manifest's.
     """
     if task not in get_args(Task):
         raise AnswersError(f"task is {task!r}, known are {' and '.join(get_args(Task))}")
@@ -168,6 +170,11 @@ def join(
     _refuse(
         stale,
         "answers carry another reference than the manifest; it changed since, generate again",
+    )
+    _refuse(
+        changed_questions({answer.id: answer.prompt for answer in by_id.values()}, records),
+        "answers were given to another question than the manifest's; it changed since, generate "
+        "again",
     )
     return [_pair(record, by_id.get(record.id), task) for record in records]
 
