@@ -7,7 +7,13 @@ from huggingface_hub import constants
 
 from medalign.eval.answers import AnswersError
 from medalign.eval.instruments.opened import Instruments, open_instruments
-from medalign.eval.instruments.places import BERT, CHEXBERT, FOLDER_VARIABLE, InstrumentPaths
+from medalign.eval.instruments.places import (
+    BERT,
+    BERTSCORE,
+    CHEXBERT,
+    FOLDER_VARIABLE,
+    InstrumentPaths,
+)
 from medalign.eval.metrics.report_definitions import REPORT_METRICS
 
 
@@ -121,6 +127,23 @@ def test_models_are_found_in_the_hub_cache(nothing_there: Path, chexbert: Path, 
     assert BERT.find(None) is not None
     found = open_instruments(["chexbert"], InstrumentPaths())
     assert found.chexbert is not None
+
+
+def test_a_part_of_a_model_in_the_hub_cache_is_none(nothing_there: Path, bert: Path) -> None:
+    config, vocabulary, weights = (
+        bert / name for name in ("config.json", "tokenizer.json", "model.safetensors")
+    )
+    in_hub(nothing_there, "FacebookAI/roberta-large", config, vocabulary)
+    in_hub(nothing_there, "google-bert/bert-base-uncased", config)
+    found = open_instruments(["bertscore", "chexbert"], InstrumentPaths())
+    assert set(found.missing) == {"bertscore", "chexbert"}
+    assert "FacebookAI/roberta-large with model.safetensors in" in found.missing["bertscore"]
+    assert BERT.find(None) is None
+    # A second repository that is whole will do.
+    in_hub(nothing_there, "roberta-large", config, vocabulary, weights)
+    found_at = BERTSCORE.find(None)
+    assert found_at is not None
+    assert "models--roberta-large" in found_at.parts
 
 
 def test_a_folder_without_weights_is_refused_and_named(bert: Path, tmp_path: Path) -> None:
