@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..pipeline.manifest import Record
+from .asked import changed_questions
 
 Task = Literal["vqa", "report"]
 """What is scored: short answers to questions, or whole reports."""
@@ -153,7 +154,8 @@ def join(
 
     Raises:
         AnswersError: an answer belongs to no record, a record has no answer (unless allowed) or no
-            reference, or the reference copied into an answer is not the manifest's.
+            reference, or an answer's copy of the reference or of the question is not the
+            manifest's.
     """
     if task not in get_args(Task):
         raise AnswersError(f"task is {task!r}, known are {' and '.join(get_args(Task))}")
@@ -163,14 +165,27 @@ def join(
         [id_ for id_ in by_id if id_ not in known], "answers belong to no record of the manifest"
     )
     if not allow_missing:
-        absent = [record.id for record in records if record.id not in by_id]
-        _refuse(absent, "records have no answer; finish `eval generate` or pass --allow-missing")
+        refuse_absent(record.id for record in records if record.id not in by_id)
     stale = [r.id for r in records if r.id in by_id and by_id[r.id].answer not in _references(r)]
     _refuse(
         stale,
         "answers carry another reference than the manifest; it changed since, generate again",
     )
+    _refuse(
+        changed_questions({answer.id: answer.prompt for answer in by_id.values()}, records),
+        "answers were given to another question than the manifest's; it changed since, generate "
+        "again",
+    )
     return [_pair(record, by_id.get(record.id), task) for record in records]
+
+
+def refuse_absent(ids: Iterable[str]) -> None:
+    """Refuse records without an answer.
+
+    Raises:
+        AnswersError: there are some; it names the first few.
+    """
+    _refuse(list(ids), "records have no answer; finish `eval generate` or pass --allow-missing")
 
 
 def _pair(record: Record, answer: Answer | None, task: Task) -> Pair:
@@ -182,10 +197,12 @@ def _pair(record: Record, answer: Answer | None, task: Task) -> Pair:
     )
 
 
-def _references(record: Record) -> set[object]:
+def _references(record: Record) -> set[str]:
     """Return every reference a predictions file may carry: `generate` does not know the task."""
     last = [turn.text for turn in record.conversations if turn.role == "gpt"][-1:]
-    return {gold(record), record.fields.get("report"), *last}
+    report = record.fields.get("report")
+    # Only a text can be carried, and another value need not be hashable.
+    return {gold(record), *last, *([report] if isinstance(report, str) else [])}
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -1,5 +1,6 @@
 """Which samples hang together: those of one patient or, where that is not known, one image."""
 
+import posixpath
 from collections.abc import Iterable, Sequence
 
 from ..pipeline.manifest import Record
@@ -16,12 +17,18 @@ FEW = 20
 def cluster_records(records: Sequence[Record]) -> Int64:
     """Return the number of the cluster of every record.
 
-    Records with one patient are a cluster. Without a patient, records with the same images are
-    one, and belong to the patient that another record names for the first of these images. A
-    record without patient and image is a cluster of its own.
+    Records with one patient are a cluster. Without a patient, records that share an image are one,
+    also by way of a third, and belong to the patient that another record names for the first of
+    these images. A record without patient and image is a cluster of its own. Spellings of one
+    path ("a.png" and "./a.png") are one image.
     """
-    owner = {image: who for r in records if (who := patient(r)) for image in r.images}
-    return number_clusters([_name(record, owner) for record in records])
+    owner = {image: who for r in records if (who := patient(r)) for image in _images(r)}
+    first = _first_of_shared(record for record in records if patient(record) is None)
+    owned: dict[str, str] = {}
+    for image, root in first.items():
+        if image in owner:
+            owned.setdefault(root, owner[image])
+    return number_clusters([_name(record, first, owned) for record in records])
 
 
 def patient(record: Record) -> str | None:
@@ -38,8 +45,32 @@ def clustered_by(records: Iterable[Record]) -> str:
     return "image" if known == {False} else "patient where known, else image"
 
 
-def _name(record: Record, owner: dict[str, str]) -> tuple[str, object]:
-    who = patient(record) or next((owner[i] for i in record.images if i in owner), None)
-    if who is not None:
+def _images(record: Record) -> list[str]:
+    return [posixpath.normpath(image) for image in record.images]
+
+
+def _first_of_shared(records: Iterable[Record]) -> dict[str, str]:
+    """Return for every image the first of those that hang together with it by records."""
+    first: dict[str, str] = {}
+
+    def root(image: str) -> str:
+        while first[image] != image:
+            first[image] = first[first[image]]
+            image = first[image]
+        return image
+
+    for record in records:
+        images = _images(record)
+        for image in images:
+            first.setdefault(image, image)
+            first[root(image)] = root(images[0])
+    return {image: root(image) for image in first}
+
+
+def _name(record: Record, first: dict[str, str], owned: dict[str, str]) -> tuple[str, str]:
+    if (who := patient(record)) is not None:
         return "patient", who
-    return ("image", record.images) if record.images else ("record", record.id)
+    if not record.images:
+        return "record", record.id
+    image = first[_images(record)[0]]
+    return ("patient", owned[image]) if image in owned else ("image", image)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from .answers import SHOWN, Answer, AnswersError, Task
+from .answers import SHOWN, Answer, AnswersError, Task, refuse_absent
 from .clusters import cluster_records, clustered_by
 from .metrics.definitions import Better, Unit
 from .metrics.interval import LEVEL, RESAMPLES, SEED
@@ -133,10 +133,13 @@ def compare(
     answers_b, pairs_b = read_pairs(b, manifest, task, allow_missing=True)
     refuse_unmatched(a, answers_a, b, answers_b)
     if not allow_missing:
-        read_pairs(a, manifest, task, allow_missing=False)
+        try:
+            refuse_absent(pair.record.id for pair in pairs_a if pair.missing)
+        except AnswersError as error:
+            raise AnswersError(f"{a} and {b} against {manifest}: {error}") from None
     instruments = instruments_for(task, wanted, paths)
-    scored_a = task_scores(pairs_a, task, wanted, instruments)
-    scored_b = task_scores(pairs_b, task, wanted, instruments)
+    scored_a = task_scores(pairs_a, task, wanted, instruments, named=bool(metrics))
+    scored_b = task_scores(pairs_b, task, wanted, instruments, named=bool(metrics))
     records = [pair.record for pair in pairs_a]
     clusters = cluster_records(records)
     left_out = {each.name: each for one in (scored_a, scored_b) for each in one.not_computed}

@@ -39,37 +39,40 @@ def vqa_scores(pairs: Iterable[Pair]) -> tuple[dict[Key, Statistic], dict[str, i
         elif pair.record.answer_type == "OPEN":
             kind, right = "open", _add_open(tallies, place, pair)
         else:
-            kind, right = "closed", _add_closed(tallies, place, pair)
-            _add_hallucination(tallies, place, pair)
+            right = float(strict_closed(pair.prediction, pair.reference))
+            kind = "closed"
+            tallies["strict", "closed_accuracy"].add(place, right)
         counts[kind] += 1
         tallies["strict", "overall_accuracy"].add(place, right)
+        _add_llava_med(tallies, place, pair)
+        _add_hallucination(tallies, place, pair, options)
     return {key: tally.statistic() for key, tally in tallies.items()}, counts
 
 
 def _add_open(tallies: Tallies, place: int, pair: Pair) -> float:
-    strict = strict_open(pair.prediction, pair.reference)
-    lenient = llava_med_open(pair.prediction, pair.reference)
-    for protocol, scored in (("strict", strict), ("llava-med", lenient)):
-        for name, value in asdict(scored).items():
-            tallies[protocol, f"open_{name}"].add(place, value)
-    return strict.exact_match
+    scored = strict_open(pair.prediction, pair.reference)
+    for name, value in asdict(scored).items():
+        tallies["strict", f"open_{name}"].add(place, value)
+    return scored.exact_match
 
 
-def _add_closed(tallies: Tallies, place: int, pair: Pair) -> float:
-    right = float(strict_closed(pair.prediction, pair.reference))
-    tallies["strict", "closed_accuracy"].add(place, right)
-    hit = llava_med_closed(pair.prediction, pair.reference)
-    tallies["llava-med", "closed_accuracy"].add(place, float(hit))
-    return right
+def _add_llava_med(tallies: Tallies, place: int, pair: Pair) -> None:
+    """Add what the released scorer gives without --mc: it does not look at options then."""
+    if pair.record.answer_type == "OPEN":
+        for name, value in asdict(llava_med_open(pair.prediction, pair.reference)).items():
+            tallies["llava-med", f"open_{name}"].add(place, value)
+    else:
+        hit = llava_med_closed(pair.prediction, pair.reference)
+        tallies["llava-med", "closed_accuracy"].add(place, float(hit))
 
 
-def _add_hallucination(tallies: Tallies, place: int, pair: Pair) -> None:
+def _add_hallucination(tallies: Tallies, place: int, pair: Pair, options: Sequence[str]) -> None:
     """Add a question whose reference is yes or no; of others nothing is known."""
-    truth = yes_no_reference(pair.reference)
+    truth = yes_no_reference(_meant(options, pair.reference))
     if truth is None:
         return
     judges = {
-        "strict": strict_yes_no(pair.prediction),
+        "strict": strict_yes_no(_meant(options, pair.prediction)),
         "medheval": medheval_yes_no(pair.prediction.strip()),
     }
     kind = question_type(pair)
@@ -84,6 +87,12 @@ def _add_hallucination(tallies: Tallies, place: int, pair: Pair) -> None:
                 tallies[protocol, f"hallucination_rate: {kind}"].add(place, yes)
         else:
             tallies[protocol, "missed_findings"].add(place, float(said == "no"))
+
+
+def _meant(options: Sequence[str], text: str) -> str:
+    """Return the option that a text names, so that "B" can be a no; else the text."""
+    named = strict_choice(options, text)
+    return text if named is None else options[named]
 
 
 def question_type(pair: Pair) -> str | None:

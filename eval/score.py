@@ -128,7 +128,7 @@ def score(
     wanted = choose_metrics(task, metrics)
     answers, pairs = read_pairs(predictions, manifest, task, allow_missing=allow_missing)
     instruments = instruments_for(task, wanted, paths)
-    scored = task_scores(pairs, task, wanted, instruments)
+    scored = task_scores(pairs, task, wanted, instruments, named=bool(metrics))
     return summarise(predictions, manifest, task, answers, pairs, scored, instruments)
 
 

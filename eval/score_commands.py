@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from .task_scores import NotComputed
+    from .compare import Compared
+    from .score import Score
 
 
 class TaskName(enum.StrEnum):
@@ -117,13 +118,11 @@ def score(
     was looked for; the models are found by option, in the folder that
     $MEDALIGN_METRICS names, or in the Hugging Face cache.
     """
-    from .answers import AnswersError
     from .instruments.places import InstrumentPaths
     from .score import score as score_file
     from .score_table import print_scores
 
-    if out.resolve() in (predictions.resolve(), manifest.resolve()):
-        raise AnswersError(f"{out}: --out would overwrite what is scored; choose another file")
+    _keep_inputs(out, "scored", predictions, manifest, *(radgraph_annotations or ()))
     names = _names(metrics)
     paths = InstrumentPaths(
         bertscore=bertscore,
@@ -145,7 +144,7 @@ def score(
         typer.echo(scores.to_json(), nl=False)
     else:
         print_scores(scores, out)
-    _fail_on_named(names, scores.not_computed)
+    _fail_on_named(names, scores.metrics)
 
 
 def compare(
@@ -179,13 +178,12 @@ def compare(
     image). Where an answer is right or wrong, also how many only one file has
     right, with McNemar's exact p.
     """
-    from .answers import AnswersError
     from .compare import compare as compare_files
     from .compare_table import print_comparison
     from .instruments.places import InstrumentPaths
 
-    if out is not None and out.resolve() in (a.resolve(), b.resolve(), manifest.resolve()):
-        raise AnswersError(f"{out}: --out would overwrite what is compared; choose another file")
+    if out is not None:
+        _keep_inputs(out, "compared", a, b, manifest, *(radgraph_annotations or ()))
     names = _names(metrics)
     paths = InstrumentPaths(
         bertscore=bertscore,
@@ -208,7 +206,7 @@ def compare(
         typer.echo(found.to_json(), nl=False)
     else:
         print_comparison(found, out)
-    _fail_on_named(names, found.not_computed)
+    _fail_on_named(names, found.metrics)
 
 
 def report_texts(
@@ -219,12 +217,25 @@ def report_texts(
     """Write every distinct report, predicted or reference, for RadGraph to annotate elsewhere."""
     from .radgraph_texts import write_texts
 
+    _keep_inputs(out, "read", manifest, *predictions)
     count = write_texts(predictions, manifest, out)
     typer.echo(f"{out}: {count} texts; docs/metrics.md says how RadGraph annotates them")
 
 
 def _names(metrics: str) -> list[str]:
     return [name.strip() for name in metrics.split(",") if name.strip()]
+
+
+def _keep_inputs(out: Path, use: str, *inputs: Path) -> None:
+    """Refuse to write over a file that is read.
+
+    Raises:
+        AnswersError: `out` is one of the inputs, perhaps by another name.
+    """
+    from .answers import AnswersError
+
+    if out.resolve() in {path.resolve() for path in inputs}:
+        raise AnswersError(f"{out}: --out would overwrite what is {use}; choose another file")
 
 
 def _quiet(task: TaskName) -> None:
@@ -235,7 +246,7 @@ def _quiet(task: TaskName) -> None:
         quiet_libraries()
 
 
-def _fail_on_named(names: Sequence[str], missing: "Sequence[NotComputed]") -> None:
-    """Exit with 1 if a metric that was asked for by name has no value."""
-    if any(each.name in names for each in missing):
+def _fail_on_named(names: Sequence[str], metrics: "Sequence[Score] | Sequence[Compared]") -> None:
+    """Exit with 1 if nothing that goes by a name that was asked for has a value."""
+    if not set(names) <= {metric.group for metric in metrics}:
         raise typer.Exit(1)

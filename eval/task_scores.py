@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .answers import AnswersError, Pair, Task
 from .metrics.definitions import VQA_METRICS, Definition, Key, vqa_definitions
 from .metrics.report_definitions import REPORT_METRICS, report_definitions
@@ -13,6 +15,15 @@ from .sample_scores import question_type, vqa_scores
 
 if TYPE_CHECKING:
     from .instruments.opened import Instruments
+
+
+_NO_SAMPLES = {
+    "open": "no record has answer_type OPEN",
+    "closed": "every record has answer_type OPEN",
+    "choice": "no record has `options`",
+    "hallucination": "no reference is yes or no",
+}
+"""Why a group of VQA metrics can be without samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +77,12 @@ def choose_metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def task_scores(
-    pairs: Sequence[Pair], task: Task, wanted: Sequence[str], instruments: "Instruments | None"
+    pairs: Sequence[Pair],
+    task: Task,
+    wanted: Sequence[str],
+    instruments: "Instruments | None",
+    *,
+    named: bool = False,
 ) -> TaskScores:
     """Score pairs.
 
@@ -75,6 +91,7 @@ def task_scores(
         task: "vqa" or "report".
         wanted: of `known_metrics`.
         instruments: what reports need; None for questions.
+        named: whether a user asked for `wanted`, and so is told of those without samples.
     """
     wordnet, not_computed = None, []
     if task == "vqa":
@@ -95,13 +112,20 @@ def task_scores(
         for key, definition in definitions.items()
         if definition.group in wanted and key in statistics
     }
+    if named:
+        known = {of.group for of in found.values()} | {each.name for each in not_computed}
+        not_computed += [
+            NotComputed(name=group, reason=_NO_SAMPLES.get(group, "applies to no record"))
+            for group in wanted
+            if group not in known
+        ]
     undefined = [key for key in found if math.isnan(statistics[key].value())]
     return TaskScores(
         statistics=statistics,
         definitions={key: of for key, of in found.items() if key not in undefined},
         counts=counts,
         wordnet=wordnet,
-        not_computed=not_computed + [_undefined(key) for key in undefined],
+        not_computed=not_computed + [_undefined(key, statistics[key]) for key in undefined],
     )
 
 
@@ -114,6 +138,9 @@ def _report_definitions(wordnet: str | None, instruments: "Instruments") -> dict
     )
 
 
-def _undefined(key: Key) -> NotComputed:
+def _undefined(key: Key, statistic: Statistic) -> NotComputed:
     protocol, name = key
-    return NotComputed(name=f"{name} ({protocol})", reason="is undefined: nothing to count")
+    reason = "is undefined: nothing to count"
+    if np.isnan(statistic.terms).any():
+        reason = "has samples whose value is not a number: what computes it is damaged"
+    return NotComputed(name=f"{name} ({protocol})", reason=reason)

@@ -15,7 +15,14 @@ from transformers import AutoConfig, AutoTokenizer, BertModel
 
 from ..answers import AnswersError
 from ..metrics.labels import LABELS
-from .local_model import best_device, in_batches, load_part, load_tensors, longest_input
+from .local_model import (
+    best_device,
+    in_batches,
+    load_part,
+    load_tensors,
+    longest_input,
+    refuse_not_finite,
+)
 
 _CLASSES = (4,) * (len(LABELS) - 1) + (2,)
 # Older versions of transformers saved the numbers 0 to 511 with the weights.
@@ -115,4 +122,5 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     weights = content.get("model_state_dict", content)
     if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise AnswersError(f"{path}: holds no `model_state_dict` of tensors, as chexbert.pth does")
+    refuse_not_finite(weights, str(path))
     return {key.removeprefix("module."): value for key, value in weights.items()}

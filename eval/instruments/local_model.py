@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from ..answers import AnswersError
 
@@ -25,8 +26,8 @@ def load_model(kind: Any, folder: Path, device: torch.device, **settings: Any) -
         settings: that replace those of the configuration.
 
     Raises:
-        AnswersError: it cannot be loaded, or a tensor is missing, which transformers would fill
-            with random numbers.
+        AnswersError: it cannot be loaded, a tensor holds numbers that are not finite, or one is
+            missing, which transformers would fill with random numbers.
     """
     model, found = load_part(
         kind,
@@ -43,6 +44,7 @@ def load_model(kind: Any, folder: Path, device: torch.device, **settings: Any) -
             f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}; "
             "this is another model, or part of one"
         )
+    refuse_not_finite(model.state_dict(), str(folder))
     return model.to(device).eval()
 
 
@@ -83,6 +85,24 @@ def load_tensors(file: Path | BinaryIO, name: str) -> dict[str, Any]:
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise AnswersError(f"{name}: holds no state dict")
     return dict(content)
+
+
+def refuse_not_finite(weights: Mapping[str, Tensor], name: str) -> None:
+    """Refuse damaged weights: NaN passes through a network and comes out as a label.
+
+    Args:
+        weights: tensors by name.
+        name: of the file, for messages.
+
+    Raises:
+        AnswersError: a tensor holds NaN or infinity.
+    """
+    damaged = [key for key, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
+    if damaged:
+        raise AnswersError(
+            f"{name}: {len(damaged)} tensors hold numbers that are not finite, the first is "
+            f"{damaged[0]}; the file is damaged, fetch it again"
+        )
 
 
 def longest_input(tokenizer: Any, config: Any) -> int:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from ..answers import AnswersError
 from .annotations import Annotations
 from .bert_scorer import BertScorer
 from .chexbert import Chexbert
@@ -56,8 +57,14 @@ def open_instruments(wanted: Collection[str], paths: InstrumentPaths) -> Instrum
         paths: where a user says that models are.
 
     Raises:
-        AnswersError: a path that was given is wrong, or what is there cannot be used.
+        AnswersError: a path that was given is wrong, what is there cannot be used, or both
+            RadGraph's model and annotations were given.
     """
+    if paths.annotations and (paths.radgraph or paths.radgraph_bert):
+        raise AnswersError(
+            "--radgraph-annotations stands in place of RadGraph's model: give it, or --radgraph "
+            "and --radgraph-bert, not both"
+        )
     missing: dict[str, str] = {}
     found: dict[str, list[Path]] = {}
     for metric, given in _needs(paths).items():

@@ -49,6 +49,8 @@ class Need:
         hub: names of the Hugging Face repositories that hold it.
         file: that must be there: the model itself, or one in its folder.
         unpacked: a file that shows a folder to be the same model, unpacked.
+        beside: what a folder in the hub cache must hold too, of each one of several files: other
+            programs leave parts of models there.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Need:
     hub: tuple[str, ...]
     file: str = "config.json"
     unpacked: str | None = None
+    beside: tuple[tuple[str, ...], ...] = ()
 
     def find(self, given: Path | None) -> Path | None:
         """Return where the model is, or None if it is nowhere; nothing is fetched.
@@ -70,7 +73,7 @@ class Need:
             return self._checked(Path(own) / self.name)
         for repository in self.hub:
             found = try_to_load_from_cache(repository, self.file)
-            if isinstance(found, str):
+            if isinstance(found, str) and self._whole(Path(found).parent):
                 return Path(found) if self._is_file else Path(found).parent
         return None
 
@@ -78,8 +81,15 @@ class Need:
         """Say what is needed and where it may be, for a user who has it not."""
         return (
             f"{self.name} at {self.option} {'FILE' if self._is_file else 'DIR'}, "
-            f"${FOLDER_VARIABLE}/{self.name} or {self.hub[0]} in {constants.HF_HUB_CACHE}"
+            f"${FOLDER_VARIABLE}/{self.name} or {self.hub[0]}{self._wanted()} in "
+            f"{constants.HF_HUB_CACHE}"
         )
+
+    def _wanted(self) -> str:
+        return "".join(f" with {files[0]}" for files in self.beside[:1])
+
+    def _whole(self, folder: Path) -> bool:
+        return all(any((folder / name).is_file() for name in names) for names in self.beside)
 
     @property
     def _is_file(self) -> bool:
@@ -96,9 +106,22 @@ class Need:
         raise AnswersError(f"{path}: {wanted}; {self.option} takes {self.name}")
 
 
-BERTSCORE = Need("roberta-large", "--bertscore", ("FacebookAI/roberta-large", "roberta-large"))
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model")
+
+BERTSCORE = Need(
+    "roberta-large",
+    "--bertscore",
+    ("FacebookAI/roberta-large", "roberta-large"),
+    beside=(_WEIGHTS, _VOCABULARY),
+)
 CHEXBERT = Need("chexbert.pth", "--chexbert", ("StanfordAIMI/RRG_scorers",), "chexbert.pth")
-BERT = Need("bert-base-uncased", "--bert", ("google-bert/bert-base-uncased", "bert-base-uncased"))
+BERT = Need(
+    "bert-base-uncased",
+    "--bert",
+    ("google-bert/bert-base-uncased", "bert-base-uncased"),
+    beside=(_VOCABULARY,),
+)
 RADGRAPH = Need(
     "radgraph.tar.gz", "--radgraph", ("StanfordAIMI/RRG_scorers",), "radgraph.tar.gz", "weights.th"
 )
@@ -109,8 +132,17 @@ RADGRAPH_BERT = Need(
         "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext",
         "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext",
     ),
+    beside=(_VOCABULARY,),
 )
-RATESCORE_NER = Need("RaTE-NER-Deberta", "--ratescore-ner", ("Angelakeke/RaTE-NER-Deberta",))
+RATESCORE_NER = Need(
+    "RaTE-NER-Deberta",
+    "--ratescore-ner",
+    ("Angelakeke/RaTE-NER-Deberta",),
+    beside=(_WEIGHTS, _VOCABULARY),
+)
 RATESCORE_SYNONYMS = Need(
-    "BioLORD-2023-C", "--ratescore-synonyms", ("FremyCompany/BioLORD-2023-C",)
+    "BioLORD-2023-C",
+    "--ratescore-synonyms",
+    ("FremyCompany/BioLORD-2023-C",),
+    beside=(_WEIGHTS, _VOCABULARY),
 )

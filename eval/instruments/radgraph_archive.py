@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tarfile
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ..answers import AnswersError
 from ..metrics.radgraph import Annotation, Entity
-from .local_model import best_device, load_part, load_tensors
+from .local_model import best_device, load_part, load_tensors, refuse_not_finite
 from .radgraph_model import RadGraphModel, RadGraphSizes
 
 _MARKS = re.compile(r"([/,:.!?()])")
@@ -64,6 +65,7 @@ class RadGraphReader:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise AnswersError(f"{archive}: does not fit RadGraph on {bert}: {reason}") from None
+        refuse_not_finite(weights, f"{archive}: weights.th")
         tokenizer = load_part(AutoTokenizer, bert)
         return cls(model.to(best_device()).eval(), tokenizer, entities, relations)
 
@@ -81,15 +83,15 @@ class RadGraphReader:
             pieces, self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
         )
         keys = {span: str(number) for number, span in enumerate(spans, start=1)}
+        related: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
+        for one, other, relation in pairs:
+            if other in keys:
+                related[one].append((self._relations[relation], keys[other]))
         return {
             keys[first, last]: Entity(
                 " ".join(words[first : last + 1]),
                 self._entities[kind],
-                tuple(
-                    (self._relations[relation], keys[other])
-                    for one, other, relation in pairs
-                    if one == (first, last) and other in keys
-                ),
+                tuple(related[first, last]),
             )
             for (first, last), kind in spans.items()
         }

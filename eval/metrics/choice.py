@@ -6,7 +6,15 @@ from difflib import SequenceMatcher
 
 from .wording import strict_words
 
-_LETTER = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]|$)")
+_LETTER = re.compile(
+    r"""
+    [*_"']*
+    (?:(?:the\s+)?(?:(?:correct|right|best|final)\s+)?(?:answer|option|choice)   # Answer: B
+       [\s*_]*(?:is|[:=])?[\s*_]*(?:option\s+)?)?
+    [(\["'*_]*([a-z])(?:[)\]"'*_.:]|$)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
 
 
 def llava_med_choice(options: Sequence[str], text: str) -> int | None:
@@ -23,10 +31,14 @@ def llava_med_choice(options: Sequence[str], text: str) -> int | None:
 def strict_choice(options: Sequence[str], text: str) -> int | None:
     """Return the option that the text names, or None where it names none or several.
 
-    In this order: the text equals one option's words; it starts with an option's letter ("B",
-    "B. CT", "(b) CT") and what follows does not name another option; the words of exactly one
-    option occur in it in a row, where an option inside a longer option that occurs does not count.
+    In this order: the text equals one option, as it stands or in its words; it starts with an
+    option's letter ("B", "B. CT", "(b) CT", "**B**", "Answer: B", "The answer is B.") and what
+    follows does not name another option; the words of exactly one option occur in it in a row,
+    where an option inside a longer option that occurs does not count.
     """
+    exact = [option.strip() for option in options]
+    if exact.count(text.strip()) == 1:
+        return exact.index(text.strip())
     named = [strict_words(option) for option in options]
     words = strict_words(text)
     if words in named:

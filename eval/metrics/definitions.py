@@ -48,8 +48,8 @@ _LLAVA_MED = {
     "mean over OPEN questions",
     "open_bleu_3": "clipped trigram precision alone (not cumulative) times the brevity penalty; "
     "mean over OPEN questions",
-    "closed_accuracy": "share of CLOSED questions (or without answer_type) whose prediction holds "
-    "yes or no as a substring and the reference as a substring",
+    "closed_accuracy": "share of CLOSED questions (or without answer_type), with options or "
+    "not, whose prediction holds yes or no as a substring and the reference as a substring",
     "choice_accuracy": "share of multiple-choice questions whose prediction and label are closest "
     "to the same option by difflib's ratio, case-sensitive",
 }
@@ -69,7 +69,7 @@ _STRICT = {
     "closed_accuracy": "share of CLOSED questions (or without answer_type) whose first word, or "
     "else only one of the words yes and no, is the reference; other references need equal words",
     "choice_accuracy": "share of multiple-choice questions whose prediction names the reference's "
-    "option, by its letter or its words, and no other",
+    "option and no other, by its words or its letter (B, (b), Answer: B, The answer is B.)",
     "overall_accuracy": "share of all questions that are right: closed and multiple choice as "
     "above, OPEN by exact match",
 }

@@ -68,17 +68,36 @@ def llava_med_words(text: str) -> list[str]:
     return llava_med_text(llava_med_text(text.lower())).split()
 
 
-_WORD = re.compile(r"\d+(?:[.,]\d+)+|[^\W_]+(?:'[^\W_]+)*")
+_WORD = r"""
+    (?:(?<![^\W_])-(?=\.?\d))?                        # the minus of -5, not the dash of 5-10
+    (?:(?<![^\W_])\.\d+ | \d+(?:[.,]\d+)+ | [^\W_]+(?:'[^\W_]+)*)
+"""
+_SIGN = r"""
+    [+<>=\u00b1\u00d7\u2190-\u2193%\u2030]           # tell answers apart wherever they stand
+    | (?<![^\W_])-(?=ve\b)                            # -ve
+    | (?<=\()-(?=\))                                  # HER2 (-)
+    | (?<=[^\W_])-(?=\s)                              # HER2- positive
+    | (?<=[^\W_])\ ?-(?=\s*(?:$|[.,;:)\]]))           # HER2 -
+"""
+_TOKEN = re.compile(f"{_WORD} | {_SIGN}", re.VERBOSE)
+_ONE_SPELLING = str.maketrans(
+    {"\u2019": "'", "\u2264": "<=", "\u2265": ">="} | dict.fromkeys("\u2010\u2012\u2013\u2212", "-")
+)
+_FRAME = " .*\"'"
 
 
 def strict_words(text: str) -> list[str]:
     """Return the words of an answer under the strict definition.
 
     Unicode NFKC, lower case, punctuation separates words (decimal points stay), number words
-    zero to ten and "none" become digits, articles go unless nothing else is left.
+    zero to ten and "none" become digits, articles go unless nothing else is left. Signs that make
+    another answer of the same words are words too, as they are where data sets are prepared
+    (`pipeline.datasets.wording.plain_words`): "HER2+" and "HER2 -", "< 5 mm" and "> 5 mm"; the
+    minus of a number belongs to the number.
     """
-    plain = (
-        unicodedata.normalize("NFKC", text).lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    )
-    words = [_NUMBERS.get(word, word) for word in _WORD.findall(plain)]
+    plain = unicodedata.normalize("NFKC", text).lower().translate(_ONE_SPELLING)
+    if plain.strip(_FRAME) == "-":
+        return ["-"]
+    found = (token.strip() for token in _TOKEN.findall(plain))
+    words = [_NUMBERS.get(word, word) for word in found]
     return [word for word in words if word not in _ARTICLES] or words

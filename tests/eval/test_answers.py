@@ -181,10 +181,42 @@ def test_stale_answers_are_refused(answer: MakeAnswer, record: MakeRecord) -> No
         join([answer(answer="Yes")], [record()], "vqa")
 
 
+FRAME = "A chat. USER: <image>\n{} ASSISTANT:"
+
+
+def test_answers_to_a_changed_question_are_refused(answer: MakeAnswer, record: MakeRecord) -> None:
+    asked = {"a": "Is the heart large?", "b": "Is there  edema?", "c": "Left\nor right?"}
+    prompts = {id_: FRAME.format(question) for id_, question in asked.items()}
+    answers = [answer(id_, prompt=prompts[id_]) for id_ in asked]
+    records = [record(id_, f"<image>\n{question} ", "No") for id_, question in asked.items()]
+    assert len(join(answers, records, "vqa")) == 3
+    records[1] = record("b", "<image>\nIs there no edema?", "No")
+    with pytest.raises(AnswersError, match=r"1 answers were given to another question .*: 'b'$"):
+        join(answers, records, "vqa")
+
+
+@pytest.mark.parametrize("prompts", [("", "", ""), ("one", "two", "three"), ("", "", "Is c?")])
+def test_prompts_that_do_not_hold_questions_tell_nothing(
+    answer: MakeAnswer, record: MakeRecord, prompts: tuple[str, ...]
+) -> None:
+    answers = [answer(id_, prompt=p) for id_, p in zip("abc", prompts, strict=True)]
+    records = [record(id_, f"<image>\nIs {id_}?", "No") for id_ in "abc"]
+    assert len(join(answers, records, "vqa")) == 3
+
+
 def test_any_reference_of_the_record_may_be_carried(answer: MakeAnswer, record: MakeRecord) -> None:
     one = record("a", "<image>\nQ1", "first", "Q2", "last", report="the report")
     for carried in ("first", "last", "the report"):
         assert join([answer(answer=carried)], [one], "report")[0].reference == "the report"
+
+
+@pytest.mark.parametrize("turns", [(), ("<image>\nQ",)])
+def test_a_report_that_is_no_text_is_refused_and_named(
+    record: MakeRecord, answer: MakeAnswer, turns: tuple[str, ...]
+) -> None:
+    one = record("a", *turns, report=["Findings", "Impression"])
+    with pytest.raises(AnswersError, match="record 'a' has no reference; --task report compares"):
+        join([answer(answer=gold(one))], [one], "report")
 
 
 def test_an_unknown_task_is_refused(answer: MakeAnswer, record: MakeRecord) -> None:

@@ -10,8 +10,8 @@ MakeRecord = Callable[..., Record]
 
 @pytest.fixture
 def of() -> Callable[..., Record]:
-    def make(image: str | None, **fields: object) -> Record:
-        images = () if image is None else (image,)
+    def make(image: str | None, *more: str, **fields: object) -> Record:
+        images = () if image is None else (image, *more)
         return Record(
             id=f"{image}{fields}",
             images=images,
@@ -37,6 +37,24 @@ def test_images_of_one_patient_are_a_cluster(of: MakeRecord, name: str) -> None:
 def test_an_image_belongs_to_the_patient_that_another_record_names(of: MakeRecord) -> None:
     records = [of("a"), of("b", patient="7"), of("a", patient="7"), of("c")]
     assert cluster_records(records).tolist() == [0, 0, 0, 1]
+
+
+def test_records_that_share_an_image_are_a_cluster(of: MakeRecord) -> None:
+    assert cluster_records([of("a", "b"), of("a")]).tolist() == [0, 0]
+    assert cluster_records([of("b"), of("a", "b")]).tolist() == [0, 0]
+    # "a" and "c" hang together by way of the third record.
+    records = [of("a"), of("c", "d"), of("b", "c"), of("e"), of("a", "b")]
+    assert cluster_records(records).tolist() == [0, 0, 0, 1, 0]
+
+
+def test_spellings_of_a_path_are_one_image(of: MakeRecord) -> None:
+    records = [of("x/a.png"), of("./x/a.png"), of("x//a.png"), of("x/y/../a.png"), of("a.png")]
+    assert cluster_records(records).tolist() == [0, 0, 0, 0, 1]
+
+
+def test_images_of_a_cluster_belong_to_the_patient_of_any_of_them(of: MakeRecord) -> None:
+    records = [of("a", "b"), of("./b", patient="7"), of("a"), of("c", patient="7")]
+    assert cluster_records(records).tolist() == [0, 0, 0, 0]
 
 
 def test_a_patient_called_like_an_image_is_none(of: MakeRecord) -> None:

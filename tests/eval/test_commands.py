@@ -74,6 +74,25 @@ def test_what_is_scored_is_never_overwritten(files: Files, which: int) -> None:
     assert files[which].read_bytes() == before
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_texts_for_radgraph_never_overwrite_what_is_read(files: Files, which: int) -> None:
+    before = files[which].read_bytes()
+    out = files[which].parent / "." / "other" / ".." / files[which].name
+    with pytest.raises(AnswersError, match="would overwrite what is read"):
+        run("report-texts", files[0], "--manifest", files[1], "--out", out)
+    assert files[which].read_bytes() == before
+
+
+def test_annotations_that_are_scored_with_are_never_overwritten(
+    files: Files, tmp_path: Path
+) -> None:
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text("{}", encoding="utf-8")
+    arguments = ("score", *files, "--task", "report", "--out", annotations)
+    with pytest.raises(AnswersError, match="would overwrite what is scored"):
+        run(*arguments, "--radgraph-annotations", annotations)
+
+
 def test_compare_prints_both_files_and_writes_if_asked(files: Files, tmp_path: Path) -> None:
     answers, manifest = files
     out = tmp_path / "c.json"
@@ -112,6 +131,23 @@ def test_a_metric_that_was_named_and_cannot_be_computed_is_a_failure(
     assert [missing["name"] for missing in found["not_computed"]] == ["radgraph"]
     # Not named, it is told of all the same, and nothing has failed.
     assert "radgraph: not computed" in run(*arguments)
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_a_metric_that_was_named_and_has_no_samples_is_a_failure(
+    files: Files, tmp_path: Path, compared: bool
+) -> None:
+    answers, manifest = files
+    out = tmp_path / "s.json"
+    both = ["compare", answers, answers, manifest] if compared else ["score", answers, manifest]
+    arguments = [str(each) for each in (*both, "--task", "vqa", "--out", out)]
+    result = CliRunner().invoke(app, [*arguments, "--metrics", "choice,open"])
+    assert result.exit_code == 1
+    assert "choice: not computed: no record has `options`" in result.output
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert [missing["name"] for missing in found["not_computed"]] == ["choice"]
+    # Not named, it is left out without a word.
+    assert "choice" not in run(*arguments).replace("multiple choice", "")
 
 
 def test_a_metric_of_another_task_is_refused(files: Files, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medalign.eval.answers import AnswersError
+from medalign.eval.answers import Answer, AnswersError, read_answers
 from medalign.eval.compare import Compared, Comparison, compare
 from medalign.eval.score import score
 
@@ -117,12 +117,24 @@ def test_a_record_that_neither_answers_is_an_error_unless_allowed(files: Files) 
     for path in files[:2]:
         kept = [line for line in path.read_text().splitlines(keepends=True) if '"q3"' not in line]
         path.write_text("".join(kept))
-    with pytest.raises(AnswersError, match="1 records have no answer"):
+    with pytest.raises(AnswersError, match=r"b\.jsonl against .*: 1 records have no answer"):
         compare(*files, "vqa")
     found = closed(compare(*files, "vqa", allow_missing=True))
     # q3 belongs to the second image, which both had right.
     assert found.n == 18
     assert found.a == pytest.approx(100 * 5 / 18)
+
+
+def test_each_file_is_read_once(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def counted(path: Path) -> list[Answer]:
+        read.append(path)
+        return read_answers(path)
+
+    monkeypatch.setattr("medalign.eval.score.read_answers", counted)
+    compare(*files, "vqa")
+    assert read == list(files[:2])
 
 
 def test_a_comparison_file_says_everything(files: Files, tmp_path: Path) -> None:

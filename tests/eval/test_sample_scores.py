@@ -1,10 +1,11 @@
+import math
 from collections.abc import Callable
 
 import pytest
 
 from medalign.eval.answers import Answer, Pair, join
 from medalign.eval.metrics.definitions import VQA_METRICS
-from medalign.eval.metrics.statistic import Statistic
+from medalign.eval.metrics.statistic import Statistic, mean_of
 from medalign.eval.sample_scores import question_type, vqa_scores
 from medalign.eval.task_scores import task_scores
 from medalign.pipeline.manifest import Record
@@ -68,6 +69,45 @@ def test_an_absent_answer_is_no_hallucination(pairs: list[Pair]) -> None:
         assert (found["hallucination_rate"], found["unclear_answers"]) == (0, 1)
 
 
+def test_yes_no_questions_count_whatever_their_type(record: MakeRecord, answer: MakeAnswer) -> None:
+    turns = ("<image>\nQ", "No")
+    records = [
+        record("open", *turns, answer_type="OPEN"),
+        record("options", *turns, options=["Yes", "No"], answer_type="CLOSED"),
+        record("letter", "<image>\nQ", "B", options=["Yes", "No"]),
+        record("words", "<image>\nQ", "CT", options=["CT", "No"]),
+    ]
+    answers = [
+        answer("open", "Yes"),
+        answer("options", "A"),
+        answer("letter", "B", answer="B"),
+        answer("words", "No", answer="CT"),
+    ]
+    samples, _ = vqa_scores(join(answers, records, "vqa"))
+    strict = samples["strict", "hallucination_rate"]
+    assert strict.places.tolist() == [0, 1, 2]
+    assert strict.terms[:, 0, 0].tolist() == [1, 1, 0]
+    assert samples["medheval", "yes_share"].places.tolist() == [0, 1, 2]
+
+
+def test_the_released_scorer_does_not_look_at_options(
+    record: MakeRecord, answer: MakeAnswer
+) -> None:
+    turns = ("<image>\nQ", "No")
+    options = ["Yes", "No"]
+    records = [
+        record("a", *turns, options=options, answer_type="CLOSED"),
+        record("b", *turns, options=options),
+        record("c", *turns, options=options, answer_type="OPEN"),
+    ]
+    samples, counts = vqa_scores(join([answer(id_) for id_ in "abc"], records, "vqa"))
+    assert samples["llava-med", "closed_accuracy"].places.tolist() == [0, 1]
+    assert samples["llava-med", "open_recall"].places.tolist() == [2]
+    assert samples["llava-med", "choice_accuracy"].places.tolist() == [0, 1, 2]
+    assert ("strict", "closed_accuracy") not in samples
+    assert counts["choice"] == 3
+
+
 def test_the_kind_of_a_question_is_the_first_field_that_says_it(
     record: MakeRecord, answer: MakeAnswer
 ) -> None:
@@ -99,3 +139,15 @@ def test_only_wanted_groups_are_kept(pairs: list[Pair]) -> None:
         ("strict", "closed_accuracy"),
         ("llava-med", "closed_accuracy"),
     }
+
+
+def test_a_sample_that_is_not_a_number_is_not_nothing_to_count(
+    pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {("strict", "closed_accuracy"): mean_of([1.0, math.nan])}
+    monkeypatch.setattr("medalign.eval.task_scores.vqa_scores", lambda _: (found, {}))
+    scored = task_scores(pairs, "vqa", ["closed"], None)
+    assert not scored.definitions
+    [left_out] = scored.not_computed
+    assert left_out.name == "closed_accuracy (strict)"
+    assert "not a number" in left_out.reason

@@ -122,6 +122,17 @@ def test_a_missing_or_misshapen_tensor_is_refused_and_named(
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused_and_named(
+    bert: Path, chexbert_weights: dict[str, Tensor], tmp_path: Path, bad: float
+) -> None:
+    name = "module.linear_heads.3.bias"
+    spoilt = chexbert_weights | {name: torch.tensor([0.0, bad, 0.0, 0.0])}
+    path = save(tmp_path / "x.pth", {"model_state_dict": spoilt})
+    with pytest.raises(AnswersError, match=r"x\.pth: 1 tensors .* not finite, .*heads\.3\.bias"):
+        Chexbert.open(path, bert)
+
+
 def test_another_models_folder_is_refused(chexbert: Path, roberta: Path) -> None:
     with pytest.raises(AnswersError, match="is of type 'roberta', --bert takes a BERT"):
         Chexbert.open(chexbert, roberta)

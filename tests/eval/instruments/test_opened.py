@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,13 @@ from huggingface_hub import constants
 
 from medalign.eval.answers import AnswersError
 from medalign.eval.instruments.opened import Instruments, open_instruments
-from medalign.eval.instruments.places import BERT, CHEXBERT, FOLDER_VARIABLE, InstrumentPaths
+from medalign.eval.instruments.places import (
+    BERT,
+    BERTSCORE,
+    CHEXBERT,
+    FOLDER_VARIABLE,
+    InstrumentPaths,
+)
 from medalign.eval.metrics.report_definitions import REPORT_METRICS
 
 
@@ -90,6 +97,16 @@ def test_given_paths_are_opened_and_identified(
     assert len(digests) == 4
 
 
+@pytest.mark.parametrize("model", ["radgraph", "radgraph_bert"])
+def test_radgraphs_model_and_annotations_exclude_each_other(tmp_path: Path, model: str) -> None:
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text("{}", "utf-8")
+    given = {model: tmp_path / "not there"}
+    paths = replace(InstrumentPaths(annotations=(annotations,)), **given)
+    with pytest.raises(AnswersError, match="give it, or --radgraph and --radgraph-bert, not both"):
+        open_instruments(["radgraph"], paths)
+
+
 def test_models_are_found_in_a_folder_of_ones_own(
     chexbert: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +138,23 @@ def test_models_are_found_in_the_hub_cache(nothing_there: Path, chexbert: Path, 
     assert BERT.find(None) is not None
     found = open_instruments(["chexbert"], InstrumentPaths())
     assert found.chexbert is not None
+
+
+def test_a_part_of_a_model_in_the_hub_cache_is_none(nothing_there: Path, bert: Path) -> None:
+    config, vocabulary, weights = (
+        bert / name for name in ("config.json", "tokenizer.json", "model.safetensors")
+    )
+    in_hub(nothing_there, "FacebookAI/roberta-large", config, vocabulary)
+    in_hub(nothing_there, "google-bert/bert-base-uncased", config)
+    found = open_instruments(["bertscore", "chexbert"], InstrumentPaths())
+    assert set(found.missing) == {"bertscore", "chexbert"}
+    assert "FacebookAI/roberta-large with model.safetensors in" in found.missing["bertscore"]
+    assert BERT.find(None) is None
+    # A second repository that is whole will do.
+    in_hub(nothing_there, "roberta-large", config, vocabulary, weights)
+    found_at = BERTSCORE.find(None)
+    assert found_at is not None
+    assert "models--roberta-large" in found_at.parts
 
 
 def test_a_folder_without_weights_is_refused_and_named(bert: Path, tmp_path: Path) -> None:

@@ -54,6 +54,29 @@ def test_a_text_does_not_depend_on_what_is_read_beside(
         assert reader.of([text])[text] == together[text]
 
 
+def test_related_pairs_are_gone_through_once() -> None:
+    spans = {(0, 0): 0, (1, 2): 1, (3, 3): 0}
+    pairs = [((1, 2), (0, 0), 0), ((0, 0), (3, 3), 1), ((1, 2), (9, 9), 0), ((1, 2), (3, 3), 1)]
+
+    def model(*_: object) -> tuple[object, object]:
+        return spans, iter(pairs)  # once: a long report has thousands of pairs
+
+    class Tokenizer:
+        cls_token_id = sep_token_id = 0
+
+        def __call__(self, words: list[str], **_: object) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[1] for _ in words]}
+
+    fake: Any = model
+    reader = RadGraphReader(fake, Tokenizer(), ["OBS", "ANAT"], ["modify", "located_at"])
+    [graph] = reader.of(["a b c d"]).values()
+    assert {key: entity.relations for key, entity in graph.items()} == {
+        "1": (("located_at", "3"),),
+        "2": (("modify", "1"), ("located_at", "3")),
+        "3": (),
+    }
+
+
 def test_a_blank_text_has_no_entities(radgraph: Path, radgraph_bert: Path) -> None:
     found = RadGraphReader.open(radgraph, radgraph_bert).of(["", " \n", "\u200b"])
     assert list(found.values()) == [{}, {}, {}]
@@ -115,6 +138,12 @@ def _narrower(archive: Path) -> None:
     torch.save(weights, archive / "weights.th")
 
 
+def _not_finite(archive: Path) -> None:
+    weights = torch.load(archive / "weights.th", weights_only=True)
+    weights["_relation._relation_scorers.radgraph__relation_labels.bias"][0] = float("nan")
+    torch.save(weights, archive / "weights.th")
+
+
 @pytest.mark.parametrize(
     ("spoil", "match"),
     [
@@ -128,6 +157,7 @@ def _narrower(archive: Path) -> None:
         (_with("weights.th", "no torch file"), "not a torch file of plain tensors"),
         (_renamed, "is radgraph-xl, which cuts words in another way"),
         (_propagating, "propagates between spans"),
+        (_not_finite, "weights.th: 1 tensors hold numbers that are not finite"),
         (_narrower, "does not fit RadGraph .*relation.last.bias"),
     ],
 )

@@ -56,3 +56,16 @@ def test_a_model_of_other_entities_is_refused(bert: Path, tmp_path: Path) -> Non
         RateReader.open(bert, bert)
     with pytest.raises(AnswersError, match="cannot be loaded"):
         RateReader.open(tmp_path, bert)
+
+
+def test_a_model_with_numbers_that_are_not_finite_is_refused(
+    ner: Path, bert: Path, tmp_path: Path
+) -> None:
+    load: Any = AutoModel
+    model = load.from_pretrained(bert)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[3, 1] = float("inf")
+    folder = tmp_path / "damaged"
+    model.save_pretrained(folder)
+    with pytest.raises(AnswersError, match=r"damaged: 1 tensors .* not finite.*word_embeddings"):
+        RateReader.open(ner, folder)

@@ -33,6 +33,16 @@ def test_llava_med_gives_a_lower_cased_label_no_option() -> None:
         (KIDNEY, "b.", 1),
         (KIDNEY, "(B) Left kidney", 1),
         (KIDNEY, "B. Liver", None),  # letter and words contradict each other
+        (KIDNEY, "Answer: B", 1),
+        (KIDNEY, "The answer is B.", 1),
+        (KIDNEY, "the correct option is (b) Left kidney", 1),
+        (KIDNEY, "**B**", 1),
+        (KIDNEY, "**Answer:** B. Left kidney", 1),
+        (KIDNEY, "Option C", 2),
+        (KIDNEY, "Answer: B. Liver", None),
+        (KIDNEY, "The answer is a kidney", None),  # an article, no letter
+        (KIDNEY, "The answer is the spleen.", 3),
+        (KIDNEY, "A, B", None),
         (KIDNEY, "E", None),
         (KIDNEY, "It is the spleen, I think", 3),
         (KIDNEY, "liver or spleen", None),
@@ -44,6 +54,11 @@ def test_llava_med_gives_a_lower_cased_label_no_option() -> None:
         (["normal", "abnormal"], "it is abnormal", 1),
         (["A", "B"], "b", 1),
         (["same", "same"], "same", None),
+        (["HER2+", "HER2 -"], "HER2+", 0),
+        (["HER2+", "HER2 -"], "It is her2-.", 1),
+        (["< 5 mm", "> 5 mm"], "> 5 mm", 1),
+        (["+", "-"], "-", 1),
+        (["+/-", "+ -"], "+ -", 1),  # the same words, but this spelling
     ],
 )
 def test_strict_choice_takes_the_option_that_is_named(
