@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -101,7 +102,7 @@ def test_given_paths_are_opened_and_identified(
 def test_radgraphs_model_and_annotations_exclude_each_other(tmp_path: Path, model: str) -> None:
     annotations = tmp_path / "annotations.json"
     annotations.write_text("{}", "utf-8")
-    given = {model: tmp_path / "not there"}
+    given: dict[str, Any] = {model: tmp_path / "not there"}
     paths = replace(InstrumentPaths(annotations=(annotations,)), **given)
     with pytest.raises(AnswersError, match="give it, or --radgraph and --radgraph-bert, not both"):
         open_instruments(["radgraph"], paths)
