@@ -22,13 +22,19 @@ Look = Callable[[int, Tensor], Tensor | None]
 """(layer, scores [B, H, K] float32 before the softmax, -inf where masked) -> other scores to
 attend with, or None to leave the layer's own output alone."""
 
+Wanted = Callable[[int], bool]
+"""K, the keys of this forward pass -> whether its scores are looked at."""
+
 
 @contextmanager
-def last_rows(model: Any, layers: Sequence[int], look: Look) -> Iterator[None]:
+def last_rows(
+    model: Any, layers: Sequence[int], look: Look, wanted: Wanted | None = None
+) -> Iterator[None]:
     """Call `look` with the last row of the given layers at every forward pass; then undo it.
 
-    As `trainer.students.probe` does, only the attention modules of these layers get a copy of
-    their configuration; masks and all other layers stay as they are.
+    Where `wanted` says no, no scores are computed and `look` is not called. As
+    `trainer.students.probe` does, only the attention modules of these layers get a copy of their
+    configuration; masks and all other layers stay as they are.
     """
     AttentionInterface.register(LAST_ROW, _attention)
     blocks = model.get_submodule(family_of(model).language).layers
@@ -37,7 +43,7 @@ def last_rows(model: Any, layers: Sequence[int], look: Look) -> Iterator[None]:
     for module in modules:
         config = copy.copy(module.config)
         config._attn_implementation = LAST_ROW
-        module.medalign_last_row = (module.config, look)
+        module.medalign_last_row = (module.config, look, wanted)
         module.config = config
     try:
         yield
@@ -57,7 +63,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Run the layer's own attention, show the last row, and replace it if that is wished."""
-    config, look = module.medalign_last_row
+    config, look, wanted = module.medalign_last_row
     mine, module.config = module.config, config
     try:
         base: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS[
@@ -66,6 +72,8 @@ def _attention(
         out, weights = base(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     finally:
         module.config = mine
+    if wanted is not None and not wanted(key.shape[2]):
+        return out, weights
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = last_scores(query, key, attention_mask, scale, kwargs.get("sliding_window"))
     changed = look(module.layer_idx, scores)

@@ -31,7 +31,7 @@ def pai(spec: Pai, call: Call) -> Iterator[list[LogitsProcessor]]:
     processors: list[LogitsProcessor] = []
     if spec.gamma != 1:
         processors.append(Contrast(open_stream, combine, call.prompt.length))
-    with last_rows(call.model, layers, boost):
+    with last_rows(call.model, layers, boost, boost.wanted):
         yield processors
 
 
@@ -87,11 +87,13 @@ class _Boost:
         self._visual = prompt.visual
         self.on = True
 
-    def __call__(self, _layer: int, scores: Tensor) -> Tensor | None:
+    def wanted(self, keys: int) -> bool:
+        """Whether the attention to this many keys is changed."""
+        return self.on and (self._first or keys > self._visual.shape[1])
+
+    def __call__(self, _layer: int, scores: Tensor) -> Tensor:
         keys = scores.shape[-1]
         grown = keys - self._visual.shape[1]
-        if not self.on or (grown <= 0 and not self._first):
-            return None
         # Keys that were generated are no image; a window may have dropped the oldest ones.
         visual = torch.nn.functional.pad(self._visual, (0, max(0, grown)))[:, -keys:]
         return boosted(scores, visual, self._alpha)

@@ -30,7 +30,6 @@ class Nucleus(Sampled):
     """A draw from the fewest tokens whose probability reaches `top_p`."""
 
     name: ClassVar[str] = "nucleus"
-    temperature: float = number(1.0, 0, above=True)
     top_p: float = number(0.9, 0, 1, above=True)
 
 

@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from medalign.eval.decoders import DecodingError, decode, m3id, make_spec, vcd
+from medalign.eval.decoders import DecodingError, decode, last_row, m3id, make_spec, vcd
 
 TOKENS = 8
 
 SAME_AS_GREEDY: list[tuple[str, dict[str, Any]]] = [
     ("beam", {"beams": 1}),
+    ("nucleus", {"temperature": 0.0}),
     ("nucleus", {"top_p": 1e-9}),
     ("nucleus", {"top_k": 1, "top_p": 1.0}),
     ("vcd", {"alpha": 0.0}),
@@ -198,3 +199,19 @@ def test_pai_can_leave_the_first_token_alone(bench: Any) -> None:
     assert later != greedy
     at_once = answers(bench, "pai", 0, 1, 2, **strong)
     assert [row[0] for row in at_once] != [row[0] for row in greedy]
+
+
+@pytest.mark.parametrize(("first_token", "passes"), [(True, TOKENS), (False, TOKENS - 1)])
+def test_pai_computes_no_scores_that_it_does_not_change(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, first_token: bool, passes: int
+) -> None:
+    computed: list[int] = []
+    compute = last_row.last_scores
+
+    def count(query: Any, *others: Any) -> Any:
+        computed.append(query.shape[0])
+        return compute(query, *others)
+
+    monkeypatch.setattr(last_row, "last_scores", count)
+    answers(bench, "pai", 0, first_token=first_token)
+    assert len(computed) == 4 * passes  # layers 2 to 5 of the stream with the image

@@ -93,7 +93,7 @@ def test_the_seed_belongs_to_decoders_that_draw_tokens_or_noise() -> None:
         ("vcd", {"variant": "released"}, "vcd: variant takes published or reference, got 'rel"),
         ("damro", {"split_heads": "yes"}, "damro: split_heads takes true or false, got 'yes'"),
         ("damro", {"layer": "0"}, "damro: layer takes numbers from -inf to -1, got 0"),
-        ("nucleus", {"temperature": 0.0}, "nucleus: temperature takes numbers above 0"),
+        ("nucleus", {"temperature": -1.0}, "nucleus: temperature takes numbers from 0, got -1"),
         ("nucleus", {"top_p": 0.0}, "nucleus: top_p takes numbers above 0 to 1, got 0.0"),
         ("beam", {"beams": 0}, "beam: beams takes numbers from 1, got 0"),
         ("greedy", {"max_new_tokens": 0}, "greedy: max_new_tokens takes numbers from 1, got 0"),
