@@ -195,7 +195,7 @@ def test_a_part_that_is_answered_again_is_not_finished_meanwhile(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("medalign.eval.generate.decode", fail)
+        patched.setattr("medalign.eval.answer_batch.decode", fail)
         with pytest.raises(KeyboardInterrupt):
             ask(task, out, spec, part=Part(1, 2))
     second = ask(task, out, spec, part=Part(2, 2)).joined
