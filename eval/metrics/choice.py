@@ -8,10 +8,10 @@ from .wording import strict_words
 
 _LETTER = re.compile(
     r"""
-    [*_"']*
+    [*_"']*+
     (?:(?:the\s+)?(?:(?:correct|right|best|final)\s+)?(?:answer|option|choice)   # Answer: B
-       [\s*_]*(?:is|[:=])?[\s*_]*(?:option\s+)?)?
-    [(\["'*_]*([a-z])(?:[)\]"'*_.:]|$)
+       [\s*_]*+(?:is)?[\s*_]*+[:=]?[\s*_]*+(?:option\s+)?)?
+    [(\["'*_]*([a-z])(?:[)\]*_.:]|["'](?!\w)|\s*(?:\n|$))
     """,
     re.VERBOSE | re.IGNORECASE,
 )

@@ -1,8 +1,6 @@
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -98,14 +96,16 @@ def test_given_paths_are_opened_and_identified(
     assert len(digests) == 4
 
 
-@pytest.mark.parametrize("model", ["radgraph", "radgraph_bert"])
-def test_radgraphs_model_and_annotations_exclude_each_other(tmp_path: Path, model: str) -> None:
+def test_radgraphs_model_and_annotations_exclude_each_other(tmp_path: Path) -> None:
     annotations = tmp_path / "annotations.json"
     annotations.write_text("{}", "utf-8")
-    given: dict[str, Any] = {model: tmp_path / "not there"}
-    paths = replace(InstrumentPaths(annotations=(annotations,)), **given)
-    with pytest.raises(AnswersError, match="give it, or --radgraph and --radgraph-bert, not both"):
-        open_instruments(["radgraph"], paths)
+    nowhere = tmp_path / "not there"
+    for paths in (
+        InstrumentPaths(annotations=(annotations,), radgraph=nowhere),
+        InstrumentPaths(annotations=(annotations,), radgraph_bert=nowhere),
+    ):
+        with pytest.raises(AnswersError, match="or --radgraph and --radgraph-bert, not both"):
+            open_instruments(["radgraph"], paths)
 
 
 def test_models_are_found_in_a_folder_of_ones_own(

@@ -39,6 +39,11 @@ def test_llava_med_gives_a_lower_cased_label_no_option() -> None:
         (KIDNEY, "**B**", 1),
         (KIDNEY, "**Answer:** B. Left kidney", 1),
         (KIDNEY, "Option C", 2),
+        (KIDNEY, "The best answer is: **D**", 3),
+        (KIDNEY, "'B'", 1),
+        (KIDNEY, "I'm sure it's the spleen", 3),
+        (KIDNEY, "B\nExplanation: it lies left.", 1),
+        (KIDNEY, "B\nExplanation: the spleen is fine.", None),
         (KIDNEY, "Answer: B. Liver", None),
         (KIDNEY, "The answer is a kidney", None),  # an article, no letter
         (KIDNEY, "The answer is the spleen.", 3),
