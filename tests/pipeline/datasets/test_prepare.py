@@ -114,6 +114,19 @@ def test_the_images_are_where_the_manifests_are(slake_folder: Folder, prepared: 
     assert done.images.samefile(moved)
 
 
+def test_a_link_to_other_images_is_led_to_these(slake_folder: Folder, prepared: Prepare) -> None:
+    root = slake_folder()
+    link = prepared("slake", root).out / "images"
+    link.unlink()
+    link.symlink_to(root)
+    assert prepared("slake", root).images.samefile(root / "imgs")
+    link.unlink()
+    link.mkdir()
+    (link / "mine.txt").write_text("mine")
+    assert prepared("slake", root).images == root / "imgs"
+    assert (link / "mine.txt").read_text() == "mine"
+
+
 def test_what_is_called_images_already_stays(slake_folder: Folder, prepared: Prepare) -> None:
     root = slake_folder()
     taken = prepared("slake", root).out / "images"
