@@ -130,7 +130,8 @@ def test_each_file_is_read_once(files: Files, monkeypatch: pytest.MonkeyPatch) -
 
     def counted(path: Path) -> list[Answer]:
         read.append(path)
-        return read_answers(path)
+        answers: list[Answer] = read_answers(path)
+        return answers
 
     monkeypatch.setattr("medalign.eval.score.read_answers", counted)
     compare(*files, "vqa")

@@ -128,7 +128,8 @@ def test_another_model_or_other_images_are_another_file(
     source = Source(here / "student", None)
 
     def again(now: Source, folder: Path = here) -> int:
-        return generate(now, here / "m.jsonl", folder, out, spec).reused
+        reused: int = generate(now, here / "m.jsonl", folder, out, spec).reused
+        return reused
 
     assert again(source) == 0
     assert again(source, images) == 5  # a copy

@@ -41,7 +41,9 @@ def silent(_text: str) -> None:
 def prompts(student: Path, count: int = 1) -> list[Any]:
     source = find_source(student)
     config = load_base(student, torch.float32).config
-    return bench_prompts(source, config, sample_images()[:count], "Is it normal?", CPU)
+    images = sample_images()[:count]
+    made: list[Any] = bench_prompts(source, config, images, "Is it normal?", CPU)
+    return made
 
 
 @torch.no_grad()

@@ -54,7 +54,8 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def records(asked: Path) -> list[Record]:
-    return read_manifest(asked / "m.jsonl")
+    found: list[Record] = read_manifest(asked / "m.jsonl")
+    return found
 
 
 def test_it_is_the_attention_that_training_aligns(
