@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -12,12 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..teacher_cache.schema import TeacherCacheError
-from .code_image import ImageCode
 from .experts import Expert, ExpertError, ExpertOutput
-from .row_form import RowForm
+from .row_form import Finish, RowForm
 from .squares import Square, Unreadable
 from .weights import listed
-from .workers import result_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ class Shard:
         form: how the codec stores an image.
         stored: the card's arrays by name, [R, ...].
         failures: row -> why its image gives nothing.
-        begun: place -> path, and what worker processes still make of its image.
+        begun: place -> path, and what stores its image once worker processes are done with it.
         strict: an image that the codec cannot store is an error, not a failure.
     """
 
@@ -64,7 +61,7 @@ class Shard:
     form: RowForm
     stored: dict[str, NDArray[Any]]
     failures: dict[int, str] = field(default_factory=dict)
-    begun: dict[int, tuple[str, "Future[ImageCode]"]] = field(default_factory=dict)
+    begun: dict[int, tuple[str, Finish]] = field(default_factory=dict)
     strict: bool = False
 
     @classmethod
@@ -81,9 +78,9 @@ class Shard:
             WorkerDiedError: a worker process ended by itself.
         """
         while self.begun:
-            at, (path, code) = self.begun.popitem()
+            at, (path, finish) = self.begun.popitem()
             try:
-                self.form.settle(self.stored, at, result_of(code))
+                finish()
             except TeacherCacheError as error:
                 if self.strict:
                     raise TeacherCacheError(f"{path}: {error}") from error
@@ -190,9 +187,9 @@ def _fill(shard: Shard, done: _Launched) -> None:
         if not good:
             broken.append(path)
             continue
-        begun = shard.form.put(shard.stored, at, shown, square.valid)
-        if begun is not None:
-            shard.begun[at] = path, begun
+        finish = shard.form.put(shard.stored, at, shown, square.valid)
+        if finish is not None:
+            shard.begun[at] = path, finish
         shard.stored["attention"][at] = probabilities
         shard.stored["valid"][at] = square.valid
         shard.stored["source_size"][at] = square.source_size

@@ -1,8 +1,9 @@
 """How the patches of an image become what a codec stores of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,9 +15,12 @@ from ..teacher_cache.arrays import row_arrays
 from ..teacher_cache.schema import CacheCard, ExpertCard
 from .code_image import ImageCode, Patches, code_image
 from .resample import ExpertOutput, to_grid
-from .workers import Workers
+from .workers import Workers, result_of
 
 Stored = Mapping[str, NDArray[Any]]
+
+Finish = Callable[[], None]
+"""Waits for what was begun with an image and stores it."""
 
 
 class RowForm(Protocol):
@@ -30,11 +34,8 @@ class RowForm(Protocol):
 
     def put(
         self, stored: Stored, at: int, patches: NDArray[Any], valid: NDArray[np.bool_]
-    ) -> "Future[ImageCode] | None":
-        """Store an image as row `at`, or begin to; what is begun ends with `settle`."""
-
-    def settle(self, stored: Stored, at: int, code: ImageCode) -> None:
-        """Store what was begun with row `at`."""
+    ) -> Finish | None:
+        """Store an image as row `at`: at once, or when what this returns is called."""
 
 
 def row_form(card: CacheCard, workers: Workers) -> RowForm:
@@ -62,10 +63,6 @@ class FeatureForm:
         del valid
         stored["features"][at] = patches
 
-    def settle(self, stored: Stored, at: int, code: ImageCode) -> None:
-        """Never called: `put` leaves nothing to be settled."""
-        raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class GramForm:
@@ -85,20 +82,19 @@ class GramForm:
 
     def put(
         self, stored: Stored, at: int, patches: NDArray[Any], valid: NDArray[np.bool_]
-    ) -> "Future[ImageCode]":
-        """Begin to code an image."""
-        del stored, at
+    ) -> Finish:
+        """Begin to code an image; what this returns stores its code, or raises why it has none."""
         card = self.card
         error = card.max_gram_error
         assert error is not None, "a card of codec gram has one"
         task = Patches(patches, valid, card.expert.grid, card.grid, error)
-        return self.workers.submit(code_image, task)
+        return partial(_store_code, stored, at, self.workers.submit(code_image, task))
 
-    def settle(self, stored: Stored, at: int, code: ImageCode) -> None:
-        """Store the code of row `at`."""
-        codes = stored["codes"]
-        codes[at, : len(code.blob)] = np.frombuffer(code.blob, np.uint8)
-        stored["gram_error"][at] = code.rms, code.largest
+
+def _store_code(stored: Stored, at: int, begun: "Future[ImageCode]") -> None:
+    code = result_of(begun)
+    stored["codes"][at, : len(code.blob)] = np.frombuffer(code.blob, np.uint8)
+    stored["gram_error"][at] = code.rms, code.largest
 
 
 def native_patches(output: ExpertOutput, expert: ExpertCard) -> Tensor:
