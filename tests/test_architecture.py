@@ -4,9 +4,12 @@ import ast
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("demo", "eval", "pipeline", "teacher_cache", "trainer")
@@ -78,6 +81,22 @@ def test_every_package_is_shipped() -> None:
     assert set(config["packages"]) == {".".join(("medalign", *folder.parts)) for folder in folders}
     # Any other module at the root would land in the wheel as medalign.<name>.
     assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py", "cli.py"}
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {canonicalize_name(Requirement(line).name) for group in groups for line in group}
+    # Where lmms-eval is installed, it is what loads the files that import it.
+    provided = {"lmms_eval", *sys.stdlib_module_names}
+    heads = {m.split(".")[0] for path in SOURCES for level, m in imports(path) if level == 0}
+    installed = packages_distributions()
+    undeclared = {
+        head
+        for head in heads - provided
+        if not declared & {canonicalize_name(name) for name in installed.get(head, [head])}
+    }
+    assert not undeclared
 
 
 def test_the_sample_is_small_and_every_image_is_credited() -> None:
