@@ -12,6 +12,7 @@ from .. import __version__
 from ..eval.decoders.specs import Greedy
 from ..eval.generate import generate
 from ..eval.measure import Measured, measure
+from ..eval.result_file import result_json, write_result
 from ..eval.score import Scores, score
 from ..eval.source import Source
 from ..pipeline.build import build
@@ -185,7 +186,7 @@ def _finished(
     )
     say(f"answers  {predictions}: {done.answered} new, {done.reused} from before")
     scores = score(predictions, manifest, "vqa")
-    scores.write(out / "scores" / f"{folder}.json")
+    write_result(out / "scores" / f"{folder}.json", result_json(scores))
     model = load_student(load_base(spec.path, torch.float32), run / "adapter", probe=True)
     return Trained(
         name=name,

@@ -1,8 +1,7 @@
 """Compare two predictions files over one manifest, metric by metric, with paired tests."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from .metrics.definitions import Better, Unit
 from .metrics.interval import LEVEL, RESAMPLES, SEED
 from .metrics.paired import SWAPS, McNemar, compare_statistics
 from .metrics.statistic import Int64
-from .result_file import identify_file, package_version, write_result
+from .result_file import identify_file, package_version
 from .score import instruments_for, read_pairs, scale
 from .task_scores import NotComputed, TaskScores, choose_metrics, task_scores
 
@@ -89,18 +88,6 @@ class Comparison:
     metrics: Sequence[Compared]
     not_computed: Sequence[NotComputed]
     instruments: Mapping[str, Sequence[Mapping[str, str]]]
-
-    def to_json(self) -> str:
-        """Return the comparison as indented JSON."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-    def write(self, path: Path) -> None:
-        """Write the comparison to a file, whole or not at all; missing folders are made.
-
-        Raises:
-            AnswersError: the file cannot be written.
-        """
-        write_result(path, self.to_json())
 
 
 def compare(

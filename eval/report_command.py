@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .score_commands import MetricsOption, TaskOption
+from .score_options import MetricsOption, TaskOption, metric_names
 
 _ATTENTION = "Attention overlays"
 
@@ -93,7 +93,7 @@ def report(
             samples=samples,
             side=image_side,
             allow_missing=allow_missing,
-            metrics=[name.strip() for name in metrics.split(",") if name.strip()],
+            metrics=metric_names(metrics),
             progress=bar,
         )
     typer.echo(

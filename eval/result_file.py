@@ -3,11 +3,22 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import __version__
 from .answers import AnswersError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def result_json(result: "DataclassInstance") -> str:
+    """Return a result as indented JSON: the text of its file."""
+    return json.dumps(asdict(result), indent=2, ensure_ascii=False) + "\n"
 
 
 def write_result(path: Path, text: str) -> None:

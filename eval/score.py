@@ -1,8 +1,7 @@
 """Score a predictions file against its manifest, with intervals and definitions."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from .clusters import cluster_records, clustered_by
 from .metrics.definitions import Better, Unit
 from .metrics.interval import LEVEL, RESAMPLES, SEED, bootstrap_interval
 from .metrics.statistic import Int64
-from .result_file import identify_file, package_version, write_result
+from .result_file import identify_file, package_version
 from .task_scores import NotComputed, TaskScores, choose_metrics, task_scores
 
 if TYPE_CHECKING:
@@ -87,18 +86,6 @@ class Scores:
     settings: Mapping[str, Any] = field(default_factory=dict)
     not_computed: Sequence[NotComputed] = ()
     instruments: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """Return the scores as indented JSON."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-    def write(self, path: Path) -> None:
-        """Write the scores to a file, whole or not at all; missing folders are made.
-
-        Raises:
-            AnswersError: the file cannot be written.
-        """
-        write_result(path, self.to_json())
 
 
 def score(

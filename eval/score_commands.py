@@ -1,94 +1,29 @@
 """Command line of `medalign eval score`, `compare` and `report-texts`."""
 
-import enum
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .model_options import with_model_options
+from .score_options import (
+    JsonOption,
+    ManifestPath,
+    MetricsOption,
+    PredictionsPath,
+    TaskName,
+    TaskOption,
+    metric_names,
+)
+
 if TYPE_CHECKING:
     from .compare import Compared
+    from .instruments.places import InstrumentPaths
     from .score import Score
 
 
-class TaskName(enum.StrEnum):
-    """What can be scored."""
-
-    vqa = "vqa"
-    report = "report"
-
-
-MODELS = "Models of report metrics (nothing is fetched)"
-
-PredictionsPath = Annotated[Path, typer.Argument(help="Predictions, JSON Lines.")]
-ManifestPath = Annotated[Path, typer.Argument(help="Manifest the predictions answer.")]
-TaskOption = Annotated[TaskName, typer.Option(help="Short answers, or whole reports.")]
-MetricsOption = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME,...",
-        help="vqa: open, closed, choice, overall, hallucination; report: bleu, rouge_l, meteor, "
-        "bertscore, chexbert, radgraph, ratescore.",
-        show_default="all",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the file, not a table.")]
-BertscoreOption = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="roberta-large, or another model.", rich_help_panel=MODELS),
-]
-LayerOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Layer that BERTScore compares.",
-        show_default="17 of roberta-large",
-        rich_help_panel=MODELS,
-    ),
-]
-ChexbertOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="chexbert.pth.", rich_help_panel=MODELS)
-]
-BertOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="bert-base-uncased: CheXbert's configuration and vocabulary.",
-        rich_help_panel=MODELS,
-    ),
-]
-RadgraphOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        metavar="FILE",
-        help="Annotations by the package radgraph, JSON, in place of its model; repeatable.",
-        rich_help_panel=MODELS,
-    ),
-]
-ArchiveOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="radgraph.tar.gz, or the folder with its files.",
-        rich_help_panel=MODELS,
-    ),
-]
-ArchiveBertOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="PubMedBERT: RadGraph's configuration and vocabulary.",
-        rich_help_panel=MODELS,
-    ),
-]
-NerOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="RaTE-NER-Deberta.", rich_help_panel=MODELS)
-]
-SynonymsOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="BioLORD-2023-C.", rich_help_panel=MODELS)
-]
-
-
+@with_model_options
 def score(
     predictions: PredictionsPath,
     manifest: ManifestPath,
@@ -100,15 +35,8 @@ def score(
         typer.Option("--allow-missing", help="Count unanswered records as wrong; else refuse."),
     ] = False,
     as_json: JsonOption = False,
-    bertscore: BertscoreOption = None,
-    bertscore_layer: LayerOption = None,
-    chexbert: ChexbertOption = None,
-    bert: BertOption = None,
-    radgraph: ArchiveOption = None,
-    radgraph_bert: ArchiveBertOption = None,
-    radgraph_annotations: RadgraphOption = None,
-    ratescore_ner: NerOption = None,
-    ratescore_synonyms: SynonymsOption = None,
+    *,
+    paths: "InstrumentPaths",
 ) -> None:
     """Score predictions: every metric with its 95% interval, n and definition.
 
@@ -118,35 +46,26 @@ def score(
     was looked for; the models are found by option, in the folder that
     $MEDALIGN_METRICS names, or in the Hugging Face cache.
     """
-    from .instruments.places import InstrumentPaths
+    from .result_file import result_json, write_result
     from .score import score as score_file
     from .score_table import print_scores
 
-    _keep_inputs(out, "scored", predictions, manifest, *(radgraph_annotations or ()))
-    names = _names(metrics)
-    paths = InstrumentPaths(
-        bertscore=bertscore,
-        bertscore_layer=bertscore_layer,
-        chexbert=chexbert,
-        bert=bert,
-        radgraph=radgraph,
-        radgraph_bert=radgraph_bert,
-        annotations=tuple(radgraph_annotations or ()),
-        ratescore_ner=ratescore_ner,
-        ratescore_synonyms=ratescore_synonyms,
-    )
+    _keep_inputs(out, "scored", predictions, manifest, *paths.annotations)
+    names = metric_names(metrics)
     _quiet(task)
     scores = score_file(
         predictions, manifest, task.value, allow_missing=allow_missing, metrics=names, paths=paths
     )
-    scores.write(out)
+    text = result_json(scores)
+    write_result(out, text)
     if as_json:
-        typer.echo(scores.to_json(), nl=False)
+        typer.echo(text, nl=False)
     else:
         print_scores(scores, out)
     _fail_on_named(names, scores.metrics)
 
 
+@with_model_options
 def compare(
     a: Annotated[Path, typer.Argument(help="First predictions, JSON Lines.")],
     b: Annotated[Path, typer.Argument(help="Second predictions: what is hoped to be better.")],
@@ -161,15 +80,8 @@ def compare(
         ),
     ] = False,
     as_json: JsonOption = False,
-    bertscore: BertscoreOption = None,
-    bertscore_layer: LayerOption = None,
-    chexbert: ChexbertOption = None,
-    bert: BertOption = None,
-    radgraph: ArchiveOption = None,
-    radgraph_bert: ArchiveBertOption = None,
-    radgraph_annotations: RadgraphOption = None,
-    ratescore_ner: NerOption = None,
-    ratescore_synonyms: SynonymsOption = None,
+    *,
+    paths: "InstrumentPaths",
 ) -> None:
     """Compare two predictions files, sample by sample: is B better than A?
 
@@ -180,30 +92,20 @@ def compare(
     """
     from .compare import compare as compare_files
     from .compare_table import print_comparison
-    from .instruments.places import InstrumentPaths
+    from .result_file import result_json, write_result
 
     if out is not None:
-        _keep_inputs(out, "compared", a, b, manifest, *(radgraph_annotations or ()))
-    names = _names(metrics)
-    paths = InstrumentPaths(
-        bertscore=bertscore,
-        bertscore_layer=bertscore_layer,
-        chexbert=chexbert,
-        bert=bert,
-        radgraph=radgraph,
-        radgraph_bert=radgraph_bert,
-        annotations=tuple(radgraph_annotations or ()),
-        ratescore_ner=ratescore_ner,
-        ratescore_synonyms=ratescore_synonyms,
-    )
+        _keep_inputs(out, "compared", a, b, manifest, *paths.annotations)
+    names = metric_names(metrics)
     _quiet(task)
     found = compare_files(
         a, b, manifest, task.value, allow_missing=allow_missing, metrics=names, paths=paths
     )
+    text = result_json(found)
     if out is not None:
-        found.write(out)
+        write_result(out, text)
     if as_json:
-        typer.echo(found.to_json(), nl=False)
+        typer.echo(text, nl=False)
     else:
         print_comparison(found, out)
     _fail_on_named(names, found.metrics)
@@ -220,10 +122,6 @@ def report_texts(
     _keep_inputs(out, "read", manifest, *predictions)
     count = write_texts(predictions, manifest, out)
     typer.echo(f"{out}: {count} texts; docs/metrics.md says how RadGraph annotates them")
-
-
-def _names(metrics: str) -> list[str]:
-    return [name.strip() for name in metrics.split(",") if name.strip()]
 
 
 def _keep_inputs(out: Path, use: str, *inputs: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from medalign.eval.answers import Answer, AnswersError, read_answers
 from medalign.eval.compare import Compared, Comparison, compare
+from medalign.eval.result_file import result_json, write_result
 from medalign.eval.score import score
 
 Write = Callable[[Path, Iterable[Mapping[str, Any]]], Path]
@@ -140,7 +141,7 @@ def test_each_file_is_read_once(files: Files, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_comparison_file_says_everything(files: Files, tmp_path: Path) -> None:
     out = tmp_path / "new" / "c.json"
-    compare(*files, "vqa").write(out)
+    write_result(out, result_json(compare(*files, "vqa")))
     found = json.loads(out.read_text(encoding="utf-8"))
     assert found["a"]["path"].endswith("a.jsonl")
     assert (found["b"]["decoder"], found["b"]["seeds"]) == ("greedy", [0])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from medalign.eval.answers import Answer, AnswersError, Task, join
 from medalign.eval.metrics.statistic import Statistic
+from medalign.eval.result_file import result_json, write_result
 from medalign.eval.sample_scores import vqa_scores
 from medalign.eval.score import Score, Scores, score
 from medalign.pipeline.manifest import ManifestError, Record
@@ -113,7 +114,7 @@ def test_the_authors_cleaning_is_scored_beside_ours(tmp_path: Path, write_lines:
 def test_a_scores_file_says_everything(vqa_files: Files, tmp_path: Path) -> None:
     answers, manifest = vqa_files
     out = tmp_path / "new" / "scores.json"
-    score(answers, manifest, "vqa").write(out)
+    write_result(out, result_json(score(answers, manifest, "vqa")))
     found = json.loads(out.read_text(encoding="utf-8"))
     assert found["manifest"] == {
         "path": str(manifest),
@@ -137,7 +138,7 @@ def test_a_scores_file_says_everything(vqa_files: Files, tmp_path: Path) -> None
 def test_a_scores_file_that_cannot_be_written_is_one_line(vqa_files: Files, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AnswersError, match="cannot be written"):
-        score(*vqa_files, "vqa").write(tmp_path / "file" / "scores.json")
+        write_result(tmp_path / "file" / "scores.json", result_json(score(*vqa_files, "vqa")))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)

@@ -8,7 +8,7 @@ import pytest
 from medalign.eval.generate_command import DecoderChoice
 from medalign.eval.metrics.definitions import vqa_definitions
 from medalign.eval.metrics.report_definitions import report_definitions
-from medalign.eval.score_commands import TaskName
+from medalign.eval.score_options import TaskName
 from medalign.pipeline.datasets.registry import DATA_SETS
 from medalign.trainer.compose import read_in_order
 from medalign.trainer.convert.families import ORIGINALS
