@@ -1,15 +1,20 @@
 """Command line of `medalign eval report`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .model_options import with_model_options
 from .score_options import MetricsOption, TaskOption, metric_names
+
+if TYPE_CHECKING:
+    from .instruments.places import InstrumentPaths
 
 _ATTENTION = "Attention overlays"
 
 
+@with_model_options
 def report(
     predictions: Annotated[
         list[Path], typer.Argument(help="Predictions; the others are compared with the first.")
@@ -29,6 +34,14 @@ def report(
         bool,
         typer.Option("--allow-missing", help="Count records that no file answers as wrong."),
     ] = False,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="What `eval score` wrote of one of the predictions, in place of computing it; "
+            "repeatable.",
+        ),
+    ] = None,
     cache: Annotated[
         str | None,
         typer.Option(
@@ -56,13 +69,15 @@ def report(
             rich_help_panel=_ATTENTION,
         ),
     ] = None,
+    *,
+    paths: "InstrumentPaths",
 ) -> None:
     """Write one HTML file: scores, paired differences, and every sample with its images.
 
     It opens without a network. It holds images and texts of your data: what
     must not be passed on must not be passed on inside it. Models that metrics
-    of reports need are found in the folder that $MEDALIGN_METRICS names, or in
-    the Hugging Face cache.
+    of reports need are found as by `eval score`: by option, in the folder that
+    $MEDALIGN_METRICS names, or in the Hugging Face cache.
     """
     from ..trainer.quiet import quiet_libraries
 
@@ -73,10 +88,10 @@ def report(
     from .report_page.write import write_report
     from .source import find_source, source_names
 
-    paths = source or []
-    if not paths and not (student is None and layer is None):
+    shown = source or []
+    if not shown and not (student is None and layer is None):
         raise AnswersError("--student and --layer say more of a --source; give one")
-    sources = [find_source(path, student) for path in paths]
+    sources = [find_source(path, student) for path in shown]
     for each in sources:
         if each.unfinished:
             typer.echo(each.unfinished, err=True)
@@ -88,12 +103,14 @@ def report(
             task.value,
             out,
             cache=None if cache is None else TeacherCache.open(cache, allow_building=True),
-            sources=list(zip(source_names(paths), sources, strict=True)),
+            sources=list(zip(source_names(shown), sources, strict=True)),
             layer=layer,
             samples=samples,
             side=image_side,
             allow_missing=allow_missing,
             metrics=metric_names(metrics),
+            paths=paths,
+            scores=scores or (),
             progress=bar,
         )
     typer.echo(

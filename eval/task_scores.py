@@ -25,6 +25,9 @@ _NO_SAMPLES = {
 }
 """Why a group of VQA metrics can be without samples."""
 
+WITH_MODELS = frozenset({"bertscore", "chexbert", "radgraph", "ratescore"})
+"""Groups of report metrics that a model computes; all others need none."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotComputed:

@@ -162,11 +162,8 @@ def _answer(file: Answers, place: int) -> Markup:
 
 
 def _all_values(files: Sequence[Answers], place: int) -> Markup | None:
-    keys: list[Key] = [
-        key
-        for key in files[0].scored.definitions
-        if any(place in file.values.get(key, {}) for file in files)
-    ]
+    known: dict[Key, None] = dict.fromkeys(key for f in files for key in f.scored.definitions)
+    keys = [key for key in known if any(place in f.values.get(key, {}) for f in files)]
     if not keys:
         return None
     head = tag("tr", tag("th", "percent"), [tag("th", f.label, scope="col") for f in files])

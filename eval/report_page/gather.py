@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ...pipeline.manifest import Record
-from ..answers import AnswersError, Pair, Task
+from ..answers import Answer, AnswersError, Pair, Task
 from ..clusters import cluster_records
 from ..compare import Compared, compare_scored, refuse_unmatched
+from ..instruments.places import InstrumentPaths
 from ..metrics.definitions import Key
 from ..score import Scores, instruments_for, read_pairs, summarise
-from ..task_scores import TaskScores, choose_metrics, task_scores
+from ..scores_files import ScoresFile, match_scores
+from ..task_scores import WITH_MODELS, TaskScores, choose_metrics, task_scores
 
 VERDICT: Key = ("strict", "overall_accuracy")
 """The metric whose value of one question, 1 or 0, says whether its answer is right."""
@@ -30,6 +32,7 @@ class Answers:
         pairs: one for each record, in the manifest's order.
         scored: what they score, sample by sample.
         scores: what a scores file says.
+        known: the scores file that `scores` are of; None if they were computed.
     """
 
     label: str
@@ -37,6 +40,7 @@ class Answers:
     pairs: Sequence[Pair]
     scored: TaskScores
     scores: Scores
+    known: ScoresFile | None = None
 
     @cached_property
     def values(self) -> Mapping[Key, Mapping[int, float]]:
@@ -84,10 +88,13 @@ def gather(
     *,
     allow_missing: bool = False,
     metrics: Sequence[str] = (),
+    paths: InstrumentPaths | None = None,
+    scores: Sequence[Path] = (),
 ) -> Gathered:
     """Read, join and score predictions files, and compare each with the first.
 
-    Models that metrics of reports need are looked for where `eval score` does without options.
+    No model runs on a file with scores of its own, so samples and differences of it have the
+    metrics alone that need none.
 
     Args:
         predictions: at least one file.
@@ -95,34 +102,40 @@ def gather(
         task: "vqa" or "report".
         allow_missing: count records that no file answers as wrong.
         metrics: which to compute; all if empty.
+        paths: where the models are that metrics of reports need.
+        scores: scores files of some of the predictions, or of all.
 
     Raises:
-        AnswersError: no or the same file twice, answers that do not fit the manifest, or a record
-            that only some of the files answer.
+        AnswersError: no or the same file twice, answers that do not fit the manifest, a record
+            that only some of the files answer, scores that do not fit (see `match_scores`), or
+            models and nothing left to compute with them.
         ManifestError: the manifest is broken.
     """
-    if not predictions:
-        raise AnswersError("a report takes at least one predictions file")
-    if twice := [path for path, times in Counter(predictions).items() if times > 1]:
-        raise AnswersError(f"{twice[0]}: is given twice")
     wanted = choose_metrics(task, metrics)
-    read = [read_pairs(each, manifest, task, allow_missing=allow_missing) for each in predictions]
-    for path, (answers, _) in zip(predictions[1:], read[1:], strict=True):
-        refuse_unmatched(predictions[0], read[0][0], path, answers)
-    instruments = instruments_for(task, wanted, None)
-    files = []
-    for path, label, (answers, pairs) in zip(
-        predictions, labels(predictions, [a[0].decoder for a, _ in read]), read, strict=True
-    ):
-        scored = task_scores(pairs, task, wanted, instruments)
-        files.append(
-            Answers(
-                label=label,
-                settings=answers[0].settings,
-                pairs=pairs,
-                scored=scored,
-                scores=summarise(path, manifest, task, answers, pairs, scored, instruments),
+    read = _joined(predictions, manifest, task, allow_missing=allow_missing)
+    given = match_scores(scores, predictions, manifest, task)
+    plain = [name for name in wanted if name not in WITH_MODELS]
+    if len(given) == len(predictions):
+        if paths not in (None, InstrumentPaths()):
+            raise AnswersError(
+                "--scores are there for every predictions file, which leaves nothing to compute "
+                "with the models that are given; leave out one or the other"
             )
+        wanted = tuple(plain)
+    instruments = instruments_for(task, wanted, paths)
+    files = []
+    names = labels(predictions, [answers[0].decoder for answers, _ in read])
+    for path, label, (answers, pairs) in zip(predictions, names, read, strict=True):
+        known = given.get(path)
+        if known is None:
+            scored = task_scores(pairs, task, wanted, instruments)
+            said = summarise(path, manifest, task, answers, pairs, scored, instruments)
+        else:
+            scored = task_scores(pairs, task, plain, instruments_for(task, plain, None))
+            said = known.chosen(metrics)
+        own = answers[0].settings
+        files.append(
+            Answers(label=label, settings=own, pairs=pairs, scored=scored, scores=said, known=known)
         )
     records = [pair.record for pair in files[0].pairs]
     clusters = cluster_records(records)
@@ -135,6 +148,20 @@ def gather(
             for other in files[1:]
         },
     )
+
+
+def _joined(
+    predictions: Sequence[Path], manifest: Path, task: Task, *, allow_missing: bool
+) -> list[tuple[list[Answer], list[Pair]]]:
+    """Read every predictions file; all of them answer the same records."""
+    if not predictions:
+        raise AnswersError("a report takes at least one predictions file")
+    if twice := [path for path, times in Counter(predictions).items() if times > 1]:
+        raise AnswersError(f"{twice[0]}: is given twice")
+    read = [read_pairs(each, manifest, task, allow_missing=allow_missing) for each in predictions]
+    for path, (answers, _) in zip(predictions[1:], read[1:], strict=True):
+        refuse_unmatched(predictions[0], read[0][0], path, answers)
+    return read
 
 
 def labels(predictions: Sequence[Path], decoders: Sequence[str]) -> list[str]:

@@ -6,7 +6,9 @@ from ..compare import Compared
 from ..metrics.definitions import Key
 from ..score import Score
 from ..score_table import LOWER, LOWER_NOTE, few_clusters, not_computed, table_of
-from .gather import Gathered
+from ..scores_files import ScoresFile
+from ..task_scores import WITH_MODELS
+from .gather import Answers, Gathered
 from .markup import Markup, joined, tag
 
 HEADLINE: frozenset[Key] = frozenset(
@@ -98,9 +100,19 @@ def remarks(gathered: Gathered) -> list[str]:
         for name, count in file.scores.counts.items():
             if count and name in ("missing", "blank_answers", "choice_reference_not_an_option"):
                 lines.append(f"{file.label}: {name.replace('_', ' ')}: {count}")
+        if file.known is not None:
+            lines += [f"{file.label}: {line}" for line in _read_again(file, file.known)]
     if any(metric.better == "lower" for metric in every_metric(gathered)):
         lines.append(LOWER_NOTE)
     return list(dict.fromkeys(lines))
+
+
+def _read_again(file: Answers, known: ScoresFile) -> list[str]:
+    """Say that scores come from a file, and what cannot be told of single samples then."""
+    line = f"scores as in {known.path}"
+    if any(metric.group in WITH_MODELS for metric in file.scores.metrics):
+        line += "; its samples and differences have the metrics alone that need no model"
+    return [line, *known.differences(file.scored)]
 
 
 def definitions(gathered: Gathered) -> Markup:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...teacher_cache.reader import TeacherCache
 from ..answers import AnswersError, Task
+from ..instruments.places import InstrumentPaths
 from ..result_file import write_result
 from ..source import Source
 from .cards import Sample, card
@@ -56,6 +57,8 @@ def write_report(
     side: int = SIDE,
     allow_missing: bool = False,
     metrics: Sequence[str] = (),
+    paths: InstrumentPaths | None = None,
+    scores: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Written:
     """Write one HTML file with scores, differences, and samples; equal input gives equal bytes.
@@ -72,19 +75,31 @@ def write_report(
         samples: how many to show, evenly chosen in the manifest's order; 0 for all.
         side: longest side of a picture in pixels.
         allow_missing: count records that no file answers as wrong.
-        metrics: which to compute; all if empty.
+        metrics: which to show; all if empty.
+        paths: where the models are that metrics of reports need.
+        scores: scores files of some of the predictions, or of all, shown and not computed again.
         progress: told how many steps are done, and of how many.
 
     Raises:
-        AnswersError: predictions do not fit, or `out` cannot be written.
+        AnswersError: predictions or scores do not fit, or `out` cannot be written.
         ManifestError: the manifest is broken.
         StudentError: a student cannot be loaded.
     """
-    if out.resolve() in {path.resolve() for path in (*predictions, manifest)}:
+    annotations = () if paths is None else paths.annotations
+    read = (*predictions, manifest, *scores, *annotations)
+    if out.resolve() in {path.resolve() for path in read}:
         raise AnswersError(f"{out}: --out would overwrite what is shown; choose another file")
     if not images.is_dir():
         raise AnswersError(f"--images {images} is no folder")
-    gathered = gather(predictions, manifest, task, allow_missing=allow_missing, metrics=metrics)
+    gathered = gather(
+        predictions,
+        manifest,
+        task,
+        allow_missing=allow_missing,
+        metrics=metrics,
+        paths=paths,
+        scores=scores,
+    )
     places = evenly(len(gathered.records), samples)
     records = [gathered.records[place] for place in places]
     steps = _Steps(progress, len(records) * (1 + len(sources)))
