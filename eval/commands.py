@@ -7,7 +7,7 @@ import typer
 
 from .generate_command import generate
 from .report_command import report
-from .score_commands import compare, report_texts, score
+from .score_commands import compare, report_texts, score, table
 
 app = typer.Typer(
     no_args_is_help=True, help="Answer questions with a student and score the answers."
@@ -15,6 +15,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(score)
 app.command()(compare)
+app.command()(table)
 app.command()(report)
 app.command("report-texts")(report_texts)
 

@@ -1,5 +1,6 @@
-"""Command line of `medalign eval score`, `compare` and `report-texts`."""
+"""Command line of `medalign eval score`, `compare`, `table` and `report-texts`."""
 
+import enum
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -109,6 +110,59 @@ def compare(
     else:
         print_comparison(found, out)
     _fail_on_named(names, found.metrics)
+
+
+class FormatName(enum.StrEnum):
+    """What a table can be written as."""
+
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+
+
+def table(
+    scores: Annotated[list[Path], typer.Argument(help="What `eval score` wrote, one per row.")],
+    metrics: MetricsOption = "",
+    form: Annotated[
+        FormatName | None,
+        typer.Option(
+            "--format",
+            help="latex needs booktabs; csv has every digit and a line per value.",
+            show_default="a table for the terminal",
+        ),
+    ] = None,
+    intervals: Annotated[bool, typer.Option(help="Write them behind the values.")] = True,
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="stdout")] = None,
+) -> None:
+    """Put scores of many files side by side: a row for each file, a column for each metric.
+
+    Without --metrics, the columns are what is looked for first. All files are
+    of one task and one manifest.
+    """
+    from rich.console import Console
+
+    from .answers import AnswersError
+    from .overview import Overview
+    from .result_file import write_result
+
+    names = metric_names(metrics)
+    if out is not None:
+        if form is None:
+            raise AnswersError(f"--out {out}: give --format {', '.join(FormatName)} as well")
+        _keep_inputs(out, "read", *scores)
+    found = Overview.read(scores, names)
+    if form is None:
+        Console().print(found.as_table(intervals=intervals))
+    else:
+        text = found.written_as(form.value, intervals=intervals)
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            write_result(out, text)
+            typer.echo(f"{out}: {len(found.rows)} rows, {len(found.columns)} metrics")
+    for line in found.remarks:
+        typer.echo(line, err=form is not None)
+    _fail_on_named(names, list(found.columns.values()))
 
 
 def report_texts(

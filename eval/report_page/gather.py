@@ -11,6 +11,7 @@ from ...pipeline.manifest import Record
 from ..answers import Answer, AnswersError, Pair, Task
 from ..clusters import cluster_records
 from ..compare import Compared, compare_scored, refuse_unmatched
+from ..headline import labels
 from ..instruments.places import InstrumentPaths
 from ..metrics.definitions import Key
 from ..score import Scores, instruments_for, read_pairs, summarise
@@ -162,13 +163,3 @@ def _joined(
     for path, (answers, _) in zip(predictions[1:], read[1:], strict=True):
         refuse_unmatched(predictions[0], read[0][0], path, answers)
     return read
-
-
-def labels(predictions: Sequence[Path], decoders: Sequence[str]) -> list[str]:
-    """Return a name for every file: the decoder's, or the file's own where decoders repeat."""
-    if len(set(decoders)) == len(decoders):
-        return list(decoders)
-    named = [f"{p.stem} ({d})" for p, d in zip(predictions, decoders, strict=True)]
-    if len(set(named)) == len(named):
-        return named
-    return [f"{path} ({d})" for path, d in zip(predictions, decoders, strict=True)]

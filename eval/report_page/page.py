@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ... import __version__
+from ..headline import headline
 from .attention import heat_gradient
 from .figure import shared
 from .gather import Answers, Gathered
@@ -16,7 +17,6 @@ from .tables import (
     comparison_table,
     definitions,
     every_metric,
-    headline,
     level,
     remarks,
     score_table,
@@ -66,7 +66,7 @@ def page(
 def _scores(gathered: Gathered) -> Markup:
     notes = remarks(gathered)
     first = gathered.files[0].label
-    metrics = headline(gathered)
+    metrics = headline(every_metric(gathered))
     difference = None
     if gathered.compared:
         caption = (

@@ -3,43 +3,12 @@
 from collections.abc import Sequence
 
 from ..compare import Compared
-from ..metrics.definitions import Key
 from ..score import Score
 from ..score_table import LOWER, LOWER_NOTE, few_clusters, not_computed, table_of
 from ..scores_files import ScoresFile
 from ..task_scores import WITH_MODELS
 from .gather import Answers, Gathered
 from .markup import Markup, joined, tag
-
-HEADLINE: frozenset[Key] = frozenset(
-    {
-        ("llava-med", "open_recall"),
-        ("llava-med", "closed_accuracy"),
-        ("strict", "closed_accuracy"),
-        ("strict", "choice_accuracy"),
-        ("strict", "overall_accuracy"),
-        ("strict", "hallucination_rate"),
-        *(
-            ("medalign", name)
-            for name in (
-                "bleu",
-                "rouge_l",
-                "meteor",
-                "bertscore_f1",
-                "chexbert_similarity",
-                "radgraph_combined",
-                "ratescore",
-            )
-        ),
-    }
-)
-"""What a reader looks for first; all other metrics are folded away."""
-
-
-def headline(gathered: Gathered) -> list[Score]:
-    """Return the metrics that are shown first; all of them where none of the usual ones is."""
-    metrics = every_metric(gathered)
-    return [each for each in metrics if (each.protocol, each.name) in HEADLINE] or metrics
 
 
 def score_table(gathered: Gathered, metrics: Sequence[Score]) -> Markup:

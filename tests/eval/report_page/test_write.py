@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from medalign.cli import app
 from medalign.eval.answers import AnswersError
 from medalign.eval.compare import compare
-from medalign.eval.report_page.gather import gather, labels
+from medalign.eval.headline import labels
+from medalign.eval.report_page.gather import gather
 from medalign.eval.report_page.write import Written, evenly, write_report
 from medalign.eval.score import score
 from medalign.teacher_cache.reader import TeacherCache

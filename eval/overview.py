@@ -1,0 +1,194 @@
+"""One table of many scores files, as a paper prints it: a row for a file, a column for a metric."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from .answers import AnswersError
+from .headline import headline, labels
+from .metrics.definitions import Key
+from .score import Score, Scores
+from .score_table import LOWER, LOWER_NOTE, not_computed
+from .scores_files import ScoresFile
+from .task_scores import choose_metrics
+
+Format = Literal["markdown", "latex", "csv"]
+"""What a table can be written as."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """Scores of several files side by side.
+
+    Attributes:
+        columns: metric -> its score in one of the files that have it, for its name and unit.
+        rows: label of a file -> its scores by metric; one that it lacks is left out.
+        remarks: what has no value and why.
+    """
+
+    columns: Mapping[Key, Score]
+    rows: Mapping[str, Mapping[Key, Score]]
+    remarks: Sequence[str]
+
+    @classmethod
+    def read(cls, files: Sequence[Path], metrics: Sequence[str] = ()) -> "Overview":
+        """Read scores files of one manifest.
+
+        Args:
+            files: what `eval score` wrote; rows keep their order.
+            metrics: groups of metrics, of `task_scores.known_metrics`; if empty, the ones that
+                are looked for first.
+
+        Raises:
+            AnswersError: a file cannot be read, is given twice, is of another task or manifest
+                than the first, the task has no such metric, or no file has any of them.
+        """
+        if twice := [path for place, path in enumerate(files) if path in files[:place]]:
+            raise AnswersError(f"{twice[0]}: is given twice")
+        read = [ScoresFile.read(path) for path in files]
+        for file in read[1:]:
+            _refuse_other(read[0], file)
+        choose_metrics(read[0].scores.task, metrics)
+        shown = [file.chosen(metrics) for file in read]
+        found = [each.metrics if metrics else headline(each.metrics) for each in shown]
+        columns: dict[Key, Score] = {}
+        for each in found:
+            for metric in each:
+                columns.setdefault((metric.protocol, metric.name), metric)
+        if not columns:
+            raise AnswersError(f"{files[0]}: holds no value of {', '.join(metrics) or 'a metric'}")
+        names = labels(files, [each.decoder for each in shown])
+        return cls(
+            columns=columns,
+            rows={
+                name: {(metric.protocol, metric.name): metric for metric in each}
+                for name, each in zip(names, found, strict=True)
+            },
+            remarks=_remarks(names, shown, columns),
+        )
+
+    def heading(self, key: Key) -> str:
+        """Return what a column is called: name, protocol and number of samples."""
+        metric = self.columns[key]
+        counts = {row[key].n for row in self.rows.values() if key in row}
+        n = f"n={metric.n}" if len(counts) == 1 else f"n={min(counts)}..{max(counts)}"
+        mark = f" {LOWER}" if metric.better == "lower" else ""
+        return f"{metric.name.replace('_', ' ')}{mark}, {metric.protocol}, {n}"
+
+    def as_table(self, *, intervals: bool = True) -> Table:
+        """Return the table for a terminal."""
+        table = Table()
+        table.add_column("", no_wrap=True)
+        for key in self.columns:
+            table.add_column(Text(self.heading(key)), justify="right")
+        for cells in self._cells(intervals):
+            table.add_row(*map(Text, cells))
+        return table
+
+    def written_as(self, kind: Format, *, intervals: bool = True) -> str:
+        """Return the table as text to paste or to read by machine.
+
+        Args:
+            kind: `markdown`; `latex`, for the package booktabs; or `csv`, which has every digit
+                and a row for every value.
+            intervals: write them behind the values; `csv` has them always.
+        """
+        writers: Mapping[Format, Callable[[bool], str]] = {
+            "markdown": self._markdown,
+            "latex": self._latex,
+            "csv": self._csv,
+        }
+        return writers[kind](intervals)
+
+    def _cells(self, intervals: bool) -> list[list[str]]:
+        return [
+            [name, *(_value(row.get(key), intervals) for key in self.columns)]
+            for name, row in self.rows.items()
+        ]
+
+    def _markdown(self, intervals: bool) -> str:
+        def line(cells: Sequence[str]) -> str:
+            return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+        lines = [
+            line(["", *map(self.heading, self.columns)]),
+            line(["---", *("---:" for _ in self.columns)]),
+            *map(line, self._cells(intervals)),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _latex(self, intervals: bool) -> str:
+        def line(cells: Sequence[str]) -> str:
+            return " & ".join(map(_escaped, cells)) + r" \\"
+
+        lines = [
+            rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
+            r"\toprule",
+            line(["", *map(self.heading, self.columns)]),
+            r"\midrule",
+            *map(line, self._cells(intervals)),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _csv(self, _: bool) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["file", "protocol", "metric", "unit", "n", "value", "low", "high"])
+        for name, row in self.rows.items():
+            for key in self.columns:
+                if key in row:
+                    m = row[key]
+                    writer.writerow([name, *key, m.unit, m.n, m.value, *m.interval])
+        return text.getvalue()
+
+
+def _refuse_other(first: ScoresFile, file: ScoresFile) -> None:
+    """Scores stand in one table if they are of one task and of the same questions."""
+    ours, theirs = first.scores, file.scores
+    if theirs.task != ours.task:
+        raise AnswersError(
+            f"{file.path}: are scores of task {theirs.task}, {first.path} of {ours.task}; make a "
+            "table of each task"
+        )
+    if theirs.manifest["sha256"] != ours.manifest["sha256"]:
+        raise AnswersError(
+            f"{file.path}: was scored against {theirs.manifest['path']}, {first.path} against "
+            f"{ours.manifest['path']}, and the two differ; score both against the same manifest"
+        )
+
+
+def _remarks(
+    names: Sequence[str], shown: Sequence[Scores], columns: Mapping[Key, Score]
+) -> list[str]:
+    lines = [
+        f"{name}: {line}"
+        for name, scores in zip(names, shown, strict=True)
+        for line in not_computed(scores.not_computed)
+    ]
+    if any(metric.better == "lower" for metric in columns.values()):
+        lines.append(LOWER_NOTE)
+    return lines
+
+
+def _value(metric: Score | None, intervals: bool) -> str:
+    if metric is None:
+        return "-"
+    digits = 1 if metric.unit == "percent" else 2
+    low, high = (f"{end:.{digits}f}" for end in metric.interval)
+    return f"{metric.value:.{digits}f}" + f" [{low}, {high}]" * intervals
+
+
+def _escaped(text: str) -> str:
+    """Return text whose special characters LaTeX prints."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    special[LOWER] = r"$\downarrow$"
+    return "".join(special.get(sign, sign) for sign in text)
