@@ -1,6 +1,7 @@
 """The whole job on packaged real images: cache, two trainings, answers, scores, figures."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ class Demo:
     before: Measured
     trained: tuple[Trained, Trained]
 
+    @property
+    def data(self) -> Path:
+        """Where its manifests, images and masks are."""
+        return self.out / "data"
+
 
 def run_demo(out: Path, say: Say, report: Callable[[Step, int], None]) -> Demo:
     """Do the whole job below `out`; what an earlier run left there is used again.
@@ -90,18 +96,19 @@ def run_demo(out: Path, say: Say, report: Callable[[Step, int], None]) -> Demo:
         ValueError: `out` holds something else.
     """
     started = time.monotonic()
-    store = _cache(out, say)
+    data = _data(out)
+    store = _cache(data, out, say)
     cache_seconds = time.monotonic() - started
     cache = TeacherCache.open(store)
     make_demo_student(out / "student")
     spec = read_student(out / "student")
-    before = _measure(_untrained(spec), spec, cache)
+    before = _measure(_untrained(spec), spec, data, cache)
     runs = []
     for name, folder, overrides in (("plain LoRA", "plain", PLAIN), ("MedAlign", "medalign", ())):
         say(f"train    {name}")
         recipe = Recipe.of(find_recipe("demo"), overrides)
         chosen = with_paths(
-            recipe, student=out / "student", manifest=SAMPLE / "train.jsonl", images=SAMPLE
+            recipe, student=out / "student", manifest=data / "train.jsonl", images=data
         )
         begun = time.monotonic()
         result = train(chosen, store, out / "runs" / folder, say=lambda _: None, report=report)
@@ -123,26 +130,38 @@ def run_demo(out: Path, say: Say, report: Callable[[Step, int], None]) -> Demo:
     )
 
 
-def _cache(out: Path, say: Say) -> Path:
-    """Build and seal the cache of all sample images, held-back ones included."""
+def _data(out: Path) -> Path:
+    """Copy the packaged data, so that every other command can be tried on it."""
     _claim(out)
+    data = out / "data"
+    for packaged in SAMPLE.rglob("*"):
+        if packaged.is_file():
+            copy = data / packaged.relative_to(SAMPLE)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(packaged, copy)
+    return data
+
+
+def _cache(data: Path, out: Path, say: Say) -> Path:
+    """Build and seal the cache of all sample images, held-back ones included."""
     store = out / "cache"
     manifest = out / "manifest.jsonl"
-    both = b"".join((SAMPLE / f"{split}.jsonl").read_bytes() for split in ("train", "test"))
+    both = b"".join((data / f"{split}.jsonl").read_bytes() for split in ("train", "test"))
     write_durably(manifest, both)
     say("cache    expert `demo` looks once at every image")
     expert = load_expert("demo")
     options = BuildOptions(shard_rows=8, workers=2)
-    build(manifest, SAMPLE, store, expert, options, origin=_origin(manifest, store, options))
-    sealed = seal(store, certify=certifier(SAMPLE, expert))
+    origin = _origin(manifest, data, store, options)
+    build(manifest, data, store, expert, options, origin=origin)
+    sealed = seal(store, certify=certifier(data, expert))
     again = "was sealed before and is used again" if sealed.already else "sealed"
     say(f"cache    {store} {again}: {sealed.rows} images")
     return store
 
 
-def _origin(manifest: Path, store: Path, options: BuildOptions) -> Origin:
+def _origin(manifest: Path, data: Path, store: Path, options: BuildOptions) -> Origin:
     """Let `medalign cache` find manifest, images and expert, as if it had built the cache."""
-    listed, images, out = (str(path.resolve()) for path in (manifest, SAMPLE, store))
+    listed, images, out = (str(path.resolve()) for path in (manifest, data, store))
     words = ("--images", images, "--expert", "demo", "--out", out)
     rows = ("--shard-rows", str(options.shard_rows))
     command = ("medalign", "cache", "build", listed, *words, *rows)
@@ -175,11 +194,12 @@ def _finished(
 ) -> Trained:
     run = out / "runs" / folder
     predictions = out / "predictions" / f"{folder}.jsonl"
-    manifest = SAMPLE / "test.jsonl"
+    data = out / "data"
+    manifest = data / "test.jsonl"
     done = generate(
         Source(spec.path, run / "adapter"),
         manifest,
-        SAMPLE,
+        data,
         predictions,
         Greedy(max_new_tokens=16),
         batch_size=6,
@@ -191,15 +211,15 @@ def _finished(
     return Trained(
         name=name,
         out=run,
-        after=_measure(model, spec, cache),
+        after=_measure(model, spec, data, cache),
         scores=scores,
         seconds=seconds,
     )
 
 
-def _measure(model: object, spec: StudentSpec, cache: TeacherCache) -> Measured:
+def _measure(model: object, spec: StudentSpec, data: Path, cache: TeacherCache) -> Measured:
     loss = Recipe.of(find_recipe("demo")).loss
-    return measure(model, spec, read_manifest(SAMPLE / "test.jsonl"), SAMPLE, cache, loss)
+    return measure(model, spec, read_manifest(data / "test.jsonl"), data, cache, loss)
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:

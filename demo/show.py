@@ -17,7 +17,7 @@ from ..pipeline.manifest import Record, read_manifest
 from ..pipeline.pixels import read_image
 from ..teacher_cache.reader import TeacherCache
 from ..trainer.students.spec import read_student
-from .run import SAMPLE, Demo, Trained, metrics_of
+from .run import Demo, Trained, metrics_of
 
 _CAPTION = (
     "lm: cross-entropy of an answer token. vis: squared gap between similarity matrices (Eq. 4). "
@@ -74,8 +74,8 @@ def report(demo: Demo) -> Path:
     runs = [run.out for run in demo.trained]
     written = write_report(
         [demo.out / "predictions" / f"{run.name}.jsonl" for run in runs],
-        SAMPLE / "test.jsonl",
-        SAMPLE,
+        demo.data / "test.jsonl",
+        demo.data,
         "vqa",
         demo.out / "report.html",
         cache=TeacherCache.open(demo.out / "cache"),
@@ -88,9 +88,9 @@ def _overlays(demo: Demo) -> Iterator[Path]:
     spec = read_student(demo.out / "student")
     masks = _masks(demo)
     expert = _expert_maps(demo, masks)
-    for record, image in _masked_records():
+    for record, image in _masked_records(demo):
         covered, valid = masks[record.id]
-        rgb = read_image(SAMPLE / image).rgb
+        rgb = read_image(demo.data / image).rgb
         maps = {
             "expert": expert[record.id],
             "student before": demo.before.attention[record.id],
@@ -109,10 +109,10 @@ def _overlays(demo: Demo) -> Iterator[Path]:
         yield path
 
 
-def _masked_records() -> list[tuple[Record, str]]:
+def _masked_records(demo: Demo) -> list[tuple[Record, str]]:
     """The first held-back record of every image that has a mask."""
     found: dict[str, Record] = {}
-    for record in read_manifest(SAMPLE / "test.jsonl"):
+    for record in read_manifest(demo.data / "test.jsonl"):
         if record.images and record.fields.get("mask"):
             found.setdefault(record.images[0], record)
     return [(record, image) for image, record in found.items()]
@@ -123,8 +123,8 @@ def _masks(demo: Demo) -> dict[str, tuple[Float32, npt.NDArray[np.bool_]]]:
     spec = read_student(demo.out / "student")
     cache = TeacherCache.open(demo.out / "cache")
     masks = {}
-    for record, image in _masked_records():
-        with Image.open(SAMPLE / record.fields["mask"]) as file:
+    for record, image in _masked_records(demo):
+        with Image.open(demo.data / record.fields["mask"]) as file:
             pixels = np.asarray(file.convert("L")) > 0
         masks[record.id] = (mask_patches(pixels, spec.geometry, spec.grid), cache[image].valid)
     return masks

@@ -45,7 +45,10 @@ def test_the_demo_does_the_whole_job_and_the_second_run_uses_it_again(tmp_path: 
     assert TeacherCache.open(out / "cache").certificate is not None
     origin = load_origin(out / "cache")
     assert origin is not None
-    assert Path(origin.images) == SAMPLE
+    assert Path(origin.images) == out / "data"
+    for path in SAMPLE.rglob("*"):
+        copy = out / "data" / path.relative_to(SAMPLE)
+        assert path.is_dir() or copy.read_bytes() == path.read_bytes()
     assert [run.name for run in first.trained] == ["plain LoRA", "MedAlign"]
     console = Console(record=True, width=100)
     console.print(table(first))
