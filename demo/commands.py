@@ -45,8 +45,8 @@ def demo(
         f"answers      {out / 'predictions'}, scores {out / 'scores'}",
         f"figures      {figures[0]} and {len(figures) - 1} attention overlays beside it",
         f"report       {page}: open it in a browser",
-        f"try          medalign eval generate {out / 'runs' / 'medalign'} {done.data / 'test.jsonl'} "
-        f"--images {done.data} --decoder vcd --out vcd.jsonl",
+        f"try          medalign eval generate {out / 'runs' / 'medalign'} "
+        f"{done.data / 'test.jsonl'} --images {done.data} --decoder vcd --out vcd.jsonl",
         f"time         {time.monotonic() - started:.0f} s",
         "",
         _PLAINLY,

@@ -132,7 +132,7 @@ def _masks(demo: Demo) -> dict[str, tuple[Float32, npt.NDArray[np.bool_]]]:
 
 def _expert_maps(demo: Demo, masks: Mapping[str, object]) -> dict[str, Float32]:
     cache = TeacherCache.open(demo.out / "cache")
-    return {r.id: cache[image].attention for r, image in _masked_records() if r.id in masks}
+    return {r.id: cache[image].attention for r, image in _masked_records(demo) if r.id in masks}
 
 
 def _mean_mass(
