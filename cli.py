@@ -1,9 +1,14 @@
 """Command line: parse arguments, call one function, print its result."""
 
+import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -20,6 +25,8 @@ from .trainer.convert.commands import student
 from .trainer.doctor.command import doctor
 from .trainer.export.commands import export
 from .trainer.recipe_commands import recipes
+
+INTERRUPTED = "interrupted; run the same command again to go on"
 
 BUG = 70
 """Exit code of an error that nobody foresaw; never 1, which scripts may go on after."""
@@ -71,9 +78,10 @@ def main() -> None:
     # Nothing is ever fetched, also by libraries that would like to.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        app()
+        with _clean_interrupts():
+            app()
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on", 130)
+        _fail(INTERRUPTED, 130)
     except Exception as error:
         message = _explain(error)
         if debug or not message:
@@ -82,6 +90,33 @@ def main() -> None:
             _fail("this is a bug of medalign; please report what is above", BUG)
         wrong_input = 2 if isinstance(error, ValueError | OSError) else 1
         _fail(message, getattr(error, "exit_code", wrong_input))
+
+
+@contextlib.contextmanager
+def _clean_interrupts() -> Iterator[None]:
+    """Let Ctrl-C end the program also while torch is being imported, when nothing is begun yet.
+
+    An exception that is raised inside torch's C++ start aborts the process, with a core dump.
+    """
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    if getattr(spec, "_initializing", False):
+        os.write(2, f"medalign: {INTERRUPTED}\n".encode())
+        os._exit(130)
+    raise KeyboardInterrupt
 
 
 def _explain(error: Exception) -> str:
@@ -98,3 +133,7 @@ def _explain(error: Exception) -> str:
 def _fail(message: str, code: int) -> None:
     typer.echo(f"medalign: {message}", err=True)
     raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,9 @@
 """How the command line ends."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +53,38 @@ def test_an_interruption_says_that_the_command_goes_on(
 ) -> None:
     assert ended(monkeypatch, KeyboardInterrupt()) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+def run_main(app: str, *before: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line with another app, in a process of its own."""
+    code = f"import os, signal, sys\nfrom medalign import cli\n{app}\ncli.app = app\ncli.main()\n"
+    path = [*map(str, before), str(Path(cli.__file__).parents[1])]
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_an_interruption_while_torch_starts_is_no_crash(tmp_path: Path) -> None:
+    """Torch's start, in which an exception ends the process with SIGABRT, is acted."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    [0 for _ in range(10**6)]\n"
+        "except KeyboardInterrupt:\n    os.abort()\n"
+    )
+    done = run_main("def app(): import torch", tmp_path)
+    assert (done.returncode, done.stderr) == (130, f"medalign: {cli.INTERRUPTED}\n")
+
+
+def test_an_interruption_at_any_other_time_lets_the_command_clean_up() -> None:
+    app = (
+        "def app():\n    try:\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        [0 for _ in range(10**6)]\n    finally:\n        print('cleaned up')"
+    )
+    done = run_main(app)
+    assert (done.returncode, done.stdout) == (130, "cleaned up\n")
