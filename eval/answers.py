@@ -226,11 +226,14 @@ def _answer(line: bytes) -> Answer:
     values: dict[str, Any] = {one.name: value.get(one.name) for one in plain}
     if isinstance(values["id"], int) and not isinstance(values["id"], bool):
         values["id"] = str(values["id"])
-    for one in plain:
-        # type(), not isinstance: true is an int.
-        if type(values[one.name]) is not one.type:
-            kind = "text" if one.type is str else "a whole number"
-            raise ValueError(f"`{one.name}` is missing or not {kind}")
+    # type(), not isinstance: true is an int.
+    wrong = [
+        f"`{one.name}` is missing or not {'text' if one.type is str else 'a whole number'}"
+        for one in plain
+        if type(values[one.name]) is not one.type
+    ]
+    if wrong:
+        raise ValueError(", ".join(wrong))
     return Answer(**values, settings=settings)
 
 

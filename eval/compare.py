@@ -9,7 +9,7 @@ from .. import __version__
 from .answers import SHOWN, Answer, AnswersError, Task, refuse_absent
 from .clusters import cluster_records, clustered_by
 from .metrics.definitions import Better, Unit
-from .metrics.interval import LEVEL, RESAMPLES, SEED
+from .metrics.interval import LEVEL, RESAMPLES, SEED, Interval
 from .metrics.paired import SWAPS, McNemar, compare_statistics
 from .metrics.statistic import Int64
 from .result_file import identify_file, package_version
@@ -34,7 +34,8 @@ class Compared:
         a: value of the first file.
         b: value of the second.
         difference: b - a.
-        interval: paired bootstrap interval of the difference.
+        interval: paired bootstrap interval of the difference; None if all samples are of one
+            cluster.
         p: of the permutation test.
         exact: whether that made all swaps, or a random sample of them.
         mcnemar: of a metric that counts every sample as one or not at all.
@@ -53,7 +54,7 @@ class Compared:
     a: float
     b: float
     difference: float
-    interval: tuple[float, float]
+    interval: Interval
     p: float
     exact: bool
     mcnemar: McNemar | None
@@ -182,7 +183,7 @@ def compare_scored(a: TaskScores, b: TaskScores, clusters: Int64) -> list[Compar
                 a=times * paired.a,
                 b=times * paired.b,
                 difference=times * paired.difference,
-                interval=(times * low, times * high),
+                interval=(times * low, times * high) if paired.clusters > 1 else None,
                 p=paired.p,
                 exact=paired.exact,
                 mcnemar=paired.mcnemar,

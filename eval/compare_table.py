@@ -6,10 +6,12 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .compare import Compared, Comparison
 from .score_table import LOWER_NOTE, few_clusters, not_computed, shown_name, table_of
+from .shown_numbers import interval, value
 
 
 def print_comparison(found: Comparison, out: Path | None) -> None:
@@ -49,16 +51,14 @@ def _table(title: str, metrics: Sequence[Compared], level: str) -> Table:
 
 
 def _row(metric: Compared) -> list[str]:
-    digits = 1 if metric.unit == "percent" else 2
-    low, high = metric.interval
-    test = metric.mcnemar
-    difference = f"{metric.difference:+.{digits}f}"
+    test, unit = metric.mcnemar, metric.unit
+    difference = value(metric.difference, unit, signed=True)
     return [
         shown_name(metric),
         str(metric.n),
-        f"{metric.a:.{digits}f}",
-        f"{metric.b:.{digits}f}",
-        rf"{difference} \[{low:+.{digits}f}, {high:+.{digits}f}]",
+        value(metric.a, unit),
+        value(metric.b, unit),
+        escape(f"{difference} {interval(metric.interval, unit, signed=True)}"),
         "<0.001" if metric.p < 0.001 else f"{metric.p:.3f}",
         "" if test is None else f"{test.only_a} : {test.only_b}",
     ]
@@ -66,7 +66,7 @@ def _row(metric: Compared) -> list[str]:
 
 def _remarks(found: Comparison, out: Path | None) -> list[str]:
     lines = [
-        few_clusters(found.tests["clusters"], found.tests["clustered_by"]),
+        *few_clusters(found.metrics, found.tests["clusters"], found.tests["clustered_by"]),
         "p: two-sided permutation test by cluster, each metric by itself; not corrected for "
         f"there being {len(found.metrics)}",
     ]

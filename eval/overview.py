@@ -16,6 +16,7 @@ from .metrics.definitions import Key
 from .score import Score, Scores
 from .score_table import LOWER, LOWER_NOTE, not_computed
 from .scores_files import ScoresFile
+from .shown_numbers import interval, value
 from .task_scores import choose_metrics
 
 Format = Literal["markdown", "latex", "csv"]
@@ -108,7 +109,7 @@ class Overview:
 
     def _cells(self, intervals: bool) -> list[list[str]]:
         return [
-            [name, *(_value(row.get(key), intervals) for key in self.columns)]
+            [name, *(_cell(row.get(key), intervals) for key in self.columns)]
             for name, row in self.rows.items()
         ]
 
@@ -146,7 +147,7 @@ class Overview:
             for key in self.columns:
                 if key in row:
                     m = row[key]
-                    writer.writerow([name, *key, m.unit, m.n, m.value, *m.interval])
+                    writer.writerow([name, *key, m.unit, m.n, m.value, *(m.interval or ("", ""))])
         return text.getvalue()
 
 
@@ -178,12 +179,11 @@ def _remarks(
     return lines
 
 
-def _value(metric: Score | None, intervals: bool) -> str:
+def _cell(metric: Score | None, intervals: bool) -> str:
     if metric is None:
         return "-"
-    digits = 1 if metric.unit == "percent" else 2
-    low, high = (f"{end:.{digits}f}" for end in metric.interval)
-    return f"{metric.value:.{digits}f}" + f" [{low}, {high}]" * intervals
+    shown = value(metric.value, metric.unit)
+    return f"{shown} {interval(metric.interval, metric.unit)}" if intervals else shown
 
 
 def _escaped(text: str) -> str:

@@ -10,7 +10,7 @@ from ..pipeline.manifest import read_manifest
 from .answers import Answer, AnswersError, Pair, Task, join, read_answers
 from .clusters import cluster_records, clustered_by
 from .metrics.definitions import Better, Unit
-from .metrics.interval import LEVEL, RESAMPLES, SEED, bootstrap_interval
+from .metrics.interval import LEVEL, RESAMPLES, SEED, Interval, bootstrap_interval
 from .metrics.statistic import Int64
 from .result_file import identify_file, package_version
 from .task_scores import NotComputed, TaskScores, choose_metrics, task_scores
@@ -28,7 +28,7 @@ class Score:
         name: of the metric.
         protocol: by which rules.
         value: over all samples it applies to.
-        interval: of the value, see `Scores.interval`.
+        interval: of the value, see `Scores.interval`; None if all its samples are of one cluster.
         unit: "percent", or "per report".
         n: samples it applies to.
         definition: one sentence.
@@ -42,7 +42,7 @@ class Score:
     name: str
     protocol: str
     value: float
-    interval: tuple[float, float]
+    interval: Interval
     unit: Unit
     n: int
     definition: str
@@ -209,21 +209,22 @@ def _summarise(scored: TaskScores, clusters: Int64) -> list[Score]:
     found = []
     for (protocol, name), definition in scored.definitions.items():
         statistic = scored.statistics[protocol, name]
-        low, high = bootstrap_interval(statistic, clusters)
         times = scale(definition.unit)
+        count = len(set(clusters[statistic.places].tolist()))
+        low, high = bootstrap_interval(statistic, clusters)
         found.append(
             Score(
                 name=name,
                 protocol=protocol,
                 value=times * statistic.value(),
-                interval=(times * low, times * high),
+                interval=(times * low, times * high) if count > 1 else None,
                 unit=definition.unit,
                 n=len(statistic.places),
                 definition=definition.sentence,
                 package=definition.package,
                 version=package_version(definition.package),
                 group=definition.group,
-                clusters=len(set(clusters[statistic.places].tolist())),
+                clusters=count,
                 better=definition.better,
             )
         )

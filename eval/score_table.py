@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .clusters import FEW
 from .score import Score, Scores
+from .shown_numbers import interval, value
 from .task_scores import NotComputed
 
 if TYPE_CHECKING:
@@ -62,11 +64,16 @@ def not_computed(missing: Sequence[NotComputed]) -> list[str]:
     return [f"{each.name}: not computed: {each.reason}" for each in missing]
 
 
-def few_clusters(interval_clusters: int, clustered_by: str) -> str:
-    """Say how many clusters there are, and that few of them make an interval rough."""
-    said = f"clusters: {interval_clusters} (by {clustered_by})"
-    rough = f"; below {FEW}, intervals are rough and rather too narrow"
-    return said + rough * (interval_clusters < FEW)
+def few_clusters(
+    metrics: "Sequence[Score] | Sequence[Compared]", clusters: int, clustered_by: str
+) -> list[str]:
+    """Say how many clusters there are, and where few of them make an interval rough."""
+    said = f"clusters: {clusters} (by {clustered_by})"
+    rough = f"below {FEW}, intervals are rough and rather too narrow"
+    if clusters < FEW:
+        return [f"{said}; {rough}"]
+    few = {f"{each.name} {each.clusters}": None for each in metrics if each.clusters < FEW}
+    return [said, f"clusters of {', '.join(few)}; {rough}"] if few else [said]
 
 
 def shown_name(metric: "Score | Compared") -> str:
@@ -98,9 +105,7 @@ def _table(title: str, metrics: Sequence[Score]) -> Table:
 def _cell(metric: Score | None) -> str:
     if metric is None:
         return "-"
-    low, high = metric.interval
-    digits = 1 if metric.unit == "percent" else 2
-    return rf"{metric.value:.{digits}f} \[{low:.{digits}f}, {high:.{digits}f}]"
+    return escape(f"{value(metric.value, metric.unit)} {interval(metric.interval, metric.unit)}")
 
 
 def _remarks(scores: Scores, out: Path) -> list[str]:
@@ -108,7 +113,9 @@ def _remarks(scores: Scores, out: Path) -> list[str]:
     lines = [f"counts: {counts}"]
     if any(metric.better == "lower" for metric in scores.metrics):
         lines.append(LOWER_NOTE)
-    lines.append(few_clusters(scores.interval["clusters"], scores.interval["clustered_by"]))
+    lines += few_clusters(
+        scores.metrics, scores.interval["clusters"], scores.interval["clustered_by"]
+    )
     if any(metric.group == "meteor" for metric in scores.metrics):
         used = f"WordNet {scores.wordnet}" if scores.wordnet else "no WordNet found, no synonyms"
         lines.append(f"METEOR: {used}")

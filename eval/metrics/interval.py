@@ -10,6 +10,9 @@ RESAMPLES = 1000
 LEVEL = 0.95
 SEED = 0
 
+Interval = tuple[float, float] | None
+"""Low and high end; None where all samples are of one cluster, and so say nothing of chance."""
+
 _BLOCK = 4_000_000
 
 

@@ -6,9 +6,12 @@ from ..compare import Compared
 from ..score import Score
 from ..score_table import LOWER, LOWER_NOTE, few_clusters, not_computed, table_of
 from ..scores_files import ScoresFile
+from ..shown_numbers import interval, value
 from ..task_scores import WITH_MODELS
 from .gather import Answers, Gathered
 from .markup import Markup, joined, tag
+
+_ENDS = "{} to {}"
 
 
 def score_table(gathered: Gathered, metrics: Sequence[Score]) -> Markup:
@@ -64,7 +67,7 @@ def remarks(gathered: Gathered) -> list[str]:
     lines = []
     for file in gathered.files:
         said = file.scores.interval
-        lines.append(few_clusters(said["clusters"], said["clustered_by"]))
+        lines += few_clusters(file.scores.metrics, said["clusters"], said["clustered_by"])
         lines += not_computed(file.scores.not_computed)
         for name, count in file.scores.counts.items():
             if count and name in ("missing", "blank_answers", "choice_reference_not_an_option"):
@@ -117,17 +120,15 @@ def _name(metric: Score) -> Markup:
 def _cell(metric: Score | None) -> Markup:
     if metric is None:
         return tag("td", "-")
-    digits = _digits(metric)
-    low, high = metric.interval
-    interval = tag("small", f"{low:.{digits}f} to {high:.{digits}f}")
-    return tag("td", tag("b", f"{metric.value:.{digits}f}"), " ", interval, _bar(metric))
+    ends = tag("small", interval(metric.interval, metric.unit, pattern=_ENDS))
+    return tag("td", tag("b", value(metric.value, metric.unit)), " ", ends, _bar(metric))
 
 
 def _bar(metric: Score) -> Markup | None:
     """Draw value and interval on a line from 0 to 100; None for what is no percentage."""
     if metric.unit != "percent":
         return None
-    low, high = metric.interval
+    low, high = metric.interval or (metric.value, metric.value)
     parts = [
         tag("line", class_="ruler", x1=0, x2=100, y1=4, y2=4),
         tag("line", class_="interval", x1=low, x2=high, y1=4, y2=4),
@@ -139,8 +140,8 @@ def _bar(metric: Score) -> Markup | None:
 def _difference(metric: Compared | None) -> Markup:
     if metric is None:
         return tag("td", "-")
-    digits = _digits(metric)
-    low, high = metric.interval
+    unit = metric.unit
+    ends = interval(metric.interval, unit, signed=True, pattern=_ENDS)
     p = "p < 0.001" if metric.p < 0.001 else f"p {metric.p:.3f}"
     test = metric.mcnemar
     title = (
@@ -151,15 +152,11 @@ def _difference(metric: Compared | None) -> Markup:
     )
     return tag(
         "td",
-        tag("b", f"{metric.difference:+.{digits}f}"),
+        tag("b", value(metric.difference, unit, signed=True)),
         " ",
-        tag("small", f"{low:+.{digits}f} to {high:+.{digits}f}, {p}"),
+        tag("small", f"{ends}, {p}"),
         title=title,
     )
-
-
-def _digits(metric: Score | Compared) -> int:
-    return 1 if metric.unit == "percent" else 2
 
 
 def _wide(table: Markup, label: str) -> Markup:

@@ -38,7 +38,7 @@ def run(*arguments: object) -> str:
 def test_score_prints_both_protocols_and_writes_the_file(files: Files, tmp_path: Path) -> None:
     out = tmp_path / "scores.json"
     printed = run("score", *files, "--task", "vqa", "--out", out)
-    for word in ("strict", "llava-med", "open_recall", "100.0 [100.0, 100.0]", "open 1, closed 1"):
+    for word in ("strict", "llava-med", "open_recall", "100.0 [one cluster]", "open 1, closed 1"):
         assert word in printed
     assert json.loads(out.read_text(encoding="utf-8"))["task"] == "vqa"
 
@@ -98,7 +98,7 @@ def test_compare_prints_both_files_and_writes_if_asked(files: Files, tmp_path: P
     out = tmp_path / "c.json"
     arguments = ("compare", answers, answers, manifest, "--task", "vqa")
     printed = run(*arguments, "--out", out)
-    for word in ("A: ", "B: ", "B - A", "+0.0 [+0.0, +0.0]", "1.000", "clusters: 1 (by image)"):
+    for word in ("A: ", "B: ", "B - A", "+0.0 [one cluster]", "1.000", "clusters: 1 (by image)"):
         assert word in printed
     assert "intervals are rough" in printed
     assert run(*arguments, "--json") == out.read_text(encoding="utf-8")

@@ -21,9 +21,9 @@ MakeRecord = Callable[..., Record]
 Files = tuple[Path, Path]
 
 
-def manifest_row(id_: str, reference: str, **more: Any) -> dict[str, Any]:
+def manifest_row(id_: str, reference: str, *, image: str = "x.png", **more: Any) -> dict[str, Any]:
     turns = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": reference}]
-    return {"id": id_, "image": "x.png", "conversations": turns, **more}
+    return {"id": id_, "image": image, "conversations": turns, **more}
 
 
 def answer_row(id_: str, text: str, reference: str) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def vqa_files(golden: Any, tmp_path: Path, write_lines: Write) -> Files:
     items = golden["vqa"]
     kinds = [{"answer_type": item["answer_type"]} if item["answer_type"] else {} for item in items]
     rows = [
-        manifest_row(item["id"], item["reference"], **kind)
+        manifest_row(item["id"], item["reference"], image=f"{item['id']}.png", **kind)
         for item, kind in zip(items, kinds, strict=True)
     ]
     answers = [answer_row(item["id"], item["prediction"], item["reference"]) for item in items]
@@ -128,6 +128,7 @@ def test_a_scores_file_says_everything(vqa_files: Files, tmp_path: Path) -> None
     for metric in found["metrics"]:
         low, high = metric["interval"]
         assert 0 <= low <= metric["value"] <= high <= 100
+        assert metric["clusters"] > 1
         assert metric["unit"] == "percent"
         assert metric["definition"]
         assert metric["package"]
@@ -193,7 +194,28 @@ def test_metrics_without_samples_are_left_out(tmp_path: Path, write_lines: Write
     found = score(answers, manifest, "vqa").metrics
     answers_only = [metric for metric in found if metric.group != "hallucination"]
     assert {metric.name for metric in answers_only} == {"closed_accuracy", "overall_accuracy"}
-    assert {metric.interval for metric in answers_only} == {(100.0, 100.0)}
+
+
+def test_an_interval_takes_more_than_one_cluster(tmp_path: Path, write_lines: Write) -> None:
+    """Questions about one image are right or wrong together, and say nothing of another image."""
+    rows = [
+        manifest_row("a", "No", image="1.png", answer_type="CLOSED"),
+        manifest_row("b", "No", image="1.png", answer_type="CLOSED"),
+        manifest_row("c", "left lung", image="2.png", answer_type="OPEN"),
+    ]
+    answers = write_lines(
+        tmp_path / "a.jsonl",
+        [
+            answer_row("a", "no", "No"),
+            answer_row("b", "Yes", "No"),
+            answer_row("c", "?", "left lung"),
+        ],
+    )
+    manifest = write_lines(tmp_path / "m.jsonl", rows)
+    found = by_name(score(answers, manifest, "vqa"), "strict")
+    assert (found["closed_accuracy"].clusters, found["closed_accuracy"].interval) == (1, None)
+    assert found["overall_accuracy"].clusters == 2
+    assert found["overall_accuracy"].interval == (0.0, 50.0)
 
 
 def test_records_with_options_are_multiple_choice(record: MakeRecord, answer: MakeAnswer) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medalign.cli import app
+from medalign.eval import shown_numbers
 from medalign.eval.answers import AnswersError
 from medalign.eval.compare import compare
 from medalign.eval.headline import labels
@@ -101,13 +102,14 @@ def test_the_tables_hold_what_score_and_compare_say(task: Any, html: str, parse:
     text = parse(html).text
     for path in task.predictions:
         for metric in score(path, task.manifest, "vqa").metrics:
-            low, high = metric.interval
-            assert f"{metric.value:.1f} {low:.1f} to {high:.1f}" in text
+            ends = shown_numbers.interval(metric.interval, metric.unit, pattern="{} to {}")
+            assert f"{metric.value:.1f} {ends}" in text
             assert metric.definition in text
     first, second = task.predictions
     for found in compare(first, second, task.manifest, "vqa").metrics:
-        low, high = found.interval
-        assert f"{found.difference:+.1f} {low:+.1f} to {high:+.1f}, p {found.p:.3f}" in text
+        ends = shown_numbers.interval(found.interval, found.unit, signed=True, pattern="{} to {}")
+        difference = shown_numbers.value(found.difference, found.unit, signed=True)
+        assert f"{difference} {ends}, p {found.p:.3f}" in text
 
 
 def test_an_image_is_embedded_once_and_shown_by_every_sample(html: str, parse: Parse) -> None:

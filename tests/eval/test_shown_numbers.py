@@ -1,0 +1,25 @@
+import pytest
+
+from medalign.eval.shown_numbers import interval, value
+
+
+@pytest.mark.parametrize(
+    ("number", "unit", "signed", "shown"),
+    [
+        (12.345, "percent", False, "12.3"),
+        (0.125, "per report", True, "+0.12"),
+        (-0.04, "percent", False, "0.0"),
+        (-0.04, "percent", True, "+0.0"),
+        (-0.06, "percent", True, "-0.1"),
+    ],
+)
+def test_a_number_has_the_digits_of_its_unit_and_zero_no_minus(
+    number: float, unit: str, signed: bool, shown: str
+) -> None:
+    assert value(number, unit, signed=signed) == shown  # type: ignore[arg-type]
+
+
+def test_samples_of_one_cluster_have_no_interval() -> None:
+    assert interval(None, "percent") == "[one cluster]"
+    assert interval(None, "percent", pattern="{} to {}") == "one cluster"
+    assert interval((-0.01, 2), "percent", signed=True) == "[+0.0, +2.0]"
