@@ -11,14 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..teacher_cache.audit import status
 from ..teacher_cache.begin import check_claimable
-from ..teacher_cache.damage import Damage
-from ..teacher_cache.gram_errors import GramErrors
 from ..teacher_cache.origin import Origin, load_origin, save_origin
-from ..teacher_cache.schema import Failure, Plan, TeacherCacheError
+from ..teacher_cache.schema import Plan, TeacherCacheError
 from ..teacher_cache.storage import Storage, open_storage
 from ..teacher_cache.writer import TeacherCacheWriter
+from .build_report import BuildReport, report_build
 from .encode import RowBatch, Shard, encode_batches, row_batches
 from .experts import Expert
 from .geometry import mean_colour
@@ -27,7 +25,6 @@ from .options import BuildOptions, make_card
 from .pixels import PixelsError
 from .planning import (
     BuildError,
-    ManifestImages,
     list_images,
     make_plan,
     refuse_empty,
@@ -38,57 +35,12 @@ from .row_form import row_form
 from .squares import Source, Square, Unreadable, View, read_squares
 from .workers import Workers
 
-__all__ = ["BuildError", "BuildOptions", "BuildReport", "build", "check_folders"]
+__all__ = ["BuildError", "BuildOptions", "build", "check_folders"]
 
 _IMAGES_A_TASK = 4  # amortises the queue; few enough to keep all workers busy in a small batch
 
 Item = TypeVar("Item")
 Write = Callable[[TeacherCacheWriter, Shard], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildReport:
-    """What a build did and what is left.
-
-    Attributes:
-        store: where the cache lies.
-        records: number of records in the manifest.
-        text_only: how many of them have no image.
-        images: distinct image paths.
-        distinct: distinct image contents among these, without those that could not be decoded.
-        led_to: rows of the store that these images lead to, readable or not.
-        rows: all rows of the store, those of earlier manifests and replaced images included.
-        shards: number of shards of the whole cache.
-        written: shards that this run wrote.
-        pending: shards that are still to be written, by this part or another.
-        failures: images without a row, of this and earlier runs.
-        never_read: how many of them, the first ones, could not even be read as files.
-        gram_error: errors of the similarities that are written; None with codec `fp16`.
-        encoded: rows that this run computed, unreadable ones included.
-        seconds: time that took.
-        sealed: the cache is sealed.
-        size_bytes: of all files of the store.
-        damages: of a sealed store, what else than shards is missing or has a wrong size.
-    """
-
-    store: Storage
-    records: int
-    text_only: int
-    images: int
-    distinct: int
-    led_to: int
-    rows: int
-    shards: int
-    written: int
-    pending: int
-    failures: tuple[Failure, ...]
-    never_read: int
-    gram_error: GramErrors | None
-    encoded: int
-    seconds: float
-    sealed: bool
-    size_bytes: int
-    damages: tuple[Damage, ...]
 
 
 def build(
@@ -145,7 +97,7 @@ def build(
         if again:
             encoded += _encode(tools, again, _write_again)
         seconds = time.monotonic() - begun
-    return _report(writer, asked, len(pending) + len(again), encoded, seconds)
+    return report_build(writer, asked, len(pending) + len(again), encoded, seconds)
 
 
 def check_folders(manifest: Path, images: Path, store: Path | str | Storage) -> None:
@@ -303,32 +255,3 @@ def _write(writer: TeacherCacheWriter, shard: Shard) -> None:
 
 def _write_again(writer: TeacherCacheWriter, shard: Shard) -> None:
     writer.write_again(shard.index, shard.rows, **shard.arrays(), failures=shard.failures)
-
-
-def _report(
-    writer: TeacherCacheWriter, asked: ManifestImages, written: int, encoded: int, seconds: float
-) -> BuildReport:
-    now = status(writer.store)
-    paths = writer.plan.paths
-    led_to = {paths[path] for path in asked.paths if path in paths}
-    lost = {paths.get(failure.path) for failure in now.failures}
-    return BuildReport(
-        store=writer.store,
-        records=asked.records,
-        text_only=asked.text_only,
-        images=len(asked.paths),
-        distinct=len(led_to - lost),
-        led_to=len(led_to),
-        rows=now.rows,
-        shards=now.shards,
-        written=written,
-        pending=now.shards - now.complete,
-        failures=now.failures,
-        never_read=now.never_read,
-        gram_error=writer.gram_errors(),
-        encoded=encoded,
-        seconds=seconds,
-        sealed=writer.sealed,
-        size_bytes=sum(size for _, size in writer.store.files()),
-        damages=now.damages,
-    )

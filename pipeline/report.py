@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..teacher_cache.damage import Damage
     from ..teacher_cache.gram_errors import GramErrors
     from ..teacher_cache.schema import Failure
-    from .build import BuildReport
+    from .build_report import BuildReport
     from .parts import Part
 
 FAILURES_SHOWN = 10

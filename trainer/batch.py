@@ -13,7 +13,8 @@ from ..teacher_cache.reader import TeacherRow
 from ..teacher_cache.schema import PatchGrid
 from .conversation import IGNORED, Encoded, Int64
 from .resample import ResampledRow
-from .students.probe import Look, Tap
+from .students.probe import Tap
+from .students.question_attention import Look
 from .teacher import Codes, Patches, Resampled, Teacher, stack_rows
 
 Float32 = npt.NDArray[np.float32]

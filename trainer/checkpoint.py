@@ -10,10 +10,11 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from .checkpoint_mark import check_bytes
 from .contest import MEASURED, Contest
 from .disk_errors import disk_errors
 from .engine import Engine
-from .run_folder import RunFolder, check_bytes
+from .run_folder import RunFolder
 from .student import save_adapter
 
 

@@ -21,8 +21,8 @@ from .loggers import Loggers
 from .memory_used import peak_bytes, resident_bytes
 from .objective import Share
 from .recipe import Recipe
-from .recipe_sections import OptimSection
 from .run_folder import RunFolder
+from .schedule import rate_factor
 from .stop import StopRequest
 
 
@@ -301,19 +301,3 @@ class Loop:
 def dropout_seed(seed: int, step: int, rank: int) -> int:
     """Seed of one rank's random numbers in one step; ranks and steps share none."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]) >> 1
-
-
-def rate_factor(optim: OptimSection, step: int, steps: int) -> float:
-    """Learning rate of update `step` (from 0) as a share of its base.
-
-    Rises linearly over ceil(warmup_ratio * steps) updates, then falls to 0 just after the last
-    update (or stays, for `constant`). A pure function, so a resumed run has no schedule to
-    restore.
-    """
-    warmup = math.ceil(optim.warmup_ratio * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    if optim.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    return 1.0 - progress if optim.schedule == "linear" else 1.0

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from .recipe import Recipe
-from .run_folder import FREE_KEYS
+from .same_run import FREE_KEYS
 
 COMMAND: Final = "medalign recipes reference > docs/recipe.md"
 _HEAD: Final = f"""\

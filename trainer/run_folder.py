@@ -2,52 +2,20 @@
 
 import errno
 import fcntl
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 from ..teacher_cache.durable import make_folder, write_durably
+from .checkpoint_mark import is_complete, seal_folder, step_of
 from .contest import Best, Contest
 from .json_lines import append_lines, read_lines
 from .recipe import Recipe, RecipeError
+from .same_run import check_same_run
 from .swap import drop_folder, put_folder, recover
 
-# Changing these leaves every number of the run as it was, or moves files about.
-FREE_KEYS: Final = frozenset(
-    {
-        "data.accumulation",  # what counts is the product with batch_size and ranks
-        "data.batch_size",
-        "data.cache_folder",
-        "data.cache_gb",
-        "data.images",
-        "data.manifest",  # its records are in the identity
-        "data.per_step",  # what it comes to is in the identity
-        "data.prefetch",
-        "data.start_method",
-        "data.workers",
-        "deepspeed.config",
-        "deepspeed.offload",
-        "deepspeed.stage",
-        "log.tensorboard",
-        "log.wandb",
-        "log.wandb_mode",
-        "run.keep",
-        "run.save_every",
-        "run.timeout_minutes",
-        "student.dtype",  # the precision that it comes to is in the identity
-        "student.path",  # the student's digest is in the identity
-        "validation.every",
-        "validation.images",
-        "validation.keep_best",
-        "validation.manifest",  # values of another held-out set are never compared
-        "validation.samples",
-    }
-)
-_MARK: Final = "checkpoint.json"
 _LINES: Final = ("metrics.jsonl", "skipped.jsonl", "validation.jsonl")
 
 
@@ -100,7 +68,7 @@ class RunFolder:
             if not resume:
                 self.moved = self._move_away()
             else:
-                self._check_same(recipe, identity)
+                check_same_run(self.path, recipe, identity)
         make_folder(self.checkpoints)
         self._take()
         recover(self.checkpoints, self._writing, is_complete)
@@ -246,70 +214,6 @@ class RunFolder:
             number += 1
         self.path.rename(old)
         return old
-
-    def _check_same(self, recipe: Recipe, identity: dict[str, Any]) -> None:
-        old = Recipe.from_yaml(self.path / "recipe.yaml").flat()
-        new = recipe.flat()
-        differ = sorted(k for k in new if k not in FREE_KEYS and old.get(k) != new[k])
-        if differ:
-            changes = ", ".join(f"{k} was {old.get(k)!r}, is {new[k]!r}" for k in differ)
-            raise RecipeError(
-                f"{self.path} holds a run of another recipe ({changes}); choose another --out, "
-                "or --no-resume to start over"
-            )
-        try:
-            before = json.loads((self.path / "identity.json").read_text())
-        except (OSError, ValueError):
-            before = {}
-        for key, value in identity.items():
-            if before.get(key) != value:
-                raise RecipeError(
-                    f"{self.path} was trained with another {key} ({before.get(key)!r}, now "
-                    f"{value!r}); choose another --out, or --no-resume to start over"
-                )
-
-
-def step_of(checkpoint: Path) -> int:
-    """Step of a folder `step-N`, -1 if it has another name."""
-    number = checkpoint.name.removeprefix("step-")
-    return int(number) if number.isdigit() else -1
-
-
-def seal_folder(folder: Path) -> None:
-    """List every file's size and SHA-256 in a mark that is written last."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listing = {}
-    for path in files:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        listing[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    write_durably(folder / _MARK, _json({"files": listing}))
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a checkpoint's mark is there and every file has its size."""
-    try:
-        listing = json.loads((folder / _MARK).read_text())["files"]
-        return all((folder / name).stat().st_size == f["bytes"] for name, f in listing.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def check_bytes(folder: Path) -> None:
-    """Compare every file of a complete checkpoint with its SHA-256.
-
-    Raises:
-        RecipeError: a file changed; names it and says how to go on without this checkpoint.
-    """
-    listing = json.loads((folder / _MARK).read_text())["files"]
-    for name, facts in listing.items():
-        with (folder / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
-                raise RecipeError(
-                    f"{folder / name} is damaged; delete {folder} to go on from the checkpoint "
-                    "before it"
-                )
 
 
 def _point(link: Path, target: str) -> None:

@@ -16,7 +16,7 @@ from ..teacher_cache.reader import TeacherRow
 from ..teacher_cache.schema import PatchGrid
 from .losses import cosine_gram
 from .resample import ResampledRow
-from .students.probe import Look
+from .students.question_attention import Look
 
 _TINY = 1e-30
 

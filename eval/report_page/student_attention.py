@@ -16,7 +16,8 @@ from ...trainer.conversation import Encoded, Int64
 from ...trainer.data import Conversations
 from ...trainer.student import llava_of
 from ...trainer.students.families import family_of
-from ...trainer.students.probe import Look, Tap, attach
+from ...trainer.students.probe import Tap, attach
+from ...trainer.students.question_attention import Look
 from ...trainer.students.spec import StudentError, StudentSpec
 from ..measure import Float32
 from ..source import Source

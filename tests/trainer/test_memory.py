@@ -8,6 +8,7 @@ import torch
 
 from medalign.trainer.batch import Batch, collate
 from medalign.trainer.engine import Engine
+from medalign.trainer.load_engine import adapted, load_engine
 from medalign.trainer.memory import (
     BUCKET,
     FP32,
@@ -24,9 +25,9 @@ from medalign.trainer.plan.shapes import count_parameters, load_of, settings_of,
 from medalign.trainer.prepare import Prepared, prepare, with_paths
 from medalign.trainer.ranks import Ranks
 from medalign.trainer.recipe import Recipe
+from medalign.trainer.run_batches import pad_id, samples_of
 from medalign.trainer.step_shape import Load, Parameters, Settings, Shape
 from medalign.trainer.student import checkpoint_activations, load_base
-from medalign.trainer.train import adapted, load_engine, pad_id, samples_of
 
 # LLaVA-Med 1.5: Mistral 7B, CLIP ViT-L/14 at 336 px.
 PARAMETERS = Parameters(

@@ -6,7 +6,7 @@ from medalign.cli import main
 from medalign.trainer.recipe import Recipe
 from medalign.trainer.recipe_paper import PaperNumber, PaperSection
 from medalign.trainer.recipe_reference import COMMAND, reference
-from medalign.trainer.run_folder import FREE_KEYS
+from medalign.trainer.same_run import FREE_KEYS
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipe.md"
 SMALL = {"loss": {"layer": 1}, "run": {"steps": 1}}

@@ -12,7 +12,7 @@ from medalign.teacher_cache.gram import decode, encode
 from medalign.teacher_cache.reader import TeacherRow
 from medalign.teacher_cache.schema import PatchGrid
 from medalign.trainer.resample import ResampledRow, resample_row
-from medalign.trainer.students.probe import Look
+from medalign.trainer.students.question_attention import Look
 from medalign.trainer.teacher import Resampled, stack_rows
 
 SOURCE = PatchGrid(6, 6)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from medalign.trainer.checkpoint_mark import check_bytes, is_complete
 from medalign.trainer.contest import Best, Contest
 from medalign.trainer.recipe import Recipe, RecipeError
-from medalign.trainer.run_folder import RunFolder, check_bytes, is_complete
+from medalign.trainer.run_folder import RunFolder
 
 SAME = {"cache": "a", "records": 3}
 
@@ -115,7 +116,7 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
     def full(path: Path, _data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("medalign.trainer.run_folder.write_durably", full)
+    monkeypatch.setattr("medalign.trainer.checkpoint_mark.write_durably", full)
     with pytest.raises(OSError, match="No space left"):
         write(folder, 2)
     monkeypatch.undo()

@@ -12,7 +12,7 @@ from medalign.teacher_cache.gram import GramCode, decode, encode
 from medalign.teacher_cache.reader import TeacherRow
 from medalign.teacher_cache.schema import PatchGrid
 from medalign.trainer.losses import gram_alignment_terms, spatial_alignment_terms
-from medalign.trainer.students.probe import Look
+from medalign.trainer.students.question_attention import Look
 from medalign.trainer.teacher import Codes, stack_rows
 
 LOOK = Look(*(torch.zeros(0) for _ in range(5)))

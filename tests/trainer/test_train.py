@@ -15,6 +15,7 @@ from transformers import LlavaForConditionalGeneration
 
 from medalign.trainer.device_memory import DeviceMemoryError
 from medalign.trainer.engine import Engine
+from medalign.trainer.load_engine import adapted
 from medalign.trainer.loop import (
     NothingToLearnError,
     Step,
@@ -23,7 +24,7 @@ from medalign.trainer.loop import (
 )
 from medalign.trainer.prepare import describe, prepare, with_paths
 from medalign.trainer.recipe import Recipe, RecipeError
-from medalign.trainer.train import Result, adapted, train
+from medalign.trainer.train import Result, train
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
 
@@ -152,7 +153,7 @@ def test_recomputed_activations_leave_every_number_as_it_was(
         layer.register_forward_pre_hook(count)  # a second pass may end within the layer
         return adapted(base, chosen)
 
-    monkeypatch.setattr("medalign.trainer.train.adapted", watched)
+    monkeypatch.setattr("medalign.trainer.load_engine.adapted", watched)
     data, student, found = dataset(), students(), []
     for recomputing in (False, True):
         setting = {"student.gradient_checkpointing": recomputing}
@@ -354,8 +355,8 @@ def test_a_run_of_a_gpu_goes_on_without_one_only_in_its_own_precision(
         return recipe(**{"student.dtype": dtype, "deepspeed.stage": 1})
 
     with monkeypatch.context() as patch:  # what auto comes to on a GPU
-        patch.setattr("medalign.trainer.train.uses_bf16", lambda _recipe: True)
-        patch.setattr("medalign.trainer.prepare.uses_bf16", lambda _recipe: True)
+        for file in ("train", "load_engine", "prepare"):
+            patch.setattr(f"medalign.trainer.{file}.uses_bf16", lambda _recipe: True)
         run(chosen("auto"), data, student, out, stop_after=3)
     with pytest.raises(RecipeError, match=r"another precision \('bf16', now 'fp32'\)"):
         run(chosen("auto"), data, student, out)

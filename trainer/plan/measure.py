@@ -15,13 +15,14 @@ from ..batch import Batch
 from ..data import Conversations
 from ..engine import Engine
 from ..host import memory_bytes
+from ..load_engine import load_engine, precision
 from ..memory import Memory
 from ..memory_used import peak_bytes
 from ..objective import Share
 from ..order import StepOrder
 from ..prepare import Prepared
 from ..ranks import Ranks
-from ..train import load_engine, precision, read_ahead, step_order
+from ..run_batches import read_ahead, step_order
 from . import held
 from .vote import Votes
 

@@ -17,8 +17,8 @@ from ..memory import Memory, checkpoint_bytes, estimate, gpu_seconds, step_opera
 from ..prepare import Prepared, prepare, uses_bf16
 from ..ranks import Ranks
 from ..recipe import Recipe
+from ..run_batches import pad_id, samples_of
 from ..step_shape import Parameters, Stage
-from ..train import pad_id, samples_of
 from .advice import Advice, Case, advise
 from .attempt import FULL, attempt
 from .measure import Measured

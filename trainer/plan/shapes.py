@@ -7,11 +7,11 @@ import torch
 
 from ..batch import Batch
 from ..engine import group_of
+from ..load_engine import adapted
 from ..prepare import attention_kernel
 from ..recipe import Recipe
 from ..step_shape import Load, Offload, Parameters, Settings, Shape, Stage
 from ..students.spec import StudentSpec, read_config
-from ..train import adapted
 from ..unloaded import unloaded_model
 from ..zero_config import zero_config, zero_stage
 from .held import tensors_of

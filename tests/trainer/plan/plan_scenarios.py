@@ -22,7 +22,7 @@ from medalign.trainer.plan.plan import make_plan
 from medalign.trainer.quiet import quiet_libraries
 from medalign.trainer.ranks import Ranks
 from medalign.trainer.recipe import Recipe
-from medalign.trainer.train import read_ahead
+from medalign.trainer.run_batches import read_ahead
 
 
 def full(*_: Any) -> None:

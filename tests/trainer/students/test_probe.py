@@ -13,7 +13,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from medalign.trainer.student import checkpoint_activations
-from medalign.trainer.students.probe import Look, Tap, attach, question_attention
+from medalign.trainer.students.probe import Tap, attach
+from medalign.trainer.students.question_attention import Look, question_attention
 
 LAYER = 2
 
