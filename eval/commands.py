@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .figures_command import figures
 from .generate_command import generate
 from .report_command import report
 from .score_commands import compare, report_texts, score, table
@@ -17,6 +18,7 @@ app.command()(score)
 app.command()(compare)
 app.command()(table)
 app.command()(report)
+app.command()(figures)
 app.command("report-texts")(report_texts)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
@@ -193,16 +193,24 @@ def caption(figure: Figure, *remarks: str) -> None:
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = _DPI) -> None:
-    """Write a figure as PNG, whole or not at all; missing folders are made.
+    """Write a figure, whole or not at all; missing folders are made. Equal figures, equal bytes.
+
+    Args:
+        figure: to write.
+        path: ends in what to write: `.png`, `.pdf` or `.svg`.
+        dpi: of a PNG, and of the pixels inside the others.
 
     Raises:
         OSError: it cannot be written; names `path`.
     """
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=dpi, pil_kwargs={"optimize": True})
+    form, data = path.suffix.removeprefix("."), BytesIO()
+    dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}  # no metadata of the moment
+    options: dict[str, Any] = {"pil_kwargs": {"optimize": True}} if form == "png" else {}
+    with rc_context({"svg.hashsalt": "medalign", "pdf.fonttype": 42}):
+        figure.savefig(data, format=form, dpi=dpi, metadata=dated.get(form), **options)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, png.getvalue())
+        write_durably(path, data.getvalue())
     except OSError as error:  # of a full disk it names no file, else perhaps the temporary one
         raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -64,8 +64,8 @@ def report(
         int | None,
         typer.Option(
             min=0,
-            help="Layer to read of a student without an adapter.",
-            show_default="a run's own",
+            help="Layer to read of a student without an adapter; a run has its own.",
+            show_default="that of the runs",
             rich_help_panel=_ATTENTION,
         ),
     ] = None,

@@ -38,6 +38,12 @@ class Source:
         """Read what the student's folder says."""
         return read_student(self.student, self.geometry)
 
+    def layer(self) -> int | None:
+        """Return the layer that the adapter was trained at, from 0; None without an adapter."""
+        if self.adapter is None:
+            return None
+        return int(read_identity(self.adapter)["recipe"]["loss"]["layer"])
+
     @staticmethod
     def dtype(device: torch.device) -> torch.dtype:
         """Type of the weights while answering."""

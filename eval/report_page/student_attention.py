@@ -75,6 +75,12 @@ class StudentAttention:
         )
 
 
+def layer_of_runs(sources: Sequence[Source]) -> int | None:
+    """Return the layer that all adapters were trained at; None without one, or if they differ."""
+    layers = {source.layer() for source in sources} - {None}
+    return layers.pop() if len(layers) == 1 else None
+
+
 @torch.inference_mode()
 def student_attention(
     source: Source,
@@ -95,7 +101,7 @@ def student_attention(
         label: what to call it.
         records: the questions.
         images: folder of the images.
-        layer: l, counted from 0, of a student without an adapter; an adapter knows its own.
+        layer: l, counted from 0, of a student without an adapter; an adapter has its own.
         progress: told how many records are done, and of how many.
 
     Raises:
@@ -116,11 +122,6 @@ def student_attention(
 
 def _probed(source: Source, spec: StudentSpec, device: torch.device, layer: int | None) -> Any:
     if source.adapter is not None:
-        if layer is not None:
-            raise StudentError(
-                f"{source.adapter} was trained on a layer of its own; --layer is for a student "
-                "without an adapter"
-            )
         return source.load(device, probe=True)
     if layer is None or not 0 <= layer < spec.layers:
         said = "is not given" if layer is None else f"is {layer}"

@@ -13,7 +13,7 @@ from .cards import Sample, card
 from .gather import gather
 from .page import page
 from .pictures import EXPERT, Pictures
-from .student_attention import StudentAttention, student_attention
+from .student_attention import StudentAttention, layer_of_runs, student_attention
 
 SAMPLES = 200
 """How many samples a report shows unless said otherwise."""
@@ -71,7 +71,8 @@ def write_report(
         out: file to write; missing folders are made.
         cache: whose attention to show as the expert's; None for none.
         sources: name and student, each of whose attention is shown.
-        layer: of students without an adapter, see `student_attention`.
+        layer: of students without an adapter, see `student_attention`; if None, that of the runs
+            among the sources, where they have one in common.
         samples: how many to show, evenly chosen in the manifest's order; 0 for all.
         side: longest side of a picture in pixels.
         allow_missing: count records that no file answers as wrong.
@@ -102,7 +103,9 @@ def write_report(
     )
     places = evenly(len(gathered.records), samples)
     records = [gathered.records[place] for place in places]
-    steps = _Steps(progress, len(records) * (1 + len(sources)))
+    if layer is None:
+        layer = layer_of_runs([source for _, source in sources])
+    steps = Steps(progress, len(records) * (1 + len(sources)))
     students: list[StudentAttention] = []
     for label, source in sources:
         found = student_attention(
@@ -139,7 +142,7 @@ def evenly(count: int, wanted: int) -> list[int]:
     return [place * count // wanted for place in range(wanted)]
 
 
-class _Steps:
+class Steps:
     """Adds up the steps of several stages."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:

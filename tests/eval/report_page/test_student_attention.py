@@ -11,7 +11,7 @@ from PIL import Image
 
 from medalign.eval.answers import Answer
 from medalign.eval.measure import measure
-from medalign.eval.report_page.student_attention import student_attention
+from medalign.eval.report_page.student_attention import layer_of_runs, student_attention
 from medalign.eval.report_page.write import write_report
 from medalign.eval.source import Source, find_source, source_names
 from medalign.pipeline.manifest import Record, read_manifest
@@ -113,9 +113,19 @@ def test_a_student_by_itself_needs_one_of_its_layers(
         student_attention(Source(asked / "student", None), "s", records, asked, layer=layer)
 
 
-def test_an_adapter_knows_its_layer(asked: Path, records: list[Record]) -> None:
-    with pytest.raises(StudentError, match="was trained on a layer of its own"):
-        student_attention(Source(asked / "student", asked), "s", records, asked, layer=0)
+class _Trained(Source):
+    def layer(self) -> int | None:
+        return {"none": None, "one": 1, "two": 2}[self.student.name]
+
+
+@pytest.mark.parametrize(
+    ("names", "layer"),
+    [("one none", 1), ("none one one", 1), ("none", None), ("one two none", None)],
+)
+def test_a_student_is_read_at_the_layer_of_the_runs_beside_it(
+    names: str, layer: int | None
+) -> None:
+    assert layer_of_runs([_Trained(Path(name), None) for name in names.split()]) == layer
 
 
 def test_students_are_toggled_beside_each_other(

@@ -1,0 +1,111 @@
+"""Command line of `medalign eval figures`."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_ATTENTION = "Attention overlays"
+
+
+class FormName(enum.StrEnum):
+    """What a figure can be written as."""
+
+    png = "png"
+    pdf = "pdf"
+    svg = "svg"
+
+
+def figures(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_OR_STUDENT...", help="Runs, adapters or students' folders."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")],
+    form: Annotated[FormName, typer.Option("--format", help="Of the files.")] = FormName.png,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            help="Questions whose attention is drawn.",
+            show_default="loss curves alone",
+            rich_help_panel=_ATTENTION,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of its images.", rich_help_panel=_ATTENTION)
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE",
+            help="Teacher cache with these images: the expert's attention.",
+            rich_help_panel=_ATTENTION,
+        ),
+    ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Records to draw, evenly chosen; 0 for all.", rich_help_panel=_ATTENTION
+        ),
+    ] = 8,
+    student: Annotated[
+        Path | None,
+        typer.Option(help="Where the runs' student is, if it moved.", rich_help_panel=_ATTENTION),
+    ] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Layer to read of a student without an adapter; a run has its own.",
+            show_default="that of the runs",
+            rich_help_panel=_ATTENTION,
+        ),
+    ] = None,
+) -> None:
+    """Draw a paper's figures: loss curves of runs, and where expert and students look.
+
+    Each run is a line of the curves, and each run or student a panel of every
+    overlay: attention of the question to the image at layer l, on one scale.
+    """
+    from ..trainer.quiet import quiet_libraries
+
+    quiet_libraries()
+    from ..teacher_cache.reader import TeacherCache
+    from .answer_bar import answer_bar
+    from .answers import AnswersError
+    from .run_figures import Asked, Drawn, draw_attention, draw_curves
+    from .source import find_source, source_names
+
+    if (manifest is None) != (images is None) or (
+        manifest is None and not (cache is None and layer is None)
+    ):
+        raise AnswersError(
+            "attention is drawn of questions and their images: give --manifest and --images"
+        )
+    folders = dict(zip(source_names(sources), sources, strict=True))
+    curves, overlays = draw_curves(folders, out, form.value), Drawn(())
+    if manifest is not None and images is not None:
+        found = {name: find_source(path, student) for name, path in folders.items()}
+        for note in filter(None, (each.unfinished for each in found.values())):
+            typer.echo(note, err=True)
+        store = None if cache is None else TeacherCache.open(cache, allow_building=True)
+        asked = Asked(manifest, images, found, store, layer, samples)
+        with answer_bar("samples") as bar:
+            overlays = draw_attention(asked, out, form.value, bar)
+    elif not curves.files:
+        raise AnswersError(
+            "nothing to draw: none of the folders is a run that has made a step; --manifest and "
+            "--images draw the attention of a student or an adapter"
+        )
+    _tell(curves.files + overlays.files, overlays.problems)
+
+
+def _tell(files: tuple[Path, ...], problems: tuple[str, ...]) -> None:
+    for path in files:
+        typer.echo(path)
+    for problem in problems[:10]:
+        typer.echo(problem, err=True)
+    if problems:
+        typer.echo(f"{len(problems)} things are missing from the figures", err=True)
+        raise typer.Exit(1)
