@@ -112,14 +112,14 @@ def draw_attention(
     pictures = Pictures(asked.images, _SIDE, first.alpha, asked.cache)
     files, problems = [], []
     for record in records:
-        for place, image in enumerate(record.images):
+        for place in range(len(record.images)):
             path = out / f"{_stem(record, place)}.{form}"
             try:
                 remarks = _overlay(record, place, looks, pictures, spec, path)
                 files.append(path)
             except (ManifestError, PixelsError, AnswersError) as error:
                 remarks = [str(error)]
-            problems += [f"record {record.id!r}, {image}: {remark}" for remark in remarks]
+            problems += [f"record {record.id!r}: {remark}" for remark in remarks]
     return Drawn(tuple(files), tuple(problems))
 
 
