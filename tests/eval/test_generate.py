@@ -177,6 +177,8 @@ def test_what_does_not_fit_is_refused_before_the_student_is_loaded(
         ("pai", {}, "first_layer 2 and last_layer -1 name no layers"),
         ("damro", {"top_tokens": 17}, "top_tokens is 17, an image of this student has 16"),
         ("damro", {"layer": -3}, "layer is -3, the vision tower has 2 layers"),
+        ("greedy", {"max_new_tokens": 10**8}, "max_new_tokens is 100000000, .* 4096 positions"),
+        ("opera", {"max_new_tokens": 4096}, "max_new_tokens is 4096, this student has 4096"),
     ]
     for name, setting, message in cases:
         with pytest.raises(DecodingError, match=message):
