@@ -106,6 +106,28 @@ def test_compare_prints_both_files_and_writes_if_asked(files: Files, tmp_path: P
         run(*arguments, "--out", answers)
 
 
+def test_compare_says_how_many_records_neither_file_answers(files: Files, tmp_path: Path) -> None:
+    answers, manifest = files
+    said = "missing 1 of 2 records: neither file answers them, they count as wrong in both"
+    out = tmp_path / "c.json"
+    arguments = ("compare", answers, answers, manifest, "--task", "vqa", "--out", out)
+    assert said not in run(*arguments)
+    answers.write_bytes(answers.read_bytes().splitlines(keepends=True)[0])
+    assert said in run(*arguments, "--allow-missing")
+    counts = json.loads(out.read_text(encoding="utf-8"))["counts"]
+    assert counts == {"records": 2, "answers": 1, "missing": 1}
+
+
+def test_compare_says_that_both_are_the_same_file(files: Files, tmp_path: Path) -> None:
+    answers, manifest = files
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(answers.read_bytes())
+    said = "A and B are the same file, byte for byte"
+    assert said in run("compare", answers, copy, manifest, "--task", "vqa")
+    copy.write_bytes(b"".join(reversed(copy.read_bytes().splitlines(keepends=True))))
+    assert said not in run("compare", answers, copy, manifest, "--task", "vqa")
+
+
 def test_a_table_fits_eighty_columns(files: Files, tmp_path: Path) -> None:
     answers, manifest = files
     for arguments in (
