@@ -155,6 +155,22 @@ def test_a_metric_that_was_named_and_cannot_be_computed_is_a_failure(
     assert "radgraph: not computed" in run(*arguments)
 
 
+@pytest.mark.parametrize("given", [",", " , ", ""])
+@pytest.mark.parametrize("command", ["score", "compare", "table", "report"])
+def test_metrics_without_a_name_are_refused(files: Files, command: str, given: str) -> None:
+    answers, manifest = files
+    folder = manifest.parent
+    rest = {
+        "score": (answers, manifest, "--task", "vqa", "--out", folder / "out"),
+        "compare": (answers, answers, manifest, "--task", "vqa"),
+        "table": (answers,),
+        "report": (answers, manifest, "--task", "vqa", "--out", folder / "out", "--images", folder),
+    }[command]
+    with pytest.raises(AnswersError, match=f"--metrics '{given}' names no metric"):
+        run(command, *rest, "--metrics", given)
+    assert not (folder / "out").exists()
+
+
 @pytest.mark.parametrize("compared", [False, True])
 def test_a_metric_that_was_named_and_has_no_samples_is_a_failure(
     files: Files, tmp_path: Path, compared: bool
