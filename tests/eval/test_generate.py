@@ -83,6 +83,16 @@ def test_a_folder_that_cannot_answer_is_refused(task: Path, tmp_path: Path) -> N
     assert find_source(task / "student") == Source(task / "student", None)
     with pytest.raises(StudentError, match="is no run"):
         find_source(tmp_path)
+    with pytest.raises(StudentError, match=r"gone does not exist; give a run's, an adapter's or"):
+        find_source(tmp_path / "gone")
+
+
+def test_a_student_that_is_none_is_named_by_its_option(adapter: Path, tmp_path: Path) -> None:
+    for path, said in ((tmp_path, "has no config.json"), (tmp_path / "gone", "is no folder")):
+        with pytest.raises(StudentError) as caught:
+            find_source(adapter, path)
+        assert str(caught.value).startswith(f"--student {path} {said}; give the student that")
+        assert str(adapter) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", list(SPECS))
