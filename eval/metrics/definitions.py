@@ -74,8 +74,15 @@ _STRICT = {
     "above, OPEN by exact match",
 }
 
+_STRICT_WORDS = (
+    "words: lower case, without punctuation and the articles a, an, the; none and zero to ten as "
+    "digits; signs such as + - < % kept"
+)
+"""What every strict metric compares, see `wording.strict_words`."""
+
 _JUDGES = {
-    "strict": "an answer says what its first word says, else the only one of yes and no in it",
+    "strict": "an answer says what its first word says, else the only one of yes and no in it; "
+    + _STRICT_WORDS,
     "medheval": "MedHEval's judge: No, no or not before the first full stop means no, all else yes",
 }
 _HALLUCINATION = {
@@ -106,7 +113,9 @@ def vqa_definitions(kinds: Iterable[str] = ()) -> dict[Key, Definition]:
     """
     found = {
         (protocol, name): Definition(
-            text, name.partition("_")[0], binary=(protocol, name) in _RIGHT_OR_WRONG
+            f"{text}; {_STRICT_WORDS}" if protocol == "strict" else text,
+            name.partition("_")[0],
+            binary=(protocol, name) in _RIGHT_OR_WRONG,
         )
         for protocol, texts in (("strict", _STRICT), ("llava-med", _LLAVA_MED))
         for name, text in texts.items()

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medalign.eval.metrics.definitions import vqa_definitions
 from medalign.eval.metrics.wording import llava_med_text, llava_med_words, strict_words
 from medalign.pipeline.datasets.wording import plain_words
 
@@ -75,6 +76,18 @@ def test_open_answers_are_lower_cased_and_normalised_twice() -> None:
 )
 def test_strict_words_follow_their_rules(text: str, expected: list[str]) -> None:
     assert strict_words(text) == expected
+
+
+def test_every_strict_definition_says_what_its_words_are() -> None:
+    strict = {n: of.sentence for (p, n), of in vqa_definitions(["x"]).items() if p == "strict"}
+    assert {"open_f1", "choice_accuracy", "hallucination_rate: x"} <= set(strict)
+    for sentence in strict.values():
+        assert sentence.endswith(
+            "; words: lower case, without punctuation and the articles a, an, the; none and zero "
+            "to ten as digits; signs such as + - < % kept"
+        )
+    words = strict_words("The TWO nodules, a cyst, none < 5%")
+    assert words == ["2", "nodules", "cyst", "0", "<", "5", "%"]
 
 
 def test_strict_words_tell_the_answers_apart_that_preparing_a_data_set_does() -> None:
