@@ -11,6 +11,7 @@ import torch
 
 from ...trainer.export.merge import merge
 from ...trainer.student import llava_of
+from ...trainer.students.positions import positions_of
 from ...trainer.students.probe import attach, without_rotation
 from ..source import Source, find_source
 from .clock import Timing, time_answer
@@ -114,7 +115,8 @@ def bench_inference(student: Path, run: Path | None, wanted: Wanted, say: Say) -
         say: told what is being measured.
 
     Raises:
-        BenchError: too few tokens or repetitions, or an image cannot be read.
+        BenchError: too few tokens or repetitions, more tokens than the student has positions, or
+            an image cannot be read.
         StudentError: no student, or the run is another student's.
     """
     if wanted.tokens < 2 or wanted.repeats < 1:
@@ -134,6 +136,7 @@ def bench_inference(student: Path, run: Path | None, wanted: Wanted, say: Say) -
         if not prompts:
             asked = images[: wanted.warmups + wanted.repeats]
             prompts = bench_prompts(trained or base, model.config, asked, wanted.question, device)
+            _check_room(prompts, wanted.tokens, positions_of(model.config.text_config))
         layer = _rotated_layer(model)
         say(f"measuring {name}")
         variants += _measured(name, model, prompts, wanted, rotated=layer is not None)
@@ -147,6 +150,15 @@ def bench_inference(student: Path, run: Path | None, wanted: Wanted, say: Say) -
         visual_tokens=(min(visual), max(visual)),
         variants=variants,
     )
+
+
+def _check_room(prompts: Sequence[BenchPrompt], tokens: int, positions: int | None) -> None:
+    longest = max(prompt.tokens for prompt in prompts)
+    if positions is not None and longest + tokens > positions:
+        raise BenchError(
+            f"a prompt of {longest} tokens and an answer of {tokens} (--tokens) do not fit the "
+            f"student's {positions} positions"
+        )
 
 
 def _models(

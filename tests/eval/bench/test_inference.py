@@ -214,6 +214,8 @@ def test_brackets_hold_what_so_many_repetitions_can_say() -> None:
 def test_what_cannot_be_measured_is_refused(student: Path, adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="at least 2 tokens"):
         bench_inference(student, None, replace(WANTED, tokens=1), silent)
+    with pytest.raises(BenchError, match=r"of 4095 \(--tokens\) do not fit .* 4096 positions"):
+        bench_inference(student, None, replace(WANTED, tokens=4095), silent)
     with pytest.raises(BenchError, match="is no student but a run or an adapter"):
         bench_inference(adapter, None, WANTED, silent)
     other = tmp_path / "other"

@@ -1,6 +1,7 @@
 """The models of every family: what an eager one attends to, what is rotated, generated, trained."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from medalign.eval.decoders import decode
-from medalign.eval.decoders.specs import Beam
+from medalign.eval.decoders import DecodingError, decode
+from medalign.eval.decoders.specs import Beam, Greedy
+from medalign.eval.fitting_questions import FittingQuestions
 from medalign.trainer.batch import Batch, collate
 from medalign.trainer.data import Conversations
 from medalign.trainer.objective import Objective, Share
@@ -167,6 +169,30 @@ def test_generation_with_a_cache_equals_generation_without(
         alone = collate([sample], 0, left=True)
         logits = model.generate(**inputs_of(model, alone), **options).logits
         assert torch.allclose(torch.stack(logits)[:, 0], cached[:, k], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_question_longer_than_the_student_is_left_out_and_refused(
+    family: str, samples: Callable[..., Conversations], family_folder: Folder
+) -> None:
+    made = samples(family, ask=True)
+    model = load_base(family_folder(family), torch.float32)
+    text = model.config.text_config
+    assert made.student.positions == text.max_position_embeddings
+    everything = [made[k] for k in range(5)]
+    lengths = [len(one.encoded.input_ids) for one in everything if one.encoded is not None]
+    spec = Greedy(max_new_tokens=3)
+    text.max_position_embeddings = max(lengths) + 2  # one too few
+    made.student = replace(made.student, positions=max(lengths) + 2)
+    fitting = FittingQuestions(made, spec)
+    kept = [fitting[k] for k in range(5)]
+    longest = lengths.index(max(lengths))
+    assert [k for k, one in enumerate(kept) if one.skipped] == [longest]
+    assert f"its prompt has {max(lengths)} tokens, images included" in str(kept[longest].skipped)
+    whole, fit = (collate(each, 0, left=True) for each in (everything, kept))
+    with pytest.raises(DecodingError, match=f"prompt '{whole.ids[longest]}'"):
+        decode(model, inputs_of(model, whole), spec, ids=whole.ids)
+    assert decode(model, inputs_of(model, fit), spec, ids=fit.ids).shape[1] <= 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
