@@ -7,7 +7,13 @@ import torch
 
 from medalign.eval.decoders.avisc import blind_tokens
 from medalign.eval.decoders.damro import top_patches
-from medalign.eval.decoders.dola import divergence, layer_contrast, premature, premature_layers
+from medalign.eval.decoders.dola import (
+    divergence,
+    layer_contrast,
+    premature,
+    premature_layers,
+    punished,
+)
 from medalign.eval.decoders.m3id import cut_contrast, gated_contrast, weight
 from medalign.eval.decoders.over_trust import grown, most_frequent, over_trust
 from medalign.eval.decoders.pai import boosted, boosted_layers, refined
@@ -132,12 +138,20 @@ def test_dola_with_a_uniform_layer_gives_the_base_on_plausible_tokens() -> None:
     near(found, keep_plausible(L, L, 0.1).softmax(-1).flatten().tolist())
 
 
+def test_a_repetition_penalty_lowers_positive_and_negative_scores() -> None:
+    scores = torch.tensor([[3.0, -2.0, 3.0, -2.0, -INF]])
+    repeated = torch.tensor([[True, True, False, False, True]])
+    assert punished(scores, repeated, 1.5).tolist() == [[2.0, -3.0, 3.0, -2.0, -INF]]
+
+
 @pytest.mark.parametrize(
     ("text", "layers", "chosen"),
     [
         ("low", 32, list(range(0, 16, 2))),
         ("high", 32, list(range(16, 32, 2))),
         ("low", 28, list(range(0, 14, 2))),
+        ("low", 5, [0, 2]),
+        ("high", 5, [4]),
         ("low", 1, [0]),
         ("high", 1, [0]),
         ("4,0,2", 6, [0, 2, 4]),
