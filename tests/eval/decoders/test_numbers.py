@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers import TopPLogitsWarper
 
 from medalign.eval.decoders.avisc import blind_tokens
 from medalign.eval.decoders.damro import top_patches
@@ -19,7 +20,7 @@ from medalign.eval.decoders.over_trust import grown, most_frequent, over_trust
 from medalign.eval.decoders.pai import boosted, boosted_layers, refined
 from medalign.eval.decoders.plausible import contrasted, keep_plausible
 from medalign.eval.decoders.settings import DecodingError
-from medalign.eval.decoders.specs import Pai
+from medalign.eval.decoders.specs import Nucleus, Pai
 from medalign.eval.decoders.vcd import diffusion, noised_images
 
 INF = float("inf")
@@ -37,6 +38,13 @@ def test_the_cut_keeps_the_most_likely_token_always_and_every_token_at_zero() ->
     # ln 0.1 below 2 is -0.302585, so 0 stays and -3 goes; logits or log-probabilities alike.
     for decides in (L, L.log_softmax(-1)):
         near(keep_plausible(L, decides, 0.1), [2, 1, 0.5, 0, -INF])
+
+
+def test_nucleus_keeps_the_fewest_tokens_that_reach_its_mass() -> None:
+    p = torch.tensor([[0.577006, 0.212269, 0.128748, 0.078089, 0.003888]])
+    kept = TopPLogitsWarper(Nucleus().top_p)(None, p.log()).exp()
+    near(kept, [0.577006, 0.212269, 0.128748, 0, 0])
+    assert float(kept.sum()) == pytest.approx(0.918, abs=5e-4)
 
 
 @pytest.mark.parametrize(
