@@ -29,3 +29,12 @@ def test_an_end_ranked_behind_the_beams_finishes_nothing() -> None:
     assert (after.finished, after.tokens.tolist()) == ((), [[0]])
     after, _, _ = choose(beams, scores, frozenset({0}), 9)
     assert (after.finished, after.tokens.tolist()) == (((-1.0, (0,)),), [[1]])
+
+
+def test_as_many_continuations_stand_by_as_there_are_ends() -> None:
+    scores = torch.tensor([[-1.0, -2.0, -3.0, -4.0]])
+    after, _, done = choose(Beams.begin(1, torch.device("cpu")), scores, frozenset({0, 1}), 9)
+    assert after.tokens.tolist() == [[2]]
+    assert after.finished == ((-1.0, (0,)),)
+    # No running hypothesis is as likely as the finished one.
+    assert done

@@ -180,18 +180,21 @@ def test_damaged_weights_give_no_answer(bench: Any, name: str) -> None:
             head.copy_(whole)
 
 
+@pytest.mark.parametrize(
+    ("variant", "name"), [("published", "gated_contrast"), ("reference", "cut_contrast")]
+)
 def test_m3id_counts_the_tokens_of_the_answer_from_one(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Any, monkeypatch: pytest.MonkeyPatch, variant: str, name: str
 ) -> None:
     counted: list[int] = []
-    contrast = m3id.gated_contrast
+    contrast = getattr(m3id, name)
 
     def count(logits: Any, other: Any, token: int, *settings: float) -> Any:
         counted.append(token)
         return contrast(logits, other, token, *settings)
 
-    monkeypatch.setattr(m3id, "gated_contrast", count)
-    answers(bench, "m3id", 0, 1)
+    monkeypatch.setattr(m3id, name, count)
+    answers(bench, "m3id", 0, 1, variant=variant)
     assert counted == list(range(1, TOKENS + 1))
 
 

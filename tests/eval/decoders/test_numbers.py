@@ -189,6 +189,8 @@ def test_avisc_finds_blind_tokens() -> None:
     flat = torch.full((3, 4), 0.1, dtype=torch.float64)
     assert blind_tokens(flat, 0.5, -INF).all()
     assert not blind_tokens(flat, 0.5, INF).any()
+    # At the threshold itself a token stands out.
+    assert blind_tokens(torch.full((3, 4), 0.25, dtype=torch.float64), 0.5, 0.0).all()
 
 
 def test_avisc_reads_as_many_layers_as_gamma_asks_for() -> None:
@@ -198,6 +200,10 @@ def test_avisc_reads_as_many_layers_as_gamma_asks_for() -> None:
     assert blind_tokens(attention.flip(0), 0.5, 0.5).tolist() == [True, False, False]
     assert blind_tokens(attention, 0.7, -0.5).tolist() == [True, False, True]
     assert blind_tokens(attention, 1.0, -0.5).tolist() == [True, False, True]
+    # Shares .5, .25, .25: gamma .5 is reached by the first one.
+    attention = torch.tensor([[0.3125, 0.1875], [0.0, 0.25], [0.0, 0.25]], dtype=torch.float64)
+    assert blind_tokens(attention, 0.5, 0.0).tolist() == [True, False]
+    assert blind_tokens(attention, 0.51, 0.0).tolist() == [False, True]
 
 
 def test_m3id_grows_with_the_answer() -> None:

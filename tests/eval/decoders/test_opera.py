@@ -245,12 +245,37 @@ def test_the_first_tokens_are_rewarded_for_attention_to_the_image() -> None:
     def rows(tokens: Tensor) -> Tensor:
         row = torch.zeros(len(tokens), PROMPT + tokens.shape[1])
         row[:, 1] = torch.where(tokens[:, -1] == 7, 0.1, 0.4)
+        row[:, 2] = 0.9 - row[:, 1]  # text, which earns nothing
         return row
 
     # 3.0 + .1 against 2.8 + .4: the choice flips.
     for weight, wanted in ((0.0, 7), (1.0, 8)):
         spec = Opera(beams=1, candidates=2, weight=weight, max_new_tokens=1)
         assert search(Scripted(logits, rows), spec, frozenset()) == [wanted]
+
+
+def test_a_token_that_was_no_candidate_is_never_chosen() -> None:
+    """Not even where every candidate is punished by more than the 999 of other tokens."""
+
+    def logits(tokens: Tensor) -> Tensor:
+        row = torch.zeros(len(tokens), WORDS)
+        row[:, 7], row[:, 8] = 3.0, 2.8
+        return row
+
+    spec = Opera(beams=2, threshold=30, candidates=2, max_new_tokens=20)
+    model = Scripted(logits, leaning_on(0))  # 1e-7 (50 * .9)^n is 3e9 for the tenth token
+    assert set(search(model, spec, frozenset())) <= {7, 8}
+
+
+def test_over_trust_in_16_bits_rewinds_nothing_where_it_is_small() -> None:
+    for variant, rewound in (("published", True), ("reference", False)):
+        model = Scripted(by_last_token, leaning_on(11))
+        # 1e-7 * .27 * .9 is below 3e-8, so that all columns are 0 and the first is as large.
+        spec = Opera(
+            beams=1, threshold=2, scale=0.27, weight=0.0, max_new_tokens=16, variant=variant
+        )
+        search(model, spec, frozenset())
+        assert (len(model.restarts) > 1) is rewound
 
 
 def test_later_tokens_are_punished_for_over_trust() -> None:
