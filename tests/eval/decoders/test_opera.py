@@ -147,6 +147,19 @@ def test_rejections_behind_a_rewind_are_forgotten() -> None:
     assert places[:5] == [0, 1, 2, 0, 1]
 
 
+def test_what_was_chosen_behind_a_rewind_is_forgotten() -> None:
+    """State 14 led on once; when it is reached anew, it has chosen nothing to take back."""
+
+    def rows(tokens: Tensor) -> Tensor:
+        first = len(model.restarts) == 1
+        column, since = (11, 15) if first else (13, 14)
+        return leaning_on(column if tokens.shape[1] >= since else None)(tokens)
+
+    model = Scripted(by_last_token, rows)
+    search(model, Opera(beams=1, threshold=1, weight=0.0, max_new_tokens=18), frozenset())
+    assert model.restarts[:3] == [0, 12, 13]
+
+
 def test_nothing_is_rewound_without_dominance_or_before_the_tenth_token() -> None:
     for column, threshold in ((None, 2), (9, 2), (11, 40)):
         model = Scripted(by_last_token, leaning_on(column))

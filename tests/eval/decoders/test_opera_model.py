@@ -77,12 +77,12 @@ def test_it_equals_a_recomputation_from_eager_attention(
 ) -> None:
     row = 2  # whose answer holds no image token, which could not be read anew
     monkeypatch.setattr(bench.model.generation_config, "eos_token_id", None)
-    sizes = {"beams": 2, "max_new_tokens": TOKENS}
-    opera = Opera(candidates=2, scale=SCALE, threshold=10**6, **sizes)
+    opera = Opera(beams=2, candidates=2, scale=SCALE, threshold=10**6, max_new_tokens=TOKENS)
+    beam = Beam(beams=2, max_new_tokens=TOKENS)
     found = decode(bench.model, bench.inputs(row), opera)[0].tolist()
     with eager(bench.model, "text_config"):
         assert found == plain_search(Plain(bench, row), beams=2, candidates=2)
-    assert found != decode(bench.model, bench.inputs(row), Beam(**sizes))[0].tolist()
+    assert found != decode(bench.model, bench.inputs(row), beam)[0].tolist()
 
 
 def test_every_token_costs_one_pass_and_one_for_each_candidate(
