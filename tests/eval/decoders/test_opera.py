@@ -152,7 +152,7 @@ def test_what_was_chosen_behind_a_rewind_is_forgotten() -> None:
 
     def rows(tokens: Tensor) -> Tensor:
         first = len(model.restarts) == 1
-        column, since = (11, 15) if first else (13, 14)
+        column, since = (11, 16) if first else (13, 14)
         return leaning_on(column if tokens.shape[1] >= since else None)(tokens)
 
     model = Scripted(by_last_token, rows)
