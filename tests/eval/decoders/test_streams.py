@@ -141,6 +141,11 @@ def test_noise_in_a_stream_is_that_of_seed_and_record(
         decode(bench.model, bench.inputs(0), spec, seed, ids=[record])
     first, *others = (step.logits for step in watched)
     assert [torch.equal(first, other) for other in others] == [True, False, False]
+    # Behind padding, and beside a longer prompt, a record has the same noise.
+    decode(bench.model, bench.inputs(2), spec, 3, ids=["a"])
+    decode(bench.model, bench.inputs(1, 2), spec, 3, ids=["b", "a"])
+    alone, together = watched[-2].logits[0], watched[-1].logits[1]
+    assert torch.allclose(alone, together, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["vcd", "damro"])
