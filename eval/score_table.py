@@ -78,7 +78,10 @@ def few_clusters(
             few.setdefault(table_of(each.group), []).append(each.clusters)
     if not few:
         return [said]
-    ranges = (f"{min(n)} to {max(n)} of {title}" for title, n in few.items())
+    ranges = [
+        f"{min(n)} of {title}" if len(set(n)) == 1 else f"{min(n)} to {max(n)} of {title}"
+        for title, n in few.items()
+    ]
     return [f"{said}; fewer under some metrics: {', '.join(ranges)}; {rough}"]
 
 

@@ -40,7 +40,7 @@ def test_few_clusters_are_told_by_table() -> None:
     assert few_clusters(metrics[1:2], 30, "image") == ["clusters: 30 (by image)"]
     [line] = few_clusters([*metrics, Counted("hallucination", 1)], 30, "image")
     assert line.startswith(
-        "clusters: 30 (by image); fewer under some metrics: 19 to 19 of answers, 1 to 15 of "
+        "clusters: 30 (by image); fewer under some metrics: 19 of answers, 1 to 15 of "
         "hallucination; below 20, "
     )
     assert few_clusters(metrics, 5, "image")[0].startswith("clusters: 5 (by image); below 20")
