@@ -86,7 +86,7 @@ class Overview:
     def as_table(self, *, intervals: bool = True) -> Table:
         """Return the table for a terminal."""
         # Without lines between columns five of them fit a terminal of 80 columns.
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
         table.add_column("", no_wrap=True)
         for key in self.columns:
             table.add_column(Text(self.heading(key, "\n")), justify="right")
