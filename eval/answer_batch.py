@@ -1,6 +1,6 @@
 """Let a loaded student answer one batch of questions by one decoder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def answer_batch(
     }
     tokenizer = student.processor.tokenizer
     if isinstance(spec, Pai) and spec.variant == "reference":
-        inputs |= _bare_questions(tokenizer, records, model.device)
+        inputs |= _bare_questions(tokenizer, records, dict(batch.skipped), model.device)
     new = decode(model, inputs, spec, seed, ids=batch.ids).tolist()
     end = model.generation_config.eos_token_id
     ends = set(end) if isinstance(end, list) else {end}
@@ -62,11 +62,15 @@ def answer_batch(
 
 
 def _bare_questions(
-    tokenizer: Any, records: Sequence[Record], device: torch.device
+    tokenizer: Any, records: Sequence[Record], skipped: Container[str], device: torch.device
 ) -> dict[str, Tensor]:
     """The questions by themselves, without template and image, padded on the left."""
     texts = [r.conversations[0].text.replace(IMAGE_PLACEHOLDER, "").strip() for r in records]
-    rows = [tokenizer(text)["input_ids"] for text in texts]
+    # Of skipped ones a single token, as in the batch: theirs may be too long for the student.
+    rows = [
+        [0] if record.id in skipped else tokenizer(text)["input_ids"]
+        for record, text in zip(records, texts, strict=True)
+    ]
     longest = max(map(len, rows))
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)

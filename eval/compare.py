@@ -73,6 +73,7 @@ class Comparison:
         manifest: path and sha256.
         a: path, sha256, decoder, its settings and seeds of the first predictions.
         b: of the second.
+        counts: how many records, answers in each file, and records that neither answers.
         medalign: version that compared.
         tests: how intervals and p-values were computed.
         metrics: what was compared.
@@ -84,6 +85,7 @@ class Comparison:
     manifest: Mapping[str, str]
     a: Mapping[str, Any]
     b: Mapping[str, Any]
+    counts: Mapping[str, int]
     medalign: str
     tests: Mapping[str, Any]
     metrics: Sequence[Compared]
@@ -136,6 +138,11 @@ def compare(
         manifest=identify_file(manifest),
         a=_source(a, answers_a),
         b=_source(b, answers_b),
+        counts={
+            "records": len(pairs_a),
+            "answers": len(answers_a),
+            "missing": sum(pair.missing for pair in pairs_a),
+        },
         medalign=__version__,
         tests={
             "level": LEVEL,

@@ -64,8 +64,26 @@ def _row(metric: Compared) -> list[str]:
     ]
 
 
+def _same_file(found: Comparison) -> list[str]:
+    """Say that a file was compared with itself, which is rarely meant."""
+    if found.a["sha256"] != found.b["sha256"]:
+        return []
+    return ["A and B are the same file, byte for byte: every difference is 0 by itself"]
+
+
+def _missing(counts: Mapping[str, int]) -> list[str]:
+    if not counts["missing"]:
+        return []
+    return [
+        f"missing {counts['missing']} of {counts['records']} records: neither file answers them, "
+        "they count as wrong in both"
+    ]
+
+
 def _remarks(found: Comparison, out: Path | None) -> list[str]:
     lines = [
+        *_same_file(found),
+        *_missing(found.counts),
         *few_clusters(found.metrics, found.tests["clusters"], found.tests["clustered_by"]),
         "p: two-sided permutation test by cluster, each metric by itself; not corrected for "
         f"there being {len(found.metrics)}",

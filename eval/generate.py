@@ -30,6 +30,7 @@ from .answers import AnswersError
 from .decoders import Spec
 from .decoders.fit import check_fit
 from .decoders.specs import Opera
+from .fitting_questions import FittingQuestions
 from .image_digest import image_digest
 from .source import Source
 
@@ -45,7 +46,8 @@ class Answered:
         records: that were to be answered.
         reused: answered by an earlier run.
         answered: answered now.
-        unreadable: (record id, reason) of records that got no answer.
+        unreadable: (record id, reason) of records that got no answer: what they name cannot be
+            read, or they leave no room for an answer.
         joined: what became of all parts; None without parts.
     """
 
@@ -71,6 +73,9 @@ def generate(
     progress: Progress | None = None,
 ) -> Answered:
     """Answer the first question of every record; answers already in `out` are kept.
+
+    A record is left out, and named in `Answered.unreadable`, if it cannot be read, or if its
+    prompt and `max_new_tokens` together need more positions than the student has.
 
     Args:
         source: what answers.
@@ -165,9 +170,10 @@ class _Asker:
         samples = Conversations(
             records, self.images, self.student, 0, None, ask=True, alpha=self.source.alpha
         )
-        numbers = range(len(samples))
+        fitting = FittingQuestions(samples, self.spec)
+        numbers = range(len(records))
         order = [list(numbers[k : k + self.batch_size]) for k in numbers[:: self.batch_size]]
         pad = self.student.processor.tokenizer.pad_token_id or 0
-        with closing(micro_batches(samples, order, pad, workers, left=True)) as batches:
+        with closing(micro_batches(fitting, order, pad, workers, left=True)) as batches:
             for places, batch in zip(order, batches, strict=True):
                 yield [records[k] for k in places], batch

@@ -153,7 +153,7 @@ def _report(done: "Answered", out: Path) -> None:
         typer.echo(f"no answer to {record!r}: {reason}", err=True)
     if lost:
         typer.echo(
-            f"{len(lost)} records could not be read; score the others with --allow-missing",
+            f"{len(lost)} records have no answer; score the others with --allow-missing",
             err=True,
         )
         raise typer.Exit(1)

@@ -29,7 +29,7 @@ def report(
     image_side: Annotated[
         int, typer.Option(min=32, help="Longest side of an image in the file, in pixels.")
     ] = 448,
-    metrics: MetricsOption = "",
+    metrics: MetricsOption = None,
     allow_missing: Annotated[
         bool,
         typer.Option("--allow-missing", help="Count records that no file answers as wrong."),
@@ -88,6 +88,7 @@ def report(
     from .report_page.write import write_report
     from .source import find_source, source_names
 
+    names = metric_names(metrics)
     shown = source or []
     if not shown and not (student is None and layer is None):
         raise AnswersError("--student and --layer say more of a --source; give one")
@@ -108,7 +109,7 @@ def report(
             samples=samples,
             side=image_side,
             allow_missing=allow_missing,
-            metrics=metric_names(metrics),
+            metrics=names,
             paths=paths,
             scores=scores or (),
             progress=bar,

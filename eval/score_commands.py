@@ -30,7 +30,7 @@ def score(
     manifest: ManifestPath,
     task: TaskOption,
     out: Annotated[Path, typer.Option(help="Scores file to write, JSON.")],
-    metrics: MetricsOption = "",
+    metrics: MetricsOption = None,
     allow_missing: Annotated[
         bool,
         typer.Option("--allow-missing", help="Count unanswered records as wrong; else refuse."),
@@ -73,7 +73,7 @@ def compare(
     manifest: Annotated[Path, typer.Argument(help="Manifest both answer.")],
     task: TaskOption,
     out: Annotated[Path | None, typer.Option(help="Comparison file to write, JSON.")] = None,
-    metrics: MetricsOption = "",
+    metrics: MetricsOption = None,
     allow_missing: Annotated[
         bool,
         typer.Option(
@@ -122,7 +122,7 @@ class FormatName(enum.StrEnum):
 
 def table(
     scores: Annotated[list[Path], typer.Argument(help="What `eval score` wrote, one per row.")],
-    metrics: MetricsOption = "",
+    metrics: MetricsOption = None,
     form: Annotated[
         FormatName | None,
         typer.Option(

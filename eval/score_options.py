@@ -18,7 +18,7 @@ PredictionsPath = Annotated[Path, typer.Argument(help="Predictions, JSON Lines."
 ManifestPath = Annotated[Path, typer.Argument(help="Manifest the predictions answer.")]
 TaskOption = Annotated[TaskName, typer.Option(help="Short answers, or whole reports.")]
 MetricsOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="NAME,...",
         help="vqa: open, closed, choice, overall, hallucination; report: bleu, rouge_l, meteor, "
@@ -29,6 +29,20 @@ MetricsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the file, not a table.")]
 
 
-def metric_names(given: str) -> list[str]:
-    """Return the names that `--metrics` was given."""
-    return [name.strip() for name in given.split(",") if name.strip()]
+def metric_names(given: str | None) -> list[str]:
+    """Return the names that `--metrics` was given, none for all.
+
+    Raises:
+        AnswersError: it was given, but no name with it.
+    """
+    if given is None:
+        return []
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if not names:
+        # Inside: the command line must not load what reads answers to print its help.
+        from .answers import AnswersError
+
+        raise AnswersError(
+            f"--metrics {given!r} names no metric: give NAME,... or leave it out, for all"
+        )
+    return names

@@ -85,7 +85,8 @@ def find_source(path: Path, student: Path | None = None) -> Source:
         student: where the student is now, if it moved since the run.
 
     Raises:
-        StudentError: the folder is none of the three, or the run has no adapter yet.
+        StudentError: there is no such folder or it is none of the three, the run has no adapter
+            yet, or its student is not there.
     """
     if (path / "recipe.yaml").is_file():
         adapter = _adapter_of_run(path)
@@ -99,6 +100,10 @@ def find_source(path: Path, student: Path | None = None) -> Source:
         return _source(path, student)
     if (path / "config.json").is_file():
         return Source(path, None)
+    if not path.exists():
+        raise StudentError(
+            f"{path} does not exist; give a run's, an adapter's or a student's folder"
+        )
     raise StudentError(
         f"{path} is no run (recipe.yaml), adapter (adapter_config.json) or student (config.json)"
     )
@@ -124,7 +129,13 @@ def _source(adapter: Path, student: Path | None) -> Source:
     about = read_identity(adapter)
     written = about["recipe"]["student"]["path"]
     base = student or (None if written is None else Path(written))
-    if base is None or not base.is_dir():
+    if base is None or not (base / "config.json").is_file():
+        if student is not None:
+            found = "has no config.json" if student.is_dir() else "is no folder"
+            raise StudentError(
+                f"--student {student} {found}; give the student that {adapter} was trained on, a "
+                "folder in Hugging Face format"
+            )
         raise StudentError(f"the student of {adapter} is not at {base}; give --student DIR")
     if student_digest(base) != about["student"]:
         raise StudentError(f"{base} is not the student that {adapter} was trained on")

@@ -222,15 +222,21 @@ def _parse(data: bytes) -> object:
     except json.JSONDecodeError as error:
         kind = _CutOffError if error.pos >= len(text.rstrip()) else ValueError
         at = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}"
-        return kind(f"is not valid JSON at {at}: {error.msg.lower()}")
+        return kind(f"is not valid JSON at {at}: {_uncapitalised(error.msg)}")
     except RecursionError:
         return ValueError("is nested too deeply to be a record")
     except ValueError as error:  # a number with more digits than Python converts, NaN
-        return ValueError(f"is not valid JSON: {str(error).partition(';')[0].lower()}")
+        reason = _uncapitalised(str(error).partition(";")[0])
+        return ValueError(f"is not valid JSON: {reason}")
+
+
+def _uncapitalised(text: str) -> str:
+    """A sentence of Python's as the end of one's own; names within it stay as they are."""
+    return text[:1].lower() + text[1:]
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"the value {name} is no JSON number")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would make one a line

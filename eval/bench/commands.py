@@ -36,7 +36,8 @@ def inference(
     """Time to the first token, per further token, and peak memory, with and without rotation.
 
     One question at a time, greedy, as `generate` streams it. Both variants of the same weights
-    take turns; tables show the median and, in brackets, the quartiles.
+    take turns; tables show the median and, in brackets, the quartiles. Fewer than 5 repeats have
+    none: there the brackets hold the least and the most.
     """
     from ...trainer.quiet import quiet_libraries
 

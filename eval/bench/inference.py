@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -76,14 +76,22 @@ class Report:
     variants: Sequence[Measured]
 
 
-def middle_half(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, lower and upper quartile: on a shared machine the extremes are other programs'."""
-    low, middle, high = np.percentile(values, (25, 50, 75)).tolist()
+FEW: Final = 5
+"""Fewer values have no quartiles worth the name."""
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile: on a shared machine the extremes are other programs'.
+
+    Of fewer than `FEW` values, the least and the most stand in the place of the quartiles.
+    """
+    edges = (25, 50, 75) if len(values) >= FEW else (0, 50, 100)
+    low, middle, high = np.percentile(values, edges).tolist()
     return middle, low, high
 
 
 def overheads(with_: Measured, without: Measured, name: str) -> tuple[float, float, float]:
-    """Median and quartiles of (with / without - 1) over the repetitions, as a share.
+    """Median and `spread` of (with / without - 1) over the repetitions, as a share.
 
     Args:
         with_: the variant with the rotation.
@@ -91,7 +99,7 @@ def overheads(with_: Measured, without: Measured, name: str) -> tuple[float, flo
         name: `prefill_ms` or `token_ms`.
     """
     pairs = zip(with_.timings, without.timings, strict=True)
-    return middle_half([getattr(a, name) / getattr(b, name) - 1 for a, b in pairs])
+    return spread([getattr(a, name) / getattr(b, name) - 1 for a, b in pairs])
 
 
 def bench_inference(student: Path, run: Path | None, wanted: Wanted, say: Say) -> Report:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from .inference import Measured, Report, middle_half, overheads
+from .inference import FEW, Measured, Report, overheads, spread
 
 _PACKAGES: Final = ("medalign", "torch", "transformers", "peft")
 _LABEL: Final = {"student": "student", "adapter": "adapter, LoRA unmerged", "merged": "merged"}
@@ -37,18 +37,25 @@ def as_json(report: Report) -> dict[str, Any]:
     """Everything that was measured, every repetition by itself."""
     pairs = {with_.weights: _overhead(with_, without) for with_, without in _pairs(report)}
     variants = [asdict(variant) for variant in report.variants]
-    return {**facts(report), "variants": variants, "overhead_of_rotation": pairs}
+    repeats = len(report.variants[0].timings)
+    return {
+        **facts(report),
+        "variants": variants,
+        "overhead_of_rotation": pairs,
+        "spread": "quartiles" if repeats >= FEW else "range",
+    }
 
 
 def as_table(report: Report) -> str:
-    """A Markdown table of medians and quartiles, and one line about each pair."""
+    """A Markdown table of medians and spreads, and one line about each pair."""
     about = facts(report)
     versions = ", ".join(f"{name} {found}" for name, found in about["versions"].items())
     tokens = report.variants[0].timings[0].new_tokens
+    repeats = len(report.variants[0].timings)
     lines = [
         f"{about['device']}, {about['dtype']}, {about['threads']} threads; {versions}",
         f"prompts of {_span(report.prompt_tokens)} tokens, {_span(report.visual_tokens)} of them "
-        f"visual; answers of {tokens} tokens; {len(report.variants[0].timings)} repetitions",
+        f"visual; answers of {tokens} tokens; {_brackets(repeats)}",
         "",
         "| weights | rotation | first token, ms | each further, ms "
         f"| peak memory, {about['memory']}, MB | weights, MB |",
@@ -58,9 +65,9 @@ def as_table(report: Report) -> str:
     ]
     for with_, without in _pairs(report):
         found = _overhead(with_, without)
+        first, further = (_shown(found[name], repeats) for name in ("prefill_ms", "token_ms"))
         lines.append(
-            f"rotation, {_LABEL[with_.weights]}: first token {_shown(found['prefill_ms'])}, "
-            f"each further {_shown(found['token_ms'])}"
+            f"rotation, {_LABEL[with_.weights]}: first token {first}, each further {further}"
         )
     return "\n".join(lines)
 
@@ -86,14 +93,26 @@ def _overhead(with_: Measured, without: Measured) -> dict[str, list[float]]:
     return {name: list(overheads(with_, without, name)) for name in ("prefill_ms", "token_ms")}
 
 
+def _brackets(repeats: int) -> str:
+    """How often it was measured, and so what the brackets hold."""
+    if repeats >= FEW:
+        return f"{repeats} repetitions, in brackets their quartiles"
+    if repeats == 1:
+        return "measured once: nothing says how sure that is"
+    return (
+        f"{repeats} repetitions, in brackets the least and the most of them: fewer than {FEW} have "
+        "no quartiles"
+    )
+
+
 def _middle(values: Sequence[float]) -> str:
-    middle, low, high = middle_half(values)
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    middle, low, high = (f"{value:.2f}" for value in spread(values))
+    return middle if len(values) == 1 else f"{middle} ({low} to {high})"
 
 
-def _shown(shares: Sequence[float]) -> str:
+def _shown(shares: Sequence[float], repeats: int) -> str:
     middle, low, high = (f"{100 * share:+.1f}%" for share in shares)
-    return f"{middle} ({low} to {high})"
+    return middle if repeats == 1 else f"{middle} ({low} to {high})"
 
 
 def _span(values: tuple[int, int]) -> str:

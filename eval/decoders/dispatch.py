@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from ...trainer.student import llava_of
+from ...trainer.students.positions import positions_of
 from .avisc import avisc
 from .call import Call, check_images
 from .damro import damro
@@ -27,6 +28,7 @@ from .opera_model import BeamModel
 from .pai import pai
 from .prompt import Prompt
 from .record_noise import PerRecordNoise
+from .room import check_prompts
 from .settings import DecodingError, Sampled, Spec
 from .specs import Avisc, Beam, Damro, Dola, M3id, Opera, Pai, Vcd, check_family
 from .vcd import vcd
@@ -56,8 +58,8 @@ def decode(
         [B, G] new tokens, padded after the end token.
 
     Raises:
-        DecodingError: the decoder does not fit the student or the inputs, or a token's scores
-            are no numbers.
+        DecodingError: the decoder does not fit the student or the inputs, a prompt leaves no
+            room for its answer within the student's positions, or a token's scores are no numbers.
     """
     model = llava_of(model)
     check_family(spec, model.config.model_type)
@@ -66,6 +68,8 @@ def decode(
     names = [str(row) for row in range(len(prompt.ids))] if ids is None else list(ids)
     if len(names) != len(prompt.ids):
         raise DecodingError(f"{len(prompt.ids)} prompts have {len(names)} ids")
+    tokens: list[int] = prompt.mask.sum(1).tolist()
+    check_prompts(tokens, names, spec, positions_of(model.config.text_config))
     call = Call(model=model, prompt=prompt, inputs=inputs, ids=names, seed=seed)
     if isinstance(spec, Opera):
         return _one_by_one(spec, call)

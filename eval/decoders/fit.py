@@ -4,6 +4,7 @@ from ...trainer.students.spec import StudentSpec, read_config
 from .damro import check_tower
 from .dola import premature_layers
 from .pai import boosted_layers
+from .room import check_length
 from .settings import DecodingError, Spec
 from .specs import Damro, Dola, Pai, check_family
 
@@ -15,6 +16,7 @@ def check_fit(spec: Spec, student: StudentSpec) -> None:
         DecodingError: says what does not fit.
     """
     check_family(spec, student.family.model_type)
+    check_length(spec, student.positions)
     if isinstance(spec, Dola):
         premature_layers(spec.layers, student.layers)
     if isinstance(spec, Pai):

@@ -103,9 +103,14 @@ def _check(decoder: str, one: "Field[Any]", value: object) -> None:
         if value in _ENDLESS and not about["endless"]:
             raise DecodingError(f"{where} takes finite numbers, got {value!r}")
         if not inside:
-            begin = "above" if about["above"] else "from"
-            end = "" if high == float("inf") else f" to {high:g}"
-            raise DecodingError(f"{where} takes numbers {begin} {low:g}{end}, got {value!r}")
+            span = _span(low, high, above=about["above"])
+            raise DecodingError(f"{where} takes numbers{span}, got {value!r}")
+
+
+def _span(low: float, high: float, *, above: bool) -> str:
+    """What numbers there are, in words; an infinite bound is none."""
+    begin = "" if low in _ENDLESS else f" {'above' if above else 'from'} {low:g}"
+    return begin if high in _ENDLESS else f"{begin} {'to' if begin else 'up to'} {high:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

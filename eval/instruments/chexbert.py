@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, BertModel
+from transformers import BertModel
 
 from ..answers import AnswersError
 from ..metrics.labels import LABELS
 from .local_model import (
     best_device,
     in_batches,
-    load_part,
+    load_bert,
     load_tensors,
     longest_input,
     refuse_not_finite,
@@ -75,11 +75,9 @@ class Chexbert:
         Raises:
             AnswersError: the file needs code to be read, is damaged, or is another model's.
         """
-        config = load_part(AutoConfig, bert)
-        if config.model_type != "bert":
-            raise AnswersError(f"{bert}: is of type {config.model_type!r}, --bert takes a BERT")
+        config, tokenizer = read_bert(bert)
         model = _Labeler(config)
-        weights = _read_checkpoint(checkpoint)
+        weights = read_checkpoint(checkpoint)
         weights.pop(_COUNTED, None)
         try:
             model.load_state_dict(weights)
@@ -89,7 +87,7 @@ class Chexbert:
             raise AnswersError(
                 f"{checkpoint}: does not fit CheXbert on {bert}: {reason[:200]}"
             ) from None
-        return cls(model.to(best_device()).eval(), load_part(AutoTokenizer, bert))
+        return cls(model.to(best_device()).eval(), tokenizer)
 
     @torch.inference_mode()
     def read(self, texts: Sequence[str]) -> dict[str, ReadReport]:
@@ -117,10 +115,27 @@ class Chexbert:
         return found
 
 
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_bert(folder: Path) -> tuple[Any, Any]:
+    """Return configuration and tokenizer of CheXbert's BERT.
+
+    Raises:
+        AnswersError: the folder cannot be loaded, or is another kind of model's.
+    """
+    return load_bert(folder, "--bert")
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of the published checkpoint, as far as they can be judged without BERT.
+
+    Raises:
+        AnswersError: the file needs code to be read, is damaged, or has no heads of CheXbert.
+    """
     content = load_tensors(path, str(path))
     weights = content.get("model_state_dict", content)
     if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise AnswersError(f"{path}: holds no `model_state_dict` of tensors, as chexbert.pth does")
     refuse_not_finite(weights, str(path))
-    return {key.removeprefix("module."): value for key, value in weights.items()}
+    named = {key.removeprefix("module."): value for key, value in weights.items()}
+    if not any(key.startswith("linear_heads.") for key in named):
+        raise AnswersError(f"{path}: holds no `linear_heads`, as chexbert.pth does")
+    return named

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
 
 from ..answers import AnswersError
 
@@ -59,6 +60,22 @@ def load_part(kind: Any, folder: Path, **settings: Any) -> Any:
     except Exception as error:  # transformers raises whatever the file formats do
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise AnswersError(f"{folder}: cannot be loaded as {kind.__name__}: {reason}") from error
+
+
+def load_bert(folder: Path, option: str) -> tuple[Any, Any]:
+    """Return configuration and tokenizer of a BERT whose weights lie elsewhere.
+
+    Args:
+        folder: holds both.
+        option: that gave it, for messages.
+
+    Raises:
+        AnswersError: they cannot be loaded, or are another kind of model's.
+    """
+    config = load_part(AutoConfig, folder)
+    if config.model_type != "bert":
+        raise AnswersError(f"{folder}: is of type {config.model_type!r}, {option} takes a BERT")
+    return config, load_part(AutoTokenizer, folder)
 
 
 def load_tensors(file: Path | BinaryIO, name: str) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from ..answers import AnswersError
 from .annotations import Annotations
 from .bert_scorer import BertScorer
-from .chexbert import Chexbert
+from .chexbert import Chexbert, read_bert, read_checkpoint
 from .local_model import identify
 from .places import (
     BERT,
@@ -22,10 +22,20 @@ from .places import (
     InstrumentPaths,
     Need,
 )
-from .radgraph_archive import RadGraphReader
-from .rate_reader import RateReader
+from .radgraph_archive import RadGraphReader, read_archive, read_radgraph_bert
+from .rate_reader import RateReader, load_recogniser, load_synonyms
 
 Opened = TypeVar("Opened")
+
+_ALONE: Final[Mapping[Need, Callable[[Path], object]]] = {
+    CHEXBERT: read_checkpoint,
+    BERT: read_bert,
+    RADGRAPH: read_archive,
+    RADGRAPH_BERT: read_radgraph_bert,
+    RATESCORE_NER: load_recogniser,
+    RATESCORE_SYNONYMS: load_synonyms,
+}
+"""How the models of a metric that needs two are read one by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +82,7 @@ def open_instruments(wanted: Collection[str], paths: InstrumentPaths) -> Instrum
             places = {need: need.find(path) for need, path in given.items()}
             absent = [need.looked_for() for need, path in places.items() if path is None]
             if absent:
+                _refuse_wrong(given)
                 missing[metric] = f"needs {'; and '.join(absent)}"
             else:
                 found[metric] = [path for path in places.values() if path is not None]
@@ -85,6 +96,17 @@ def open_instruments(wanted: Collection[str], paths: InstrumentPaths) -> Instrum
         missing=missing,
         files={metric: [identify(path) for path in each] for metric, each in found.items()},
     )
+
+
+def _refuse_wrong(given: Mapping[Need, Path | None]) -> None:
+    """Read what a user gave of a metric that lacks another model, which says if it is wrong.
+
+    Raises:
+        AnswersError: it is.
+    """
+    for need, path in given.items():
+        if path is not None:
+            _ALONE[need](path)
 
 
 def _needs(paths: InstrumentPaths) -> dict[str, dict[Need, Path | None]]:

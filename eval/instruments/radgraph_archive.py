@@ -6,15 +6,15 @@ import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
 
 from ..answers import AnswersError
 from ..metrics.radgraph import Annotation, Entity
-from .local_model import best_device, load_part, load_tensors, refuse_not_finite
+from .local_model import best_device, load_bert, load_tensors, refuse_not_finite
 from .radgraph_model import RadGraphModel, RadGraphSizes
 
 _MARKS = re.compile(r"([/,:.!?()])")
@@ -53,21 +53,15 @@ class RadGraphReader:
         Raises:
             AnswersError: the archive is another model's, is damaged, or needs code to be read.
         """
-        files = _Files(archive)
-        namespace, entities, relations = _vocabulary(archive, files)
-        sizes = _sizes(archive, files, len(entities), len(relations))
-        model = RadGraphModel(load_part(AutoConfig, bert), sizes)
-        tensors = load_tensors(io.BytesIO(files.read("weights.th")), f"{archive}: weights.th")
-        weights = _own_names(tensors, namespace)
-        weights.pop(_COUNTED, None)
+        found = read_archive(archive)
+        config, tokenizer = read_radgraph_bert(bert)
+        model = RadGraphModel(config, found.sizes)
         try:
-            model.load_state_dict(weights)
+            model.load_state_dict(found.weights)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise AnswersError(f"{archive}: does not fit RadGraph on {bert}: {reason}") from None
-        refuse_not_finite(weights, f"{archive}: weights.th")
-        tokenizer = load_part(AutoTokenizer, bert)
-        return cls(model.to(best_device()).eval(), tokenizer, entities, relations)
+        return cls(model.to(best_device()).eval(), tokenizer, found.entities, found.relations)
 
     def of(self, texts: Iterable[str]) -> dict[str, Annotation]:
         """Return the annotation of every text; a blank one has no entities."""
@@ -95,6 +89,51 @@ class RadGraphReader:
             )
             for (first, last), kind in spans.items()
         }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Archive:
+    """What the archive holds.
+
+    Attributes:
+        sizes: of the network.
+        entities: kinds of them, "none" left out.
+        relations: the same.
+        weights: under the names of `RadGraphModel`.
+    """
+
+    sizes: RadGraphSizes
+    entities: list[str]
+    relations: list[str]
+    weights: dict[str, Tensor]
+
+
+def read_archive(archive: Path) -> Archive:
+    """Read the archive, as far as it can be judged without its BERT.
+
+    Raises:
+        AnswersError: it is another model's, is damaged, or needs code to be read.
+    """
+    files = _Files(archive)
+    namespace, entities, relations = _vocabulary(archive, files)
+    sizes = _sizes(archive, files, len(entities), len(relations))
+    name = f"{archive}: weights.th"
+    tensors = load_tensors(io.BytesIO(files.read("weights.th")), name)
+    if not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise AnswersError(f"{name}: holds no state dict")
+    weights = _own_names(tensors, namespace)
+    weights.pop(_COUNTED, None)
+    refuse_not_finite(weights, name)
+    return Archive(sizes, entities, relations, weights)
+
+
+def read_radgraph_bert(folder: Path) -> tuple[Any, Any]:
+    """Return configuration and tokenizer of RadGraph's BERT.
+
+    Raises:
+        AnswersError: the folder cannot be loaded, or is another kind of model's.
+    """
+    return load_bert(folder, "--radgraph-bert")
 
 
 def cut_words(text: str) -> list[str]:

@@ -34,20 +34,7 @@ class RateReader:
         Raises:
             AnswersError: a folder cannot be loaded, or the first finds other entities.
         """
-        device = best_device()
-        model = load_model(AutoModelForTokenClassification, ner, device)
-        types = {label[2:] for label in model.config.id2label.values() if label[:2] in ("B-", "I-")}
-        if not types or not types <= set(TYPES):
-            raise AnswersError(
-                f"{ner}: finds {', '.join(sorted(types)) or 'no'} entities, RaTEScore takes a "
-                f"model that finds {', '.join(TYPES)}"
-            )
-        return cls(
-            model,
-            load_part(AutoTokenizer, ner),
-            load_model(AutoModel, synonyms, device),
-            load_part(AutoTokenizer, synonyms),
-        )
+        return cls(*load_recogniser(ner), *load_synonyms(synonyms))
 
     @torch.inference_mode()
     def read(self, texts: Sequence[str]) -> dict[str, Entities]:
@@ -99,6 +86,31 @@ class RateReader:
         ).to(self._synonyms.device)
         hidden: Tensor = self._synonyms(**encoded).last_hidden_state
         return hidden[:, 0].cpu()
+
+
+def load_recogniser(folder: Path) -> tuple[Any, Any]:
+    """Return the model that finds entities, and its tokenizer.
+
+    Raises:
+        AnswersError: the folder cannot be loaded, or the model finds other entities.
+    """
+    model = load_model(AutoModelForTokenClassification, folder, best_device())
+    types = {label[2:] for label in model.config.id2label.values() if label[:2] in ("B-", "I-")}
+    if not types or not types <= set(TYPES):
+        raise AnswersError(
+            f"{folder}: finds {', '.join(sorted(types)) or 'no'} entities, RaTEScore takes a "
+            f"model that finds {', '.join(TYPES)}"
+        )
+    return model, load_part(AutoTokenizer, folder)
+
+
+def load_synonyms(folder: Path) -> tuple[Any, Any]:
+    """Return the model that says what entities mean, and its tokenizer.
+
+    Raises:
+        AnswersError: the folder cannot be loaded.
+    """
+    return load_model(AutoModel, folder, best_device()), load_part(AutoTokenizer, folder)
 
 
 def spans(labelled: Sequence[tuple[int, str]]) -> list[tuple[list[int], str]]:

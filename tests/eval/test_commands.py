@@ -106,6 +106,28 @@ def test_compare_prints_both_files_and_writes_if_asked(files: Files, tmp_path: P
         run(*arguments, "--out", answers)
 
 
+def test_compare_says_how_many_records_neither_file_answers(files: Files, tmp_path: Path) -> None:
+    answers, manifest = files
+    said = "missing 1 of 2 records: neither file answers them, they count as wrong in both"
+    out = tmp_path / "c.json"
+    arguments = ("compare", answers, answers, manifest, "--task", "vqa", "--out", out)
+    assert said not in run(*arguments)
+    answers.write_bytes(answers.read_bytes().splitlines(keepends=True)[0])
+    assert said in run(*arguments, "--allow-missing")
+    counts = json.loads(out.read_text(encoding="utf-8"))["counts"]
+    assert counts == {"records": 2, "answers": 1, "missing": 1}
+
+
+def test_compare_says_that_both_are_the_same_file(files: Files, tmp_path: Path) -> None:
+    answers, manifest = files
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(answers.read_bytes())
+    said = "A and B are the same file, byte for byte"
+    assert said in run("compare", answers, copy, manifest, "--task", "vqa")
+    copy.write_bytes(b"".join(reversed(copy.read_bytes().splitlines(keepends=True))))
+    assert said not in run("compare", answers, copy, manifest, "--task", "vqa")
+
+
 def test_a_table_fits_eighty_columns(files: Files, tmp_path: Path) -> None:
     answers, manifest = files
     for arguments in (
@@ -131,6 +153,22 @@ def test_a_metric_that_was_named_and_cannot_be_computed_is_a_failure(
     assert [missing["name"] for missing in found["not_computed"]] == ["radgraph"]
     # Not named, it is told of all the same, and nothing has failed.
     assert "radgraph: not computed" in run(*arguments)
+
+
+@pytest.mark.parametrize("given", [",", " , ", ""])
+@pytest.mark.parametrize("command", ["score", "compare", "table", "report"])
+def test_metrics_without_a_name_are_refused(files: Files, command: str, given: str) -> None:
+    answers, manifest = files
+    folder = manifest.parent
+    rest = {
+        "score": (answers, manifest, "--task", "vqa", "--out", folder / "out"),
+        "compare": (answers, answers, manifest, "--task", "vqa"),
+        "table": (answers,),
+        "report": (answers, manifest, "--task", "vqa", "--out", folder / "out", "--images", folder),
+    }[command]
+    with pytest.raises(AnswersError, match=f"--metrics '{given}' names no metric"):
+        run(command, *rest, "--metrics", given)
+    assert not (folder / "out").exists()
 
 
 @pytest.mark.parametrize("compared", [False, True])

@@ -107,6 +107,16 @@ def test_a_folder_that_cannot_answer_is_refused(task: Path, tmp_path: Path) -> N
     assert find_source(task / "student") == Source(task / "student", None)
     with pytest.raises(StudentError, match="is no run"):
         find_source(tmp_path)
+    with pytest.raises(StudentError, match=r"gone does not exist; give a run's, an adapter's or"):
+        find_source(tmp_path / "gone")
+
+
+def test_a_student_that_is_none_is_named_by_its_option(adapter: Path, tmp_path: Path) -> None:
+    for path, said in ((tmp_path, "has no config.json"), (tmp_path / "gone", "is no folder")):
+        with pytest.raises(StudentError) as caught:
+            find_source(adapter, path)
+        assert str(caught.value).startswith(f"--student {path} {said}; give the student that")
+        assert str(adapter) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", list(SPECS))
@@ -201,6 +211,8 @@ def test_what_does_not_fit_is_refused_before_the_student_is_loaded(
         ("pai", {}, "first_layer 2 and last_layer -1 name no layers"),
         ("damro", {"top_tokens": 17}, "top_tokens is 17, an image of this student has 16"),
         ("damro", {"layer": -3}, "layer is -3, the vision tower has 2 layers"),
+        ("greedy", {"max_new_tokens": 10**8}, "max_new_tokens is 100000000, .* 4096 positions"),
+        ("opera", {"max_new_tokens": 4096}, "max_new_tokens is 4096, this student has 4096"),
     ]
     for name, setting, message in cases:
         with pytest.raises(DecodingError, match=message):

@@ -14,6 +14,7 @@ from .families import FAMILIES
 from .family import Family, Sight
 from .family import StudentError as StudentError
 from .family import first_line as first_line
+from .positions import positions_of
 from .square import Square
 
 OWN_CODE: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
@@ -33,6 +34,7 @@ class StudentSpec:
         sight: images to pixels and grids.
         layers: decoder layers of the language model.
         width: C, hidden size of the language model.
+        positions: most tokens of a prompt and its answer together; None if nothing is said of it.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class StudentSpec:
     sight: Sight
     layers: int
     width: int
+    positions: int | None
 
     @property
     def square(self) -> Square:
@@ -99,6 +102,7 @@ def read_student(path: Path, geometry: str = "processor") -> StudentSpec:
         sight=sight,
         layers=config.text_config.num_hidden_layers,
         width=config.text_config.hidden_size,
+        positions=positions_of(config.text_config),
     )
 
 

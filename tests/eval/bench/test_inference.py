@@ -172,22 +172,43 @@ def made(rotation: bool, *prefills: float) -> Measured:
 
 def test_overheads_compare_answer_with_answer() -> None:
     with_, without = made(True, 11.0, 30.0, 8.0), made(False, 10.0, 20.0, 10.0)
-    # +10%, +50% and -20%
-    assert overheads(with_, without, "prefill_ms") == pytest.approx((0.1, -0.05, 0.3))
+    # +10%, +50% and -20%: of so few, the least and the most
+    assert overheads(with_, without, "prefill_ms") == pytest.approx((0.1, -0.2, 0.5))
+    more = made(True, 1.0, 2.0, 3.0, 4.0, 5.0), made(False, 1.0, 1.0, 1.0, 1.0, 1.0)
+    assert overheads(*more, "prefill_ms") == pytest.approx((2.0, 1.0, 3.0))
 
 
 def test_the_report_says_what_was_measured_on_what() -> None:
     variants = [made(True, 11.0, 30.0, 8.0), made(False, 10.0, 20.0, 10.0)]
     report = Report(CPU, torch.float32, 2, (90, 92), (16, 16), variants)
     table = as_table(report)
-    assert "| student | with | 11.00 (9.50 to 20.50) | 2.00 (2.00 to 2.00) | 1.0 | 0.0 |" in table
-    assert "first token +10.0% (-5.0% to +30.0%), each further +0.0%" in table
+    assert "| student | with | 11.00 (8.00 to 30.00) | 2.00 (2.00 to 2.00) | 1.0 | 0.0 |" in table
+    assert "first token +10.0% (-20.0% to +50.0%), each further +0.0%" in table
     assert "prompts of 90 to 92 tokens, 16 of them visual; answers of 3 tokens" in table
+    assert "3 repetitions, in brackets the least and the most of them" in table
     about = as_json(report)
+    assert about["spread"] == "range"
     assert about["dtype"] == "float32"
     assert about["threads"] == torch.get_num_threads()
     assert torch.__version__.startswith(about["versions"]["torch"])
     assert len(about["variants"][1]["timings"]) == 3
+
+
+def test_brackets_hold_what_so_many_repetitions_can_say() -> None:
+    def table(repeats: int) -> tuple[str, str]:
+        prefills = [10.0 + k for k in range(repeats)]
+        variants = [made(True, *prefills), made(False, *[10.0] * repeats)]
+        report = Report(CPU, torch.float32, 2, (90, 92), (16, 16), variants)
+        return as_table(report), as_json(report)["spread"]
+
+    once, _ = table(1)
+    assert "measured once: nothing says how sure that is" in once
+    assert "first token +0.0%, each further +0.0%" in once
+    five, spread = table(5)
+    assert "5 repetitions, in brackets their quartiles" in five
+    assert "| student | with | 12.00 (11.00 to 13.00) |" in five
+    assert "first token +20.0% (+10.0% to +30.0%)" in five
+    assert spread == "quartiles"
 
 
 def test_what_cannot_be_measured_is_refused(student: Path, adapter: Path, tmp_path: Path) -> None:

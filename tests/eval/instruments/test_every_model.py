@@ -20,12 +20,15 @@ REPORTS = {
 
 @pytest.fixture
 def files(tmp_path: Path, write_lines: Write) -> tuple[Path, Path]:
-    answers, rows = [], []
+    answers: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for id_, (said, gold) in REPORTS.items():
         known = {"prompt": "Q", "answer": gold, "decoder": "beam", "seed": 0, "new_tokens": 9}
         answers.append({"id": id_, "text": said, **known})
         turns = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": gold}]
-        rows.append({"id": id_, "image": f"{id_}.png", "conversations": turns, "subject_id": 1})
+        patient = min(len(rows), 1)  # two of the three reports are of one patient
+        row = {"id": id_, "image": f"{id_}.png", "conversations": turns, "subject_id": patient}
+        rows.append(row)
     return (
         write_lines(tmp_path / "answers.jsonl", answers),
         write_lines(tmp_path / "manifest.jsonl", rows),
@@ -76,8 +79,8 @@ def test_with_all_models_every_metric_of_reports_is_computed(
     for metric in found["metrics"]:
         low, high = metric["interval"]
         assert low <= metric["value"] <= high
-        assert (metric["n"], metric["clusters"]) == (3, 1)
-    assert "clusters: 1 (by patient)" in printed
+        assert (metric["n"], metric["clusters"]) == (3, 2)
+    assert "clusters: 2 (by patient)" in printed
     values = {m["name"]: m["value"] for m in found["metrics"] if m["protocol"] == "medalign"}
     # By hand: a graph of one entity, the whole text; one report of three is right.
     assert values["radgraph_simple"] == pytest.approx(100 / 3)

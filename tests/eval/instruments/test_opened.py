@@ -1,9 +1,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
+from transformers import RobertaConfig, RobertaForTokenClassification
 
 from medalign.eval.answers import AnswersError
 from medalign.eval.instruments.opened import Instruments, open_instruments
@@ -68,6 +72,49 @@ def test_a_wrong_path_is_an_error_and_no_missing_model(tmp_path: Path, bert: Pat
     ):
         with pytest.raises(AnswersError, match=r"takes (chexbert.pth|roberta-large|RaTE-NER)"):
             open_instruments(REPORT_METRICS, paths)
+
+
+@pytest.mark.parametrize(
+    ("metric", "option", "says"),
+    [
+        ("chexbert", "chexbert", "not a torch file of plain tensors"),
+        ("chexbert", "bert", "is of type 'roberta', --bert takes a BERT"),
+        ("radgraph", "radgraph", "cannot be read as a tar archive"),
+        ("radgraph", "radgraph_bert", "is of type 'roberta', --radgraph-bert takes a BERT"),
+        ("ratescore", "ratescore_ner", "finds no entities, RaTEScore takes"),
+        ("ratescore", "ratescore_synonyms", "is another model, or part of one"),
+    ],
+)
+def test_a_wrong_model_is_named_where_another_is_missing(
+    metric: str, option: str, says: str, roberta: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "ok.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n")
+    recogniser = tmp_path / "recogniser"
+    config: Any = RobertaConfig.from_pretrained(roberta)
+    RobertaForTokenClassification(config).save_pretrained(recogniser)
+    half = tmp_path / "half"
+    shutil.copytree(roberta, half)
+    save_file({"embeddings.position_ids": torch.arange(3)}, half / "model.safetensors")
+    wrong = {
+        "chexbert": picture,
+        "bert": roberta,
+        "radgraph": picture,
+        "radgraph_bert": roberta,
+        "ratescore_ner": recogniser,
+        "ratescore_synonyms": half,
+    }[option]
+    given: Any = {option: wrong}
+    with pytest.raises(AnswersError, match=says) as caught:
+        open_instruments([metric], InstrumentPaths(**given))
+    assert str(caught.value).startswith(f"{wrong}: ")
+
+
+def test_a_torch_file_of_another_model_is_named_without_bert(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"model_state_dict": {"bert.pooler.weight": torch.zeros(2)}}, path)
+    with pytest.raises(AnswersError, match=r"x\.pth: holds no `linear_heads`, as chexbert\.pth"):
+        open_instruments(["chexbert"], InstrumentPaths(chexbert=path))
 
 
 def test_given_paths_are_opened_and_identified(
