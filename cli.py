@@ -1,17 +1,17 @@
 """Command line: parse arguments, call one function, print its result."""
 
-import contextlib
 import errno
 import os
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from . import __version__
 from .demo.commands import demo
@@ -20,6 +20,7 @@ from .eval.commands import app as eval_app
 from .eval.commands import cache_show
 from .pipeline.commands import cache
 from .pipeline.datasets.commands import data
+from .pipeline.held_signals import REPEATED, handled_by
 from .trainer.commands import train
 from .trainer.convert.commands import student
 from .trainer.doctor.command import doctor
@@ -31,7 +32,24 @@ INTERRUPTED = "interrupted; run the same command again to go on"
 BUG = 70
 """Exit code of an error that nobody foresaw; never 1, which scripts may go on after."""
 
+
+class Interrupted(Exception):  # noqa: N818 - no error
+    """Stand in for KeyboardInterrupt, which Typer ends without a word."""
+
+
+class Commands(TyperGroup):
+    """The commands, with interruptions left for `main` to tell of."""
+
+    def invoke(self, ctx: Any) -> Any:  # click's Context, which typer brings with it or not
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -78,9 +96,9 @@ def main() -> None:
     # Nothing is ever fetched, also by libraries that would like to.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        with _clean_interrupts():
+        with handled_by(_interrupter(os.getpid())):
             app()
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt):
         _fail(INTERRUPTED, 130)
     except Exception as error:
         message = _explain(error)
@@ -92,31 +110,26 @@ def main() -> None:
         _fail(message, getattr(error, "exit_code", wrong_input))
 
 
-@contextlib.contextmanager
-def _clean_interrupts() -> Iterator[None]:
-    """Let Ctrl-C end the program also while torch is being imported, when nothing is begun yet.
+def _interrupter(process: int) -> Callable[[int, FrameType | None], None]:
+    """Return what Ctrl-C, SIGTERM and SIGHUP do in a process: raise KeyboardInterrupt, once.
 
-    An exception that is raised inside torch's C++ start aborts the process, with a core dump.
+    Not while torch is imported: nothing is begun then, and an exception inside its C++ start
+    aborts with a core dump. In processes that were forked from this one, signals end them.
     """
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if ours:
-        signal.signal(signal.SIGINT, _interrupt)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        spec = getattr(sys.modules.get("torch"), "__spec__", None)
+        if getattr(spec, "_initializing", False):
+            os.write(2, f"medalign: {INTERRUPTED}\n".encode())
+            os._exit(130)
+        for repeated in REPEATED:
+            signal.signal(repeated, signal.SIG_IGN)
+        raise KeyboardInterrupt
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    spec = getattr(sys.modules.get("torch"), "__spec__", None)
-    if getattr(spec, "_initializing", False):
-        os.write(2, f"medalign: {INTERRUPTED}\n".encode())
-        os._exit(130)
-    raise KeyboardInterrupt
+    return interrupt
 
 
 def _explain(error: Exception) -> str:
@@ -131,7 +144,8 @@ def _explain(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"medalign: {message}", err=True)
+    with suppress(OSError):  # after SIGHUP the terminal may be gone
+        typer.echo(f"medalign: {message}", err=True)
     raise SystemExit(code)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -74,22 +75,24 @@ class Overview:
             remarks=_remarks(names, shown, columns),
         )
 
-    def heading(self, key: Key) -> str:
+    def heading(self, key: Key, separator: str = ", ") -> str:
         """Return what a column is called: name, protocol and number of samples."""
         metric = self.columns[key]
         counts = {row[key].n for row in self.rows.values() if key in row}
         n = f"n={metric.n}" if len(counts) == 1 else f"n={min(counts)}..{max(counts)}"
         mark = f" {LOWER}" if metric.better == "lower" else ""
-        return f"{metric.name.replace('_', ' ')}{mark}, {metric.protocol}, {n}"
+        return separator.join((f"{metric.name.replace('_', ' ')}{mark}", metric.protocol, n))
 
     def as_table(self, *, intervals: bool = True) -> Table:
         """Return the table for a terminal."""
-        table = Table()
+        # Without lines between columns five of them fit a terminal of 80 columns.
+        table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
         table.add_column("", no_wrap=True)
         for key in self.columns:
-            table.add_column(Text(self.heading(key)), justify="right")
-        for cells in self._cells(intervals):
-            table.add_row(*map(Text, cells))
+            table.add_column(Text(self.heading(key, "\n")), justify="right")
+        for name, *values in self._cells(intervals):
+            # Between value and interval: a narrow terminal would break the line anywhere.
+            table.add_row(Text(name), *(Text(cell.replace(" [", "\n[")) for cell in values))
         return table
 
     def written_as(self, kind: Format, *, intervals: bool = True) -> str:

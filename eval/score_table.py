@@ -72,8 +72,17 @@ def few_clusters(
     rough = f"below {FEW}, intervals are rough and rather too narrow"
     if clusters < FEW:
         return [f"{said}; {rough}"]
-    few = {f"{each.name} {each.clusters}": None for each in metrics if each.clusters < FEW}
-    return [said, f"clusters of {', '.join(few)}; {rough}"] if few else [said]
+    few: dict[str, list[int]] = {}
+    for each in metrics:
+        if each.clusters < FEW:
+            few.setdefault(table_of(each.group), []).append(each.clusters)
+    if not few:
+        return [said]
+    ranges = [
+        f"{min(n)} of {title}" if len(set(n)) == 1 else f"{min(n)} to {max(n)} of {title}"
+        for title, n in few.items()
+    ]
+    return [f"{said}; fewer under some metrics: {', '.join(ranges)}; {rough}"]
 
 
 def shown_name(metric: "Score | Compared") -> str:

@@ -30,12 +30,11 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle Ctrl-C, SIGTERM and SIGHUP so; what `nohup` has ignored stays ignored."""
+    """Handle Ctrl-C, SIGTERM and SIGHUP so; what is ignored stays so, as by `nohup`."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only
         return
-    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    heard = [number for number in _SIGNALS if not (deaf and number is signal.SIGHUP)]
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield

@@ -1,6 +1,7 @@
 """How the command line ends."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,10 +82,37 @@ def test_an_interruption_while_torch_starts_is_no_crash(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (130, f"medalign: {cli.INTERRUPTED}\n")
 
 
-def test_an_interruption_at_any_other_time_lets_the_command_clean_up() -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_lets_a_command_clean_up_and_says_how_to_go_on(name: str) -> None:
     app = (
-        "def app():\n    try:\n        os.kill(os.getpid(), signal.SIGINT)\n"
-        "        [0 for _ in range(10**6)]\n    finally:\n        print('cleaned up')"
+        "import typer\n"
+        "@cli.app.command()\ndef wait():\n    try:\n"
+        f"        os.kill(os.getpid(), signal.{name})\n"
+        "        [0 for _ in range(10**6)]\n"
+        "    finally:\n        print('cleaned up')\n"
+        "sys.argv[1:] = ['wait']\napp = cli.app"
     )
     done = run_main(app)
     assert (done.returncode, done.stdout) == (130, "cleaned up\n")
+    assert done.stderr == f"medalign: {cli.INTERRUPTED}\n"
+
+
+def test_a_forked_process_ends_by_a_signal_as_any_other() -> None:
+    app = (
+        "import time\n"
+        "def app():\n    ready, begun = os.pipe()\n    child = os.fork()\n"
+        "    if not child:\n        os.write(begun, b'!')\n"
+        "        while True:\n            time.sleep(0.01)\n"
+        "    os.read(ready, 1)\n    os.kill(child, signal.SIGTERM)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    done = run_main(app)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{-signal.SIGTERM}\n", "")
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    app = (
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "def app():\n    signal.raise_signal(signal.SIGHUP)\n    print('goes on')"
+    )
+    assert run_main(app).stdout == "goes on\n"

@@ -98,6 +98,18 @@ def layer_contrast(logits: Tensor, earlier: Tensor, relative_top: float, variant
     return keep_plausible(p - other, p, relative_top)
 
 
+def punished(scores: Tensor, repeated: Tensor, penalty: float) -> Tensor:
+    """Make repeated tokens less likely, whatever the sign of their scores (arXiv 1909.05858).
+
+    Args:
+        scores: [B, V].
+        repeated: [B, V] bool.
+        penalty: divides positive scores, multiplies negative ones.
+    """
+    lower = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return torch.where(repeated, lower, scores)
+
+
 class _LastStates:
     """Keeps [B, C] of the last position at the input of each of some layers."""
 
@@ -136,12 +148,12 @@ class _Contrast(LogitsProcessor):
 
 
 class _Repetition(LogitsProcessor):
-    """Make tokens less likely that stand in the prompt or the answer (CTRL, arXiv 1909.05858).
+    """Make tokens less likely that stand in the prompt or the answer.
 
     Not transformers' own, which also punishes the padding of a batch.
 
     Args:
-        penalty: divides positive scores, multiplies negative ones.
+        penalty: see `punished`.
         mask: [B, T] bool of the prompt, False on padding.
     """
 
@@ -153,5 +165,4 @@ class _Repetition(LogitsProcessor):
         grown = input_ids.shape[1] - self._mask.shape[1]
         counted = torch.nn.functional.pad(self._mask, (0, grown), value=True)
         count = torch.zeros_like(scores).scatter_add_(1, input_ids, counted.to(scores))
-        punished = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
-        return torch.where(count > 0, punished, scores)
+        return punished(scores, count > 0, self._penalty)

@@ -22,8 +22,8 @@ Look = Callable[[int, Tensor], Tensor | None]
 """(layer, scores [B, H, K] float32 before the softmax, -inf where masked) -> other scores to
 attend with, or None to leave the layer's own output alone."""
 
-Wanted = Callable[[int], bool]
-"""K, the keys of this forward pass -> whether its scores are looked at."""
+Wanted = Callable[[int, int], bool]
+"""(layer, tokens of this forward pass) -> whether its scores are looked at."""
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def _attention(
         out, weights = base(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     finally:
         module.config = mine
-    if wanted is not None and not wanted(key.shape[2]):
+    if wanted is not None and not wanted(module.layer_idx, query.shape[2]):
         return out, weights
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = last_scores(query, key, attention_mask, scale, kwargs.get("sliding_window"))

@@ -108,14 +108,14 @@ class _Past:
     """States of the search, what dominated at each of them, and what was chosen there.
 
     A state is named by its length g. Attributes by length: `_saved` its beams; `_dominant` the
-    dominant token of each beam, None at a step that was rewound to; `_chosen` (beam, token) pairs
-    that led on; `_rejected` pairs that may not be chosen there again.
+    dominant token of each beam, which stays when the state is rewound to; `_chosen` (beam, token)
+    pairs that led on; `_rejected` pairs that may not be chosen there again.
     """
 
     def __init__(self, spec: Opera) -> None:
         self._spec = spec
         self._saved: dict[int, Beams] = {}
-        self._dominant: list[list[int] | None] = []
+        self._dominant: list[list[int]] = []
         self._chosen: dict[int, set[tuple[int, int]]] = {}
         self._rejected: defaultdict[int, set[tuple[int, int]]] = defaultdict(set)
         self._visits: Counter[int] = Counter()
@@ -140,15 +140,13 @@ class _Past:
         self._rejected[target] |= self._chosen[target]
         for later in [length for length in self._saved if length > target]:
             del self._saved[later]
-        for later in [length for length in self._rejected if length > target]:
-            del self._rejected[later]
-        self._dominant[target:] = [None]
+            self._chosen.pop(later, None)
+            self._rejected.pop(later, None)
+        del self._dominant[target + 1 :]
         return self._saved[target], self._rejected[target]
 
     def _target(self) -> int | None:
-        latest = self._dominant[-1]
-        assert latest is not None
-        place = most_frequent(latest)
+        place = most_frequent(self._dominant[-1])
         if place < FIRST_TOKENS or not self._dominates(place):
             return None
         # The token behind the dominant one is chosen again; the one before, when that was tried
@@ -160,6 +158,6 @@ class _Past:
         return None
 
     def _dominates(self, place: int) -> bool:
-        seen = [one for one in self._dominant if one is not None]
-        counts = [sum(one[beam] == place for one in seen) for beam in range(self._spec.beams)]
+        beams = range(self._spec.beams)
+        counts = [sum(one[beam] == place for one in self._dominant) for beam in beams]
         return all(count > self._spec.threshold for count in counts)

@@ -1,5 +1,6 @@
 """PAI: attend more to the image, and contrast with the prompt without it (arXiv 2407.21771)."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -79,23 +80,29 @@ def refined(logits: Tensor, other: Tensor, gamma: float, beta: float) -> Tensor:
 
 
 class _Boost:
-    """Changes the last row's scores while it is on."""
+    """Changes the last row's scores while it is on, and counts what each layer has read.
+
+    The number of keys does not tell: a sliding window drops the oldest ones.
+    """
 
     def __init__(self, spec: Pai, prompt: Prompt) -> None:
         self._alpha = spec.alpha
         self._first = spec.first_token
         self._visual = prompt.visual
+        self._read: Counter[int] = Counter()
         self.on = True
 
-    def wanted(self, keys: int) -> bool:
-        """Whether the attention to this many keys is changed."""
-        return self.on and (self._first or keys > self._visual.shape[1])
+    def wanted(self, layer: int, tokens: int) -> bool:
+        """Whether the attention of the last of these tokens, which a layer reads, is changed."""
+        if not self.on:
+            return False
+        self._read[layer] += tokens
+        return self._first or self._read[layer] > self._visual.shape[1]
 
-    def __call__(self, _layer: int, scores: Tensor) -> Tensor:
-        keys = scores.shape[-1]
-        grown = keys - self._visual.shape[1]
-        # Keys that were generated are no image; a window may have dropped the oldest ones.
-        visual = torch.nn.functional.pad(self._visual, (0, max(0, grown)))[:, -keys:]
+    def __call__(self, layer: int, scores: Tensor) -> Tensor:
+        generated = self._read[layer] - self._visual.shape[1]
+        # Keys that were generated are no image.
+        visual = torch.nn.functional.pad(self._visual, (0, generated))[:, -scores.shape[-1] :]
         return boosted(scores, visual, self._alpha)
 
 

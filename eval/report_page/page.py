@@ -17,6 +17,7 @@ from .tables import (
     comparison_table,
     definitions,
     every_metric,
+    headline_tables,
     level,
     remarks,
     score_table,
@@ -67,8 +68,9 @@ def _scores(gathered: Gathered) -> Markup:
     notes = remarks(gathered)
     first = gathered.files[0].label
     metrics = headline(every_metric(gathered))
+    scores, differences = headline_tables(gathered, metrics)
     difference = None
-    if gathered.compared:
+    if differences:
         caption = (
             f"Value minus that of {first}, with the {level(gathered)} interval of a paired "
             "bootstrap and p of a permutation test that swaps the files patient by patient or "
@@ -78,7 +80,7 @@ def _scores(gathered: Gathered) -> Markup:
             "details",
             tag("summary", f"How the others differ from {first}"),
             tag("p", caption, class_="note"),
-            comparison_table(gathered, metrics),
+            differences,
             open=True,
         )
     return tag(
@@ -89,7 +91,7 @@ def _scores(gathered: Gathered) -> Markup:
             f"Percent unless said otherwise, with the {level(gathered)} interval.",
             class_="note",
         ),
-        score_table(gathered, metrics),
+        scores,
         tag("ul", [tag("li", line) for line in notes], class_="note") if notes else None,
         difference,
         tag("details", tag("summary", "Every metric"), _everything(gathered)),

@@ -11,6 +11,9 @@ from ..task_scores import WITH_MODELS
 from .gather import Answers, Gathered
 from .markup import Markup, joined, tag
 
+MANY = 4
+"""More files than this have rows of their own, so that no table is wider than the page."""
+
 _ENDS = "{} to {}"
 
 
@@ -62,6 +65,40 @@ def comparison_table(gathered: Gathered, metrics: Sequence[Score]) -> Markup:
     return _wide(table, "differences")
 
 
+def headline_tables(gathered: Gathered, metrics: Sequence[Score]) -> tuple[Markup, Markup | None]:
+    """Return scores and differences of few metrics; a row for each file where files are many.
+
+    The second is None where there is one file.
+    """
+    if len(gathered.files) <= MANY:
+        compared = comparison_table(gathered, metrics) if gathered.compared else None
+        return score_table(gathered, metrics), compared
+    keys = [(metric.protocol, metric.name) for metric in metrics]
+    scores = []
+    for file in gathered.files:
+        own = {(each.protocol, each.name): each for each in file.scores.metrics}
+        scores.append(_file_row(file.label, [_cell(own.get(key)) for key in keys]))
+    differences = []
+    for label, found in gathered.compared.items():
+        by_key = {(each.protocol, each.name): each for each in found}
+        differences.append(_file_row(label, [_difference(by_key.get(key)) for key in keys]))
+    return (
+        _by_file(metrics, scores, "scores"),
+        _by_file(metrics, differences, "differences"),
+    )
+
+
+def _file_row(label: str, cells: Sequence[Markup]) -> Markup:
+    return tag("tr", tag("th", label, scope="row"), cells)
+
+
+def _by_file(metrics: Sequence[Score], rows: Sequence[Markup], label: str) -> Markup:
+    columns = [_name(metric, scope="col", n=True) for metric in metrics]
+    head = tag("tr", tag("th", "file", scope="col"), columns)
+    table = tag("table", tag("thead", head), tag("tbody", rows), class_="numbers by-file")
+    return _wide(table, label)
+
+
 def remarks(gathered: Gathered) -> list[str]:
     """Return what a reader of the tables must know."""
     lines = []
@@ -111,10 +148,11 @@ def every_metric(gathered: Gathered) -> list[Score]:
     return sorted(found.values(), key=lambda metric: titles.index(table_of(metric.group)))
 
 
-def _name(metric: Score) -> Markup:
+def _name(metric: Score, *, scope: str = "row", n: bool = False) -> Markup:
     title = f"{metric.definition}; {metric.package} {metric.version}"
     name = tag("abbr", metric.name, f" {LOWER}" if metric.better == "lower" else None, title=title)
-    return tag("th", name, " ", tag("small", metric.protocol), scope="row")
+    said = f"{metric.protocol}, n {metric.n}" if n else metric.protocol
+    return tag("th", name, " ", tag("small", said), scope=scope)
 
 
 def _cell(metric: Score | None) -> Markup:

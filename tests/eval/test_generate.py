@@ -79,6 +79,30 @@ def test_the_first_question_is_asked_and_its_answer_is_the_reference(
     assert first["decoder"] == "nucleus"
 
 
+def test_the_seed_reaches_what_is_drawn(task: Path, tmp_path: Path) -> None:
+    texts = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        ask(task, tmp_path / name, Nucleus(max_new_tokens=5), seed=seed)
+        lines = lines_of(tmp_path / name)
+        assert {line["seed"] for line in lines} == {seed}
+        texts.append([line["text"] for line in lines])
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_an_end_token_is_counted_and_not_shown(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(model: Any, inputs: Any, *_: Any, **_more: Any) -> torch.Tensor:
+        end = model.generation_config.eos_token_id
+        return torch.tensor([[40, 41, end, 42, 42]]).repeat(len(inputs["input_ids"]), 1)
+
+    monkeypatch.setattr("medalign.eval.answer_batch.decode", answer)
+    tokenizer = Source(task / "student", None).spec().processor.tokenizer
+    for line in run(task, tmp_path / "p.jsonl"):
+        assert line["new_tokens"] == 3
+        assert line["text"] == tokenizer.decode([40, 41]).strip()
+
+
 def test_a_folder_that_cannot_answer_is_refused(task: Path, tmp_path: Path) -> None:
     assert find_source(task / "student") == Source(task / "student", None)
     with pytest.raises(StudentError, match="is no run"):

@@ -200,6 +200,36 @@ def test_graphs_of_reports_score_the_golden_numbers(
     assert found["radgraph_hallucinated_number"] == pytest.approx(1 / 4)
 
 
+def finding(*words: str) -> dict[str, Any]:
+    label = "Observation::definitely present"
+    entities = {
+        str(n): {"tokens": word, "label": label, "relations": []} for n, word in enumerate(words)
+    }
+    return {"entities": entities}
+
+
+def test_findings_are_left_out_of_the_references_and_invented_by_predictions(
+    pair: MakePair, tmp_path: Path
+) -> None:
+    texts = {"first report.": finding("edema", "mass", "nodule"), "one report.": finding("edema")}
+    known = Instruments(radgraph=annotations(tmp_path / "a.json", texts))
+    found = scored([pair("one report.", "first report.")], known)["medalign"]
+    assert found["radgraph_omitted"] == pytest.approx(2 / 3)
+    assert found["radgraph_hallucinated"] == 0
+    found = scored([pair("first report.", "one report.")], known)["medalign"]
+    assert found["radgraph_hallucinated"] == pytest.approx(2 / 3)
+    assert found["radgraph_hallucinated_number"] == 2
+    assert found["radgraph_omitted"] == 0
+
+
+def test_a_report_that_is_missing_has_no_graph(pair: MakePair, tmp_path: Path) -> None:
+    """Though the authors read "No report generated." in its place."""
+    texts = {"No report generated.": finding("report"), "gold report.": finding("report")}
+    known = Instruments(radgraph=annotations(tmp_path / "a.json", texts))
+    found = scored([pair("", "gold report.", missing=True)], known)["authors"]
+    assert (found["radgraph_combined"], found["radgraph_omitted"]) == (0, 1)
+
+
 def test_reports_without_entities_are_counted(pair: MakePair) -> None:
     pairs = [pair("", "lungs are clear"), pair("lungs", "lungs are clear")]
     found = report_scores(

@@ -160,6 +160,23 @@ def test_the_order_of_either_file_never_matters(
         assert one.value == pytest.approx(two.value, abs=1e-9)
 
 
+def test_intervals_are_those_of_whole_images(tmp_path: Path, write_lines: Write) -> None:
+    """Five questions about each of 12 images, all right or all wrong: worth 12, not 60."""
+    texts = ["no" if n // 5 % 2 else "yes" for n in range(60)]
+    answers = [answer_row(str(n), text, "No") for n, text in enumerate(texts)]
+    predictions = write_lines(tmp_path / "a.jsonl", answers)
+    width = {}
+    for each in (1, 5):
+        rows = [manifest_row(str(n), "No", image=f"{n // each}.png") for n in range(60)]
+        manifest = write_lines(tmp_path / f"{each}.jsonl", rows)
+        found = by_name(score(predictions, manifest, "vqa"), "strict")["closed_accuracy"]
+        assert (found.n, found.clusters) == (60, 60 // each)
+        low, high = found.interval or (0, 0)
+        width[each] = high - low
+    # Of sqrt(5) = 2.24 times the width.
+    assert 1.8 < width[5] / width[1] < 2.7
+
+
 def test_missing_answers_lower_the_score_and_are_counted(
     vqa_files: Files, tmp_path: Path, write_lines: Write
 ) -> None:

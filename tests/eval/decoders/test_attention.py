@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig
+from transformers import AttentionInterface, AttentionMaskInterface, CLIPVisionConfig
+from transformers.masking_utils import eager_mask
 from transformers.models.clip.modeling_clip import CLIPAttention
 
+from medalign.eval.decoders import decode, make_spec
 from medalign.eval.decoders.damro import class_attention, class_row
 from medalign.eval.decoders.last_row import last_rows, last_scores
 from medalign.eval.decoders.pai import boosted
@@ -132,3 +134,47 @@ def test_boosted_attention_changes_the_last_row_of_its_layers_alone(bench: Any) 
     (own,), (raised,) = mass["own"], mass["boosted"]
     higher = own.mean(1) < raised.mean(1)
     assert higher.all()
+
+
+def test_pai_equals_a_recomputation_without_cache(bench: Any) -> None:
+    """Every score of every layer in plain eager attention, all tokens read anew each time."""
+    alpha, layers, row = 1.5, range(1, 5), 2
+    prompt = bench.call(row).prompt
+    start = prompt.length - 1
+
+    def plain(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **given: Any
+    ) -> tuple[Tensor, Tensor]:
+        times = query.shape[1] // key.shape[1]
+        key, value = (one.repeat_interleave(times, dim=1) for one in (key, value))
+        scores = query @ key.mT * given["scaling"] + mask
+        if module.layer_idx in layers:
+            # The prompt's last row chooses the first token; each token after it the next one.
+            raised = scores + alpha * scores.abs()
+            raised[:, :, :start] = scores[:, :, :start]
+            image = torch.nn.functional.pad(prompt.visual[0], (0, scores.shape[-1] - start - 1))
+            scores = torch.where(image, raised, scores)
+        weights = scores.softmax(-1)
+        return (weights @ value).transpose(1, 2), weights
+
+    AttentionInterface.register("plain_boost", plain)
+    AttentionMaskInterface.register("plain_boost", eager_mask)
+    settings = {"alpha": alpha, "gamma": 1, "first_layer": 1, "last_layer": 4}
+    spec = make_spec("pai", None, {"max_new_tokens": 6, **settings})
+    # Behind padding, too.
+    found = decode(bench.model, bench.inputs(0, row), spec)[1].tolist()
+    inputs = bench.inputs(row)
+    bench.model.set_attn_implementation({"text_config": "plain_boost"})
+    try:
+        for token in found:
+            with torch.no_grad():
+                logits = bench.model(**inputs, use_cache=False).logits[0, -1]
+            assert int(logits.argmax()) == token
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[token]])], dim=1)
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    finally:
+        bench.model.set_attn_implementation({"text_config": "sdpa"})
+    greedy = decode(
+        bench.model, bench.inputs(row), make_spec("greedy", None, {"max_new_tokens": 6})
+    )
+    assert found != greedy[0].tolist()

@@ -4,8 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
 
 from medalign.eval.decoders import DecodingError, decode, last_row, m3id, make_spec, vcd
+from medalign.eval.decoders.pai import boosted
 
 TOKENS = 8
 
@@ -176,18 +180,21 @@ def test_damaged_weights_give_no_answer(bench: Any, name: str) -> None:
             head.copy_(whole)
 
 
+@pytest.mark.parametrize(
+    ("variant", "name"), [("published", "gated_contrast"), ("reference", "cut_contrast")]
+)
 def test_m3id_counts_the_tokens_of_the_answer_from_one(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Any, monkeypatch: pytest.MonkeyPatch, variant: str, name: str
 ) -> None:
     counted: list[int] = []
-    contrast = m3id.gated_contrast
+    contrast = getattr(m3id, name)
 
     def count(logits: Any, other: Any, token: int, *settings: float) -> Any:
         counted.append(token)
         return contrast(logits, other, token, *settings)
 
-    monkeypatch.setattr(m3id, "gated_contrast", count)
-    answers(bench, "m3id", 0, 1)
+    monkeypatch.setattr(m3id, name, count)
+    answers(bench, "m3id", 0, 1, variant=variant)
     assert counted == list(range(1, TOKENS + 1))
 
 
@@ -199,6 +206,33 @@ def test_pai_can_leave_the_first_token_alone(bench: Any) -> None:
     assert later != greedy
     at_once = answers(bench, "pai", 0, 1, 2, **strong)
     assert [row[0] for row in at_once] != [row[0] for row in greedy]
+
+
+@pytest.mark.parametrize("first_token", [True, False])
+def test_pai_finds_the_image_where_a_window_has_dropped_old_keys(
+    benches: Any, monkeypatch: pytest.MonkeyPatch, first_token: bool
+) -> None:
+    """As with a cache that keeps every key, whose columns are those of the prompt."""
+    bench = benches("mistral")
+    monkeypatch.setattr(bench.model.config.text_config, "sliding_window", 20)
+    strong = {"alpha": 2.0, "gamma": 1.0, "first_layer": 0, "first_token": first_token}
+    rows = (0, 2)
+    for row, found in zip(rows, answers(bench, "pai", *rows, **strong), strict=True):
+        call = bench.call(row)
+
+        def look(_layer: int, scores: Tensor, visual: Tensor = call.prompt.visual) -> Tensor:
+            grown = scores.shape[-1] - visual.shape[1]
+            alpha = 2.0 if first_token or grown else 0.0
+            raised: Tensor = boosted(scores, F.pad(visual, (0, grown)), alpha)
+            return raised
+
+        cache, given = DynamicCache(), dict(bench.inputs(row))
+        with torch.no_grad(), last_row.last_rows(bench.model, range(6), look):
+            for token in found:
+                out = bench.model(**given, past_key_values=cache, use_cache=True)
+                assert token == int(out.logits[0, -1].argmax())
+                given = {"input_ids": torch.tensor([[token]])}
+        assert cache.get_seq_length() > 20
 
 
 @pytest.mark.parametrize(("first_token", "passes"), [(True, TOKENS), (False, TOKENS - 1)])

@@ -4,16 +4,23 @@ import math
 
 import pytest
 import torch
+from transformers import TopPLogitsWarper
 
 from medalign.eval.decoders.avisc import blind_tokens
 from medalign.eval.decoders.damro import top_patches
-from medalign.eval.decoders.dola import divergence, layer_contrast, premature, premature_layers
+from medalign.eval.decoders.dola import (
+    divergence,
+    layer_contrast,
+    premature,
+    premature_layers,
+    punished,
+)
 from medalign.eval.decoders.m3id import cut_contrast, gated_contrast, weight
 from medalign.eval.decoders.over_trust import grown, most_frequent, over_trust
 from medalign.eval.decoders.pai import boosted, boosted_layers, refined
 from medalign.eval.decoders.plausible import contrasted, keep_plausible
 from medalign.eval.decoders.settings import DecodingError
-from medalign.eval.decoders.specs import Pai
+from medalign.eval.decoders.specs import Nucleus, Pai
 from medalign.eval.decoders.vcd import diffusion, noised_images
 
 INF = float("inf")
@@ -31,6 +38,13 @@ def test_the_cut_keeps_the_most_likely_token_always_and_every_token_at_zero() ->
     # ln 0.1 below 2 is -0.302585, so 0 stays and -3 goes; logits or log-probabilities alike.
     for decides in (L, L.log_softmax(-1)):
         near(keep_plausible(L, decides, 0.1), [2, 1, 0.5, 0, -INF])
+
+
+def test_nucleus_keeps_the_fewest_tokens_that_reach_its_mass() -> None:
+    p = torch.tensor([[0.577006, 0.212269, 0.128748, 0.078089, 0.003888]])
+    kept = TopPLogitsWarper(Nucleus().top_p)(None, p.log()).exp()
+    near(kept, [0.577006, 0.212269, 0.128748, 0, 0])
+    assert float(kept.sum()) == pytest.approx(0.918, abs=5e-4)
 
 
 @pytest.mark.parametrize(
@@ -132,12 +146,20 @@ def test_dola_with_a_uniform_layer_gives_the_base_on_plausible_tokens() -> None:
     near(found, keep_plausible(L, L, 0.1).softmax(-1).flatten().tolist())
 
 
+def test_a_repetition_penalty_lowers_positive_and_negative_scores() -> None:
+    scores = torch.tensor([[3.0, -2.0, 3.0, -2.0, -INF]])
+    repeated = torch.tensor([[True, True, False, False, True]])
+    assert punished(scores, repeated, 1.5).tolist() == [[2.0, -3.0, 3.0, -2.0, -INF]]
+
+
 @pytest.mark.parametrize(
     ("text", "layers", "chosen"),
     [
         ("low", 32, list(range(0, 16, 2))),
         ("high", 32, list(range(16, 32, 2))),
         ("low", 28, list(range(0, 14, 2))),
+        ("low", 5, [0, 2]),
+        ("high", 5, [4]),
         ("low", 1, [0]),
         ("high", 1, [0]),
         ("4,0,2", 6, [0, 2, 4]),
@@ -167,6 +189,8 @@ def test_avisc_finds_blind_tokens() -> None:
     flat = torch.full((3, 4), 0.1, dtype=torch.float64)
     assert blind_tokens(flat, 0.5, -INF).all()
     assert not blind_tokens(flat, 0.5, INF).any()
+    # At the threshold itself a token stands out.
+    assert blind_tokens(torch.full((3, 4), 0.25, dtype=torch.float64), 0.5, 0.0).all()
 
 
 def test_avisc_reads_as_many_layers_as_gamma_asks_for() -> None:
@@ -176,6 +200,10 @@ def test_avisc_reads_as_many_layers_as_gamma_asks_for() -> None:
     assert blind_tokens(attention.flip(0), 0.5, 0.5).tolist() == [True, False, False]
     assert blind_tokens(attention, 0.7, -0.5).tolist() == [True, False, True]
     assert blind_tokens(attention, 1.0, -0.5).tolist() == [True, False, True]
+    # Shares .5, .25, .25: gamma .5 is reached by the first one.
+    attention = torch.tensor([[0.3125, 0.1875], [0.0, 0.25], [0.0, 0.25]], dtype=torch.float64)
+    assert blind_tokens(attention, 0.5, 0.0).tolist() == [True, False]
+    assert blind_tokens(attention, 0.51, 0.0).tolist() == [False, True]
 
 
 def test_m3id_grows_with_the_answer() -> None:

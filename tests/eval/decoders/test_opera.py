@@ -1,17 +1,14 @@
-"""OPERA's search: as beam search, as its formulas say, and rewinding under scripted attention."""
+"""OPERA's search as its formulas say, and rewinding, under scripted attention."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from medalign.eval.decoders import decode, make_spec
-from medalign.eval.decoders.hypotheses import Beams, choose
 from medalign.eval.decoders.opera import search
-from medalign.eval.decoders.opera_model import BeamModel
-from medalign.eval.decoders.specs import Beam, Opera
+from medalign.eval.decoders.specs import Opera
 
 PROMPT, WORDS = 3, 40
 
@@ -76,10 +73,10 @@ def test_a_dominant_token_is_rewound_to_until_the_quota_is_spent(beams: int) -> 
     assert len(tokens) == 30
     # First to the token behind the dominant one, 3 times; then to the dominant one, 3 times.
     assert model.restarts == [0, *[12] * 3, *[11] * 3]
-    # Dominant at lengths 11, 12, 13: more than twice. What is chosen anew is not looked at, so then
-    # it takes 11, 13, 14, or 12, 13, 14 from one place earlier.
-    again, earlier = [13, 14], [12, 13, 14]
-    assert model.lengths == [*range(1, 14), *again * 3, *earlier * 3, *range(15, 30)]
+    # Dominant at lengths 11, 12, 13: more than twice. The state that is rewound to keeps what
+    # dominated there, so 13 is one too many again, also from one place earlier.
+    again, earlier = [13], [12, 13]
+    assert model.lengths == [*range(1, 14), *again * 3, *earlier * 3, *range(14, 30)]
 
 
 def test_what_was_chosen_there_is_not_chosen_again() -> None:
@@ -100,6 +97,29 @@ def test_what_was_chosen_there_is_not_chosen_again() -> None:
     # Then one token earlier, where the same token may be chosen behind another one.
     assert seen[5][:11] == first[0][:11]
     assert seen[5][11] != first[0][11]
+
+
+def test_a_step_that_is_rewound_to_has_no_penalty() -> None:
+    """Token 8 is the second most likely, but leans on token 11 more than 7 and 9 do."""
+    seen: list[list[int]] = []
+
+    def logits(tokens: Tensor) -> Tensor:
+        seen.append(tokens[0].tolist())
+        row = torch.full((len(tokens), WORDS), -20.0)
+        row[:, 7], row[:, 8], row[:, 9] = 3.0, 2.9, 2.8
+        return row
+
+    def rows(tokens: Tensor) -> Tensor:
+        row = leaning_on(11)(tokens)
+        if tokens.shape[1] > 12:
+            row[tokens[:, -1] == 8, PROMPT + 11] = 0.99
+        return row
+
+    # Two rows lean on column 11: 1e-7 (50 * .9) (50 * .99 - 50 * .9) is 2e-5 more, times 1e5.
+    spec = Opera(beams=1, threshold=2, candidates=3, weight=1e5, max_new_tokens=15)
+    search(Scripted(logits, rows), spec, frozenset())
+    first, again = [tokens for tokens in seen if len(tokens) == 13][:2]
+    assert (first[12], again[12]) == (7, 8)
 
 
 def test_rejections_behind_a_rewind_are_forgotten() -> None:
@@ -127,6 +147,19 @@ def test_rejections_behind_a_rewind_are_forgotten() -> None:
     assert places[:5] == [0, 1, 2, 0, 1]
 
 
+def test_what_was_chosen_behind_a_rewind_is_forgotten() -> None:
+    """State 14 led on once; when it is reached anew, it has chosen nothing to take back."""
+
+    def rows(tokens: Tensor) -> Tensor:
+        first = len(model.restarts) == 1
+        column, since = (11, 16) if first else (13, 14)
+        return leaning_on(column if tokens.shape[1] >= since else None)(tokens)
+
+    model = Scripted(by_last_token, rows)
+    search(model, Opera(beams=1, threshold=1, weight=0.0, max_new_tokens=18), frozenset())
+    assert model.restarts[:3] == [0, 12, 13]
+
+
 def test_nothing_is_rewound_without_dominance_or_before_the_tenth_token() -> None:
     for column, threshold in ((None, 2), (9, 2), (11, 40)):
         model = Scripted(by_last_token, leaning_on(column))
@@ -136,6 +169,69 @@ def test_nothing_is_rewound_without_dominance_or_before_the_tenth_token() -> Non
     model = Scripted(by_last_token, leaning_on(10))
     search(model, Opera(beams=2, threshold=2, weight=0.0, max_new_tokens=30), frozenset())
     assert model.restarts[1] == 11
+
+
+def three_beams(tokens: Tensor) -> Tensor:
+    """Logits of beams that repeat their first token, 7, 8 or 9, for ever."""
+    row = torch.full((len(tokens), WORDS), -20.0)
+    if tokens.shape[1]:
+        return row.scatter(1, tokens[:, -1:], 3.0)
+    row[:, 7], row[:, 8], row[:, 9] = 3.0, 2.9, 2.8
+    return row
+
+
+def test_a_token_must_dominate_in_every_beam() -> None:
+    def rows(tokens: Tensor) -> Tensor:
+        row = leaning_on(None)(tokens)
+        leaning = torch.isin(tokens[:, 0], torch.tensor(places))
+        row[leaning] = leaning_on(11)(tokens[leaning])
+        return row
+
+    for places, rewound in (([7, 8], True), ([7], False), ([8], False)):
+        model = Scripted(three_beams, rows)
+        spec = Opera(beams=2, threshold=2, candidates=2, weight=0.0, max_new_tokens=20)
+        search(model, spec, frozenset())
+        assert (len(model.restarts) > 1) is rewound, places
+
+
+def test_most_candidates_say_what_dominates() -> None:
+    """Token 7 is chosen and leans on nothing; of three candidates two or one lean on token 11."""
+
+    def logits(tokens: Tensor) -> Tensor:
+        row = torch.full((len(tokens), WORDS), -20.0)
+        row[:, 7], row[:, 8], row[:, 9] = 3.0, 2.9, 2.8
+        return row
+
+    def rows(tokens: Tensor) -> Tensor:
+        leans = torch.isin(tokens[:, -1:], leaning)
+        return torch.where(leans, leaning_on(11)(tokens), leaning_on(None)(tokens))
+
+    for others, rewound in (([8, 9], True), ([9], False)):
+        leaning = torch.tensor(others)
+        model = Scripted(logits, rows)
+        spec = Opera(beams=1, threshold=2, candidates=3, weight=0.0, max_new_tokens=20)
+        search(model, spec, frozenset())
+        assert (len(model.restarts) > 1) is rewound
+
+
+def test_the_most_frequent_place_of_all_beams_is_what_dominates() -> None:
+    """The first beam says so no more, when the two others have said it often enough."""
+
+    def rows(tokens: Tensor) -> Tensor:
+        row, first = leaning_on(None)(tokens), tokens[:, 0] == 7
+        length = tokens.shape[1]
+        if length > 11:
+            # The first beam leans on token 11 until length 13, the others from 13 on; at 11 it is
+            # each beam's own.
+            row[~first, PROMPT + 11] = 0.9 if length > 13 else 0.01
+            row[first, PROMPT + 11] = 0.0 if length > 14 else 0.9
+        return row
+
+    model = Scripted(three_beams, rows)
+    spec = Opera(beams=3, threshold=2, candidates=3, weight=0.0, max_new_tokens=20)
+    search(model, spec, frozenset())
+    assert model.lengths[:14] == list(range(1, 15))
+    assert model.restarts[:2] == [0, 12]
 
 
 def test_a_window_bounds_how_far_back_a_rewind_goes() -> None:
@@ -162,12 +258,37 @@ def test_the_first_tokens_are_rewarded_for_attention_to_the_image() -> None:
     def rows(tokens: Tensor) -> Tensor:
         row = torch.zeros(len(tokens), PROMPT + tokens.shape[1])
         row[:, 1] = torch.where(tokens[:, -1] == 7, 0.1, 0.4)
+        row[:, 2] = 0.9 - row[:, 1]  # text, which earns nothing
         return row
 
     # 3.0 + .1 against 2.8 + .4: the choice flips.
     for weight, wanted in ((0.0, 7), (1.0, 8)):
         spec = Opera(beams=1, candidates=2, weight=weight, max_new_tokens=1)
         assert search(Scripted(logits, rows), spec, frozenset()) == [wanted]
+
+
+def test_a_token_that_was_no_candidate_is_never_chosen() -> None:
+    """Not even where every candidate is punished by more than the 999 of other tokens."""
+
+    def logits(tokens: Tensor) -> Tensor:
+        row = torch.zeros(len(tokens), WORDS)
+        row[:, 7], row[:, 8] = 3.0, 2.8
+        return row
+
+    spec = Opera(beams=2, threshold=30, candidates=2, max_new_tokens=20)
+    model = Scripted(logits, leaning_on(0))  # 1e-7 (50 * .9)^n is 3e9 for the tenth token
+    assert set(search(model, spec, frozenset())) <= {7, 8}
+
+
+def test_over_trust_in_16_bits_rewinds_nothing_where_it_is_small() -> None:
+    for variant, rewound in (("published", True), ("reference", False)):
+        model = Scripted(by_last_token, leaning_on(11))
+        # 1e-7 * .27 * .9 is below 3e-8, so that all columns are 0 and the first is as large.
+        spec = Opera(
+            beams=1, threshold=2, scale=0.27, weight=0.0, max_new_tokens=16, variant=variant
+        )
+        search(model, spec, frozenset())
+        assert (len(model.restarts) > 1) is rewound
 
 
 def test_later_tokens_are_punished_for_over_trust() -> None:
@@ -186,111 +307,3 @@ def test_later_tokens_are_punished_for_over_trust() -> None:
     assert search(Scripted(logits, rows), unpunished, frozenset()) == [7] * 14
     # 1e-7 (50 * .2)^n: 1e3 at the tenth token, but the first ten are not looked at.
     assert search(Scripted(logits, rows), spec, frozenset()) == [7] * 10 + [8] * 4
-
-
-def test_a_beam_keeps_what_belongs_to_its_parent() -> None:
-    beams = Beams(
-        tokens=torch.tensor([[1, 2], [3, 4]]),
-        scores=torch.tensor([-1.0, -2.0]),
-        finished=(),
-        trust=torch.tensor([[0.1, 0.2], [0.3, 0.4]], dtype=torch.float64),
-    )
-    scores = torch.full((2, 6), -9.0)
-    scores[0, 3], scores[1, 5] = -3.0, -0.5
-    after, parents, done = choose(beams, scores, frozenset(), 9)
-    assert parents.tolist() == [1, 0]
-    assert after.tokens.tolist() == [[3, 4, 5], [1, 2, 3]]
-    assert after.scores.tolist() == [-2.5, -4.0]
-    assert after.trust.tolist() == [[0.3, 0.4], [0.1, 0.2]]
-    assert (after.finished, done) == ((), False)
-
-
-def test_an_end_ranked_behind_the_beams_finishes_nothing() -> None:
-    beams = Beams.begin(1, torch.device("cpu"))
-    scores = torch.tensor([[-1.0, -2.0, -3.0, -4.0]])
-    after, _, _ = choose(beams, scores, frozenset({1}), 9)
-    assert (after.finished, after.tokens.tolist()) == ((), [[0]])
-    after, _, _ = choose(beams, scores, frozenset({0}), 9)
-    assert (after.finished, after.tokens.tolist()) == (((-1.0, (0,)),), [[1]])
-
-
-def test_every_token_costs_one_pass_and_one_for_each_candidate(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    passes: list[int] = []
-    answers: list[int] = []
-
-    def counted(model: BeamModel, spec: Opera, ends: frozenset[int]) -> list[int]:
-        found: list[int] = search(model, spec, ends)
-        passes.append(model.passes)
-        answers.append(len(found))
-        return found
-
-    monkeypatch.setattr("medalign.eval.decoders.dispatch.search", counted)
-    decode(bench.model, bench.inputs(0), Opera(max_new_tokens=4))
-    assert passes == [answers[0] * (1 + 5)]
-
-
-@pytest.mark.parametrize("ends", [[2, 17, 40, 113], list(range(100, 200))])
-def test_without_penalty_and_with_every_candidate_it_is_beam_search(
-    bench: Any, ends: Sequence[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows of attention weigh nothing here, so they need not be computed for each of V tokens."""
-
-    def flat(self: BeamModel, tokens: Tensor) -> Tensor:
-        length = self._cache.get_seq_length() + 1
-        return torch.full((len(tokens), length), 1.0 / length)
-
-    monkeypatch.setattr(BeamModel, "peek", flat)
-    words = bench.model.config.text_config.vocab_size
-    own = bench.model.generation_config.eos_token_id
-    bench.model.generation_config.eos_token_id = list(ends)
-    try:
-        for beams in (2, 3):
-            opera = Opera(
-                beams=beams, weight=0.0, threshold=10**6, candidates=words, max_new_tokens=6
-            )
-            for picked in (0, 3):
-                inputs = bench.inputs(picked)
-                wanted = decode(bench.model, inputs, Beam(beams=beams, max_new_tokens=6))
-                assert torch.equal(decode(bench.model, inputs, opera), wanted)
-    finally:
-        bench.model.generation_config.eos_token_id = own
-
-
-def test_a_restart_from_tokens_equals_having_generated_them(bench: Any) -> None:
-    call = bench.call(0)
-    with (
-        torch.no_grad(),
-        BeamModel.reading(bench.model, call.prompt, call.pixels, call.prompt.visual[0]) as model,
-    ):
-        model.restart(torch.zeros(2, 0, dtype=torch.long))
-        tokens = torch.tensor([[5, 6, 7], [8, 9, 10]])
-        for step in range(3):
-            logits, rows = model.step(tokens[:, step], torch.tensor([0, 1]))
-            before = logits.clone()
-            looked = model.peek(torch.tensor([50, 51]))
-            assert rows.shape == (2, call.prompt.length + step + 1)
-            assert looked.shape == (2, call.prompt.length + step + 2)
-            assert torch.allclose(rows.sum(1), torch.ones(2))
-        again = model.restart(tokens)
-        assert torch.allclose(again, before, atol=1e-4)
-        assert torch.equal(model.restart(tokens[:, :0])[0], model.restart(tokens[:, :0])[1])
-
-
-def test_the_reference_counts_one_column_too_many_as_image(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    columns: dict[str, list[int]] = {}
-    for variant in ("published", "reference"):
-
-        def keep(
-            model: BeamModel, _spec: Opera, _ends: frozenset[int], name: str = variant
-        ) -> list[int]:
-            columns[name] = model.visual.nonzero()[:, 0].tolist()
-            return [1]
-
-        monkeypatch.setattr("medalign.eval.decoders.dispatch.search", keep)
-        decode(bench.model, bench.inputs(0), make_spec("opera", None, {"variant": variant}))
-    assert columns["published"] == list(range(3, 19))
-    assert columns["reference"] == list(range(3, 20))

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from medalign.eval.decoders import decode, make_spec
+from medalign.eval.decoders import decode, finite, make_spec
 from medalign.eval.decoders.specs import Beam, Greedy, Nucleus
 from medalign.trainer.quiet import quiet_libraries
 from medalign.trainer.student import load_base
@@ -81,6 +81,26 @@ def test_nucleus_draws_from_the_truncated_distribution(model: Any, prompts: Prom
     assert likely.sum() > 3
     error = (found - wanted)[likely].abs() / (wanted[likely] * (1 - wanted[likely]) / n).sqrt()
     assert error.max() < 4.5  # standard deviations
+
+
+def test_temperature_top_k_and_top_p_come_in_this_order(
+    model: Any, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[torch.Tensor] = []
+    monkeypatch.setattr(finite, "refuse_no_numbers", lambda scores, _: kept.append(scores))
+    spec = Nucleus(max_new_tokens=1, temperature=0.8, top_k=4, top_p=0.6)
+    other_order = 0
+    for first in range(8, 20):
+        inputs = prompts([[first, 20, 30]])
+        decode(model, inputs, spec)
+        with torch.no_grad():
+            logits = model(input_ids=inputs["input_ids"]).logits[0, -1]
+        ordered, tokens = logits.div(0.8).softmax(-1).sort(descending=True)
+        four = ordered[:4] / ordered[:4].sum()
+        wanted = tokens[:4][four.cumsum(0) - four < 0.6]
+        assert set(kept.pop()[0].isfinite().nonzero()[:, 0].tolist()) == set(wanted.tolist())
+        other_order += len(wanted) != min(4, int((ordered.cumsum(0) - ordered < 0.6).sum()))
+    assert other_order > 0
 
 
 def test_beam_finds_an_answer_at_least_as_likely_as_greedy(model: Any, prompts: Prompts) -> None:

@@ -120,6 +120,34 @@ def test_a_stream_says_something_else_than_the_model(
     assert (watched[0].logits - own).abs().amax(1).min() > 1e-2
 
 
+def test_a_later_noise_step_leads_further_away(bench: Any, watched: list[Step]) -> None:
+    inputs, away = bench.inputs(0, 1, 2), []
+    with torch.no_grad():
+        own = bench.model(**inputs).logits[:, -1]
+    for step in (0, 999):
+        spec = make_spec("vcd", None, {"noise_step": step, "max_new_tokens": 1})
+        decode(bench.model, inputs, spec)
+        away.append(float((watched[0].logits - own).abs().max()))
+        watched.clear()
+    assert 0 < 10 * away[0] < away[1]
+
+
+@pytest.mark.parametrize(("name", "settings"), [("vcd", {}), ("avisc", {"scheme": "noise"})])
+def test_noise_in_a_stream_is_that_of_seed_and_record(
+    bench: Any, watched: list[Step], name: str, settings: dict[str, Any]
+) -> None:
+    spec = make_spec(name, None, {"max_new_tokens": 1, **settings})
+    for seed, record in ((3, "a"), (3, "a"), (4, "a"), (3, "b")):
+        decode(bench.model, bench.inputs(0), spec, seed, ids=[record])
+    first, *others = (step.logits for step in watched)
+    assert [torch.equal(first, other) for other in others] == [True, False, False]
+    # Behind padding, and beside a longer prompt, a record has the same noise.
+    decode(bench.model, bench.inputs(2), spec, 3, ids=["a"])
+    decode(bench.model, bench.inputs(1, 2), spec, 3, ids=["b", "a"])
+    alone, together = watched[-2].logits[0], watched[-1].logits[1]
+    assert torch.allclose(alone, together, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["vcd", "damro"])
 def test_the_reference_variants_that_contrast_nothing_have_no_stream(
     bench: Any, watched: list[Step], name: str

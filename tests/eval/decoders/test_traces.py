@@ -102,6 +102,27 @@ def test_a_decoder_that_fails_leaves_no_trace(
     assert state_of(bench.model) == before
 
 
+@pytest.mark.parametrize("name", list(SPECS))
+@pytest.mark.parametrize("good", [0, 2])
+def test_a_model_that_fails_leaves_no_trace(bench: Any, name: str, good: int) -> None:
+    """At the prompt, or when some tokens have been chosen."""
+    before, passes = state_of(bench.model), 0
+
+    def fail(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+        if passes > good:
+            raise MemoryError
+
+    hook = bench.model.lm_head.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(MemoryError):
+            answer(bench, name, 0, 1)
+    finally:
+        hook.remove()
+    assert state_of(bench.model) == before
+
+
 @pytest.mark.parametrize("name", [name for name, kind in SPECS.items() if kind().sampled])
 def test_what_is_drawn_depends_on_seed_and_record(bench: Any, name: str) -> None:
     def draw(seed: int, record: str) -> list[int]:

@@ -1,6 +1,8 @@
 import importlib
 import importlib.util
+import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from medalign.eval.answers import AnswersError
+from medalign.eval.instruments import bert_scorer
 from medalign.eval.instruments.bert_scorer import BertScorer
 from medalign.eval.metrics.greedy_matching import greedy_match
 
@@ -66,10 +69,13 @@ def test_a_roberta_scores_what_the_package_gives(roberta: Path) -> None:
         assert found[pair] == pytest.approx(expected, abs=6e-5)
 
 
-def test_an_equal_text_is_perfect_and_blanks_around_it_do_not_count(bert: Path) -> None:
-    scorer = BertScorer.open(bert, 2)
-    found = scorer.scores([("lungs are clear", " lungs are clear\n")])
-    assert next(iter(found.values())) == pytest.approx((1, 1, 1), abs=1e-5)
+def test_an_equal_text_is_perfect_and_blanks_around_it_do_not_count(
+    bert: Path, roberta: Path
+) -> None:
+    for folder in (bert, roberta):
+        scorer = BertScorer.open(folder, 2)
+        found = scorer.scores([("lungs are clear", "  lungs are clear\n")])
+        assert next(iter(found.values())) == pytest.approx((1, 1, 1), abs=1e-5)
 
 
 def test_an_empty_text_scores_nothing(bert: Path) -> None:
@@ -113,6 +119,24 @@ def test_the_layer_of_another_model_must_be_given_and_be_there(bert: Path) -> No
         BertScorer.open(bert)
     with pytest.raises(AnswersError, match=r"--bertscore-layer is 3, .* has layers 1 to 2"):
         BertScorer.open(bert, 3)
+
+
+def test_of_roberta_large_layer_17_is_compared(
+    roberta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = Path(shutil.copytree(roberta, tmp_path / "large"))
+    config = json.loads((large / "config.json").read_text("utf-8"))
+    config |= {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16}
+    (large / "config.json").write_text(json.dumps(config), "utf-8")
+    layers = []
+
+    def load(*_: Any, num_hidden_layers: int) -> None:
+        layers.append(num_hidden_layers)
+
+    monkeypatch.setattr(bert_scorer, "load_model", load)
+    BertScorer.open(large)
+    BertScorer.open(large, 3)
+    assert layers == [17, 3]
 
 
 @pytest.mark.skipif(

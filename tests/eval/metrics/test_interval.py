@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from medalign.eval.metrics import interval
 from medalign.eval.metrics.interval import bootstrap_interval, number_clusters
-from medalign.eval.metrics.statistic import Int64, mean_of
+from medalign.eval.metrics.statistic import Int64, Tally, mean_of
 
 VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=60)
 
@@ -73,6 +73,14 @@ def test_a_higher_level_is_wider() -> None:
     low, high = bootstrap_interval(statistic, clusters, level=0.99)
     inner_low, inner_high = bootstrap_interval(statistic, clusters, level=0.5)
     assert low < inner_low < inner_high < high
+
+
+def test_draws_with_nothing_to_count_are_left_out() -> None:
+    """A rate of one finding in one of two reports: draws of the other report alone have none."""
+    tally = Tally()
+    tally.add(0, 1, 1)
+    tally.add(1, 0, 0)
+    assert bootstrap_interval(tally.statistic(), np.arange(2)) == (1, 1)
 
 
 def test_blocks_draw_what_one_block_draws(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,11 @@ def test_random_swaps_agree_with_the_normal_limit() -> None:
     assert found.p == pytest.approx(expected, abs=4 * math.sqrt(expected / paired.SWAPS))
 
 
+def test_random_swaps_never_rule_chance_out() -> None:
+    # All 40 differ the same way, which none of 10,000 swaps repeats; the observed split counts in.
+    assert of([0.0] * 40, [1.0] * 40).p == pytest.approx(1 / (paired.SWAPS + 1))
+
+
 def test_blocks_swap_what_one_block_swaps(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.random(40).tolist(), rng.random(40).tolist()

@@ -60,6 +60,16 @@ def test_case_counts_but_not_for_entities_with_relations_in_the_complete_reward(
     assert found.complete == 1
 
 
+def test_relations_have_a_direction(chain: Callable[[str], Annotation]) -> None:
+    one = chain("effusion")
+    other = {
+        "1": Entity(one["1"].tokens, one["1"].label, ()),
+        "2": Entity(one["2"].tokens, one["2"].label, (("located_at", "1"),)),
+    }
+    found = graph_score(one, other)
+    assert (found.entity_f1, found.relation_f1) == (1, 0)
+
+
 def test_a_graph_without_relations_is_half_right_at_most() -> None:
     alone: Annotation = {"1": Entity("edema", "Observation::uncertain", ())}
     assert graph_score(alone, alone).combined == 0.5

@@ -56,6 +56,12 @@ def test_llava_med_bleu_is_nltks_with_single_order_weights(prediction: str, gold
             assert value == pytest.approx(expected, abs=1e-12)
 
 
+def test_llava_med_words_are_normalised_twice_but_for_bleu() -> None:
+    # Of 40 full stops 32 go each time.
+    found = llava_med_open("." * 40 + "x", "x")
+    assert (found.recall, found.bleu_1) == (1, 0)
+
+
 def test_strict_counts_a_repeated_word_once() -> None:
     # o2 of the golden answers: 1 of 2 reference words, 1 of 3 prediction words.
     found = strict_open("left left left", "Left lung")

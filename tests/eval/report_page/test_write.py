@@ -18,6 +18,7 @@ from medalign.eval.answers import AnswersError
 from medalign.eval.compare import compare
 from medalign.eval.headline import labels
 from medalign.eval.report_page.gather import gather
+from medalign.eval.report_page.tables import MANY
 from medalign.eval.report_page.write import Written, evenly, write_report
 from medalign.eval.score import score
 from medalign.teacher_cache.reader import TeacherCache
@@ -208,6 +209,29 @@ def test_one_file_has_no_comparison_and_no_filter_of_differences(
         "search",
         "shown",
     }
+
+
+def test_many_files_have_a_row_each(task: Any, tmp_path: Path, parse: Parse) -> None:
+    files = [task.predictions[0]]
+    for k in range(MANY):
+        rows = [{**row, "decoder": f"d{k}"} for row in task.answers(1)]
+        files.append(tmp_path / f"{k}.jsonl")
+        files[-1].write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    write_report(files, task.manifest, task.images, "vqa", tmp_path / "r.html", samples=1)
+    page = parse((tmp_path / "r.html").read_text(encoding="utf-8"))
+    scores, differences = page.all("table", class_="by-file")
+    heads = [each.text for each in next(scores.all("thead")).all("th")]
+    assert heads[:3] == ["file", "closed_accuracy strict, n 4", "overall_accuracy strict, n 6"]
+    shown = [row.text for row in next(scores.all("tbody")).all("tr")]
+    assert [row.split("d")[0] for row in shown] == ["gree", *[""] * MANY]
+    of = {(m.protocol, m.name): m for m in score(files[1], task.manifest, "vqa").metrics}
+    metric = of["strict", "overall_accuracy"]
+    ends = shown_numbers.interval(metric.interval, metric.unit, pattern="{} to {}")
+    assert f"{metric.value:.1f} {ends}" in shown[1]
+    assert len(list(next(differences.all("tbody")).all("tr"))) == MANY
+    found = compare(files[0], files[1], task.manifest, "vqa").metrics
+    [change] = [m for m in found if (m.protocol, m.name) == ("strict", "overall_accuracy")]
+    assert shown_numbers.value(change.difference, change.unit, signed=True) in differences.text
 
 
 def test_files_are_called_by_decoder_or_by_what_tells_them_apart() -> None:
