@@ -30,11 +30,12 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle Ctrl-C, SIGTERM and SIGHUP so; what is ignored stays so, as by `nohup`."""
+    """Handle Ctrl-C, SIGTERM and SIGHUP so; what `nohup` has ignored stays ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only
         return
-    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heard = [number for number in _SIGNALS if not (deaf and number is signal.SIGHUP)]
     before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield

@@ -75,8 +75,8 @@ _STRICT = {
 }
 
 _STRICT_WORDS = (
-    "words: lower case, without punctuation and the articles a, an, the; none and zero to ten as "
-    "digits; signs such as + - < % kept"
+    "words: lower case, without punctuation and the articles a (unless last), an, the; none and "
+    "zero to ten as digits; signs such as + - < % kept"
 )
 """What every strict metric compares, see `wording.strict_words`."""
 

@@ -64,6 +64,9 @@ def test_open_answers_are_lower_cased_and_normalised_twice() -> None:
         ("It\u2019s clear", ["it's", "clear"]),
         ("\uff39\uff25\uff33!", ["yes"]),
         ("A", ["a"]),
+        ("A hepatitis, not the hepatitis A.", ["hepatitis", "not", "hepatitis", "a"]),
+        ("the", ["the"]),
+        ("Cyst, the", ["cyst"]),
         ("?!", []),
         ("", []),
         ("HER2+", ["her2", "+"]),
@@ -83,8 +86,8 @@ def test_every_strict_definition_says_what_its_words_are() -> None:
     assert {"open_f1", "choice_accuracy", "hallucination_rate: x"} <= set(strict)
     for sentence in strict.values():
         assert sentence.endswith(
-            "; words: lower case, without punctuation and the articles a, an, the; none and zero "
-            "to ten as digits; signs such as + - < % kept"
+            "; words: lower case, without punctuation and the articles a (unless last), an, the; "
+            "none and zero to ten as digits; signs such as + - < % kept"
         )
     words = strict_words("The TWO nodules, a cyst, none < 5%")
     assert words == ["2", "nodules", "cyst", "0", "<", "5", "%"]
