@@ -40,6 +40,13 @@ class Interrupted(Exception):  # noqa: N818 - no error
 class Commands(TyperGroup):
     """The commands, with interruptions left for `main` to tell of."""
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Parse the words of the command line."""
+        try:
+            return super().make_context(*args, **extra)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
     def invoke(self, ctx: Any) -> Any:  # click's Context, which typer brings with it or not
         """Run the chosen command."""
         try:

@@ -44,11 +44,14 @@ def figures(
         ),
     ] = None,
     samples: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=0, help="Records to draw, evenly chosen; 0 for all.", rich_help_panel=_ATTENTION
+            min=0,
+            help="Records to draw, evenly chosen; 0 for all.",
+            show_default="8",
+            rich_help_panel=_ATTENTION,
         ),
-    ] = 8,
+    ] = None,
     student: Annotated[
         Path | None,
         typer.Option(help="Where the runs' student is, if it moved.", rich_help_panel=_ATTENTION),
@@ -75,30 +78,34 @@ def figures(
     from .answer_bar import answer_bar
     from .answers import AnswersError
     from .run_figures import Asked, Drawn, draw_attention, draw_curves
-    from .source import find_source, source_names
+    from .source import find_source, kind_of, source_names
 
-    if (manifest is None) != (images is None) or (
-        manifest is None and not (cache is None and layer is None)
-    ):
+    attention = (manifest, images, cache, samples, student, layer)
+    if (manifest is None or images is None) and attention != (None,) * 6:
         raise AnswersError(
             "attention is drawn of questions and their images: give --manifest and --images"
         )
+    if out.exists() and not out.is_dir():
+        raise AnswersError(f"--out {out} is a file; give a folder")
     folders = dict(zip(source_names(sources), sources, strict=True))
-    curves, overlays = draw_curves(folders, out, form.value), Drawn(())
+    kinds, overlays = {name: kind_of(path) for name, path in folders.items()}, Drawn(())
+    # What is wrong shows here, before anything is written.
     if manifest is not None and images is not None:
         found = {name: find_source(path, student) for name, path in folders.items()}
         for note in filter(None, (each.unfinished for each in found.values())):
             typer.echo(note, err=True)
         store = None if cache is None else TeacherCache.open(cache, allow_building=True)
-        asked = Asked(manifest, images, found, store, layer, samples)
+        asked = Asked(manifest, images, found, store, layer, 8 if samples is None else samples)
         with answer_bar("samples") as bar:
             overlays = draw_attention(asked, out, form.value, bar)
-    elif not curves.files:
+    runs = {name: path for name, path in folders.items() if kinds[name] == "run"}
+    curves = draw_curves(runs, out, form.value)
+    if not curves.files and manifest is None:
         raise AnswersError(
             "nothing to draw: none of the folders is a run that has made a step; --manifest and "
             "--images draw the attention of a student or an adapter"
         )
-    _tell(curves.files + overlays.files, overlays.problems)
+    _tell(curves.files + overlays.files, curves.problems + overlays.problems)
 
 
 def _tell(files: tuple[Path, ...], problems: tuple[str, ...]) -> None:

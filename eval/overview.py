@@ -51,7 +51,8 @@ class Overview:
             AnswersError: a file cannot be read, is given twice, is of another task or manifest
                 than the first, the task has no such metric, or no file has any of them.
         """
-        if twice := [path for place, path in enumerate(files) if path in files[:place]]:
+        true = [path.resolve() for path in files]
+        if twice := [path for k, path in enumerate(files) if true[k] in true[:k]]:
             raise AnswersError(f"{twice[0]}: is given twice")
         read = [ScoresFile.read(path) for path in files]
         for file in read[1:]:
@@ -87,9 +88,9 @@ class Overview:
         """Return the table for a terminal."""
         # Without lines between columns five of them fit a terminal of 80 columns.
         table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
-        table.add_column("", no_wrap=True)
+        table.add_column("", overflow="fold")
         for key in self.columns:
-            table.add_column(Text(self.heading(key, "\n")), justify="right")
+            table.add_column(Text(self.heading(key, "\n")), justify="right", overflow="fold")
         for name, *values in self._cells(intervals):
             # Between value and interval: a narrow terminal would break the line anywhere.
             table.add_row(Text(name), *(Text(cell.replace(" [", "\n[")) for cell in values))

@@ -69,17 +69,19 @@ def draw_curves(folders: Mapping[str, Path], out: Path, form: Format = "png") ->
     """Draw `loss_curves` of all runs that made a step; no file where none did.
 
     Args:
-        folders: of runs, by name; what is no run is passed over.
+        folders: of runs, by name.
         out: folder for the figure; missing folders are made.
         form: of the file.
     """
     runs = {name: RunFolder(folder).metrics() for name, folder in folders.items()}
     stepped = {name: steps for name, steps in runs.items() if steps}
+    idle = [name for name, steps in runs.items() if not steps]
+    problems = tuple(f"{name} has no loss curve: no step was made" for name in idle)
     if not stepped:
-        return Drawn(())
+        return Drawn((), problems)
     path = out / f"loss_curves.{form}"
     loss_curves(stepped, path)
-    return Drawn((path,))
+    return Drawn((path,), problems)
 
 
 def draw_attention(

@@ -159,7 +159,7 @@ def table(
             typer.echo(text, nl=False)
         else:
             write_result(out, text)
-            typer.echo(f"{out}: {len(found.rows)} rows, {len(found.columns)} metrics")
+            typer.echo(out)
     for line in found.remarks:
         typer.echo(line, err=form is not None)
     _fail_on_named(names, list(found.columns.values()))

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 
@@ -88,7 +88,8 @@ def find_source(path: Path, student: Path | None = None) -> Source:
         StudentError: there is no such folder or it is none of the three, the run has no adapter
             yet, or its student is not there.
     """
-    if (path / "recipe.yaml").is_file():
+    kind = kind_of(path)
+    if kind == "run":
         adapter = _adapter_of_run(path)
         found = _source(adapter, student)
         if adapter != RunFolder(path).adapter:
@@ -96,10 +97,21 @@ def find_source(path: Path, student: Path | None = None) -> Source:
             note = f"{path} is not finished: these are answers of its checkpoint {step}"
             return replace(found, unfinished=note)
         return found
+    return _source(path, student) if kind == "adapter" else Source(path, None)
+
+
+def kind_of(path: Path) -> Literal["run", "adapter", "student"]:
+    """Tell by its files what a folder is.
+
+    Raises:
+        StudentError: there is no such folder, or it is none of the three.
+    """
+    if (path / "recipe.yaml").is_file():
+        return "run"
     if (path / "adapter_config.json").is_file():
-        return _source(path, student)
+        return "adapter"
     if (path / "config.json").is_file():
-        return Source(path, None)
+        return "student"
     if not path.exists():
         raise StudentError(
             f"{path} does not exist; give a run's, an adapter's or a student's folder"
@@ -110,8 +122,15 @@ def find_source(path: Path, student: Path | None = None) -> Source:
 
 
 def source_names(paths: Sequence[Path]) -> list[str]:
-    """Return a short name for every RUN_OR_STUDENT: its last part, or all of it where two agree."""
-    short = [path.resolve().name for path in paths]
+    """Return a short name for every RUN_OR_STUDENT: its last part, or all of it where two agree.
+
+    Raises:
+        StudentError: one is given twice.
+    """
+    true = [path.resolve() for path in paths]
+    if twice := [path for k, path in enumerate(paths) if true[k] in true[:k]]:
+        raise StudentError(f"{twice[0]} is given twice")
+    short = [path.name for path in true]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
 

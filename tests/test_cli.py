@@ -97,6 +97,17 @@ def test_a_signal_lets_a_command_clean_up_and_says_how_to_go_on(name: str) -> No
     assert done.stderr == f"medalign: {cli.INTERRUPTED}\n"
 
 
+def test_a_signal_while_words_are_parsed_says_so_too() -> None:
+    app = (
+        "import typer\n"
+        "def parse(given: str) -> str:\n    signal.raise_signal(signal.SIGINT)\n"
+        "@cli.app.callback()\ndef options(name: str = typer.Option('', parser=parse)): pass\n"
+        "sys.argv[1:] = ['--name', 'x', 'recipes']\napp = cli.app"
+    )
+    done = run_main(app)
+    assert (done.returncode, done.stderr) == (130, f"medalign: {cli.INTERRUPTED}\n")
+
+
 def test_a_forked_process_ends_by_a_signal_as_any_other() -> None:
     app = (
         "import time\n"

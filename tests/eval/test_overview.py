@@ -109,7 +109,7 @@ def change(path: Path, **fields: object) -> None:
 def test_files_that_do_not_belong_together_are_refused(files: list[Path]) -> None:
     first, second = files
     with pytest.raises(AnswersError, match="is given twice"):
-        Overview.read([first, first])
+        Overview.read([first, first.parent / ".." / first.parent.name / first.name])
     with pytest.raises(AnswersError, match="task vqa has open"):
         Overview.read(files, ["bleu"])
     change(second, manifest={"path": "other.jsonl", "sha256": "0"})

@@ -61,14 +61,15 @@ def asked(place: Path, *students: str, **more: Any) -> Asked:
 @pytest.mark.parametrize("form", BEGINNINGS)
 def test_curves_are_drawn_of_what_has_steps(tmp_path: Path, form: Any) -> None:
     runs = {"a": run_folder(tmp_path / "a", 4), "new": run_folder(tmp_path / "new", 1)}
-    drawn = draw_curves({**runs, "student": tmp_path}, tmp_path / "out", form)
+    drawn = draw_curves(runs, tmp_path / "out", form)
+    assert drawn.problems == ("new has no loss curve: no step was made",)
     [path] = drawn.files
     assert path == tmp_path / "out" / f"loss_curves.{form}"
     before = path.read_bytes()
     assert before.startswith(BEGINNINGS[form])
-    draw_curves(runs, tmp_path / "out", form)
+    draw_curves({"a": runs["a"]}, tmp_path / "out", form)
     assert path.read_bytes() == before
-    assert draw_curves({"new": runs["new"]}, tmp_path / "none") == Drawn(())
+    assert draw_curves({"new": runs["new"]}, tmp_path / "none") == Drawn((), drawn.problems)
     assert not (tmp_path / "none").exists()
 
 
@@ -129,11 +130,20 @@ def test_the_command_draws_both_and_names_what_is_missing(place: Path, tmp_path:
     assert f"{out / 'attention_3_one.png'}\n" in drawn.stdout
     assert "1 things are missing" in drawn.stderr
     assert "broken.png" in drawn.stderr
-    for wrong, said in (
-        ((place / "student", "--out", out), "nothing to draw"),
-        ((place / "student", "--out", out, "--images", place), "give --manifest and --images"),
-        ((place / "student", "--out", out, "--layer", 0), "give --manifest and --images"),
-    ):
-        error = run(*wrong).exception
-        assert isinstance(error, AnswersError)
+    wrong: list[tuple[tuple[object, ...], str]] = [
+        ((place / "student",), "nothing to draw"),
+        ((place / "student", "--images", place), "give --manifest and --images"),
+        ((place / "student", "--samples", 3), "give --manifest and --images"),
+        ((tmp_path / "run", tmp_path / "typo"), "typo does not exist"),
+        ((tmp_path / "run", tmp_path), "is no run"),
+        ((tmp_path / "run", tmp_path / "out" / ".." / "run"), "is given twice"),
+        ((place / "student", *words, "--cache", tmp_path / "gone"), "gone"),
+    ]
+    for options, said in wrong:
+        new = tmp_path / "new"
+        error = run(*options, "--out", new).exception
+        assert isinstance(error, ValueError)
         assert said in str(error)
+        assert not new.exists()
+    file = place / "m.jsonl"
+    assert "is a file; give a folder" in str(run(tmp_path / "run", "--out", file).exception)
