@@ -120,5 +120,5 @@ def report(
     for problem in written.problems[:10]:
         typer.echo(problem, err=True)
     if written.problems:
-        typer.echo(f"{len(written.problems)} things are missing from the samples", err=True)
+        typer.echo(f"{len(written.problems)} things are missing from the report", err=True)
         raise typer.Exit(1)

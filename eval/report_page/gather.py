@@ -129,7 +129,7 @@ def gather(
     for path, label, (answers, pairs) in zip(predictions, names, read, strict=True):
         known = given.get(path)
         if known is None:
-            scored = task_scores(pairs, task, wanted, instruments)
+            scored = task_scores(pairs, task, wanted, instruments, named=bool(metrics))
             said = summarise(path, manifest, task, answers, pairs, scored, instruments)
         else:
             scored = task_scores(pairs, task, plain, instruments_for(task, plain, None))

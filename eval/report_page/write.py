@@ -8,9 +8,10 @@ from ...teacher_cache.reader import TeacherCache
 from ..answers import AnswersError, Task
 from ..instruments.places import InstrumentPaths
 from ..result_file import write_result
+from ..score_table import not_computed
 from ..source import Source
 from .cards import Sample, card
-from .gather import gather
+from .gather import Gathered, gather
 from .page import page
 from .pictures import EXPERT, Pictures
 from .student_attention import StudentAttention, layer_of_runs, student_attention
@@ -33,7 +34,7 @@ class Written:
         size_bytes: of it.
         records: in the manifest.
         shown: samples that the file shows.
-        problems: what is missing from them, and why.
+        problems: what is missing from them, or has no value though it was asked for, and why.
     """
 
     out: Path
@@ -115,7 +116,7 @@ def write_report(
         steps.end(len(records))
     alpha = sources[0][1].alpha if sources else "black"
     pictures = Pictures(images, side, alpha, cache)
-    cards, problems = [], []
+    cards, problems = [], _without_value(gathered, metrics)
     for place, record in zip(places, records, strict=True):
         sample = Sample(
             place=place, record=record, pictures=pictures.of(record.images), students=students
@@ -133,6 +134,18 @@ def write_report(
         shown=len(cards),
         problems=tuple(dict.fromkeys(problems)),
     )
+
+
+def _without_value(gathered: Gathered, metrics: Sequence[str]) -> list[str]:
+    """Say which of the metrics that were asked for no file has a value of."""
+    scored = {each.group for file in gathered.files for each in file.scores.metrics}
+    missing = [
+        each
+        for file in gathered.files
+        for each in file.scores.not_computed
+        if each.name in metrics and each.name not in scored
+    ]
+    return not_computed(missing)
 
 
 def evenly(count: int, wanted: int) -> list[int]:

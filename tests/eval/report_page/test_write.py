@@ -253,6 +253,18 @@ def test_reports_have_values_and_no_verdict(task: Any, tmp_path: Path, parse: Pa
     assert all(card.attributes["data-wrong"] == "" for card in cards)
 
 
+def test_a_metric_that_was_asked_for_and_has_no_value_is_told(
+    task: Any, tmp_path: Path, parse: Parse
+) -> None:
+    out = tmp_path / "r.html"
+    files: Any = task.predictions, task.manifest, task.images, "vqa", out
+    plain = write_report(*files).problems
+    problem, *others = write_report(*files, metrics=["choice", "closed"]).problems
+    assert problem == "choice: not computed: no record has `options`"
+    assert tuple(others) == plain
+    assert problem in parse(out.read_text(encoding="utf-8")).text
+
+
 def test_a_multiple_choice_question_shows_its_options(
     task: Any, tmp_path: Path, parse: Parse
 ) -> None:
