@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Annotated, Any
 
@@ -28,6 +28,8 @@ from .trainer.export.commands import export
 from .trainer.recipe_commands import recipes
 
 INTERRUPTED = "interrupted; run the same command again to go on"
+
+_SOON = 0.05  # seconds
 
 BUG = 70
 """Exit code of an error that nobody foresaw; never 1, which scripts may go on after."""
@@ -103,7 +105,7 @@ def main() -> None:
     # Nothing is ever fetched, also by libraries that would like to.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        with handled_by(_interrupter(os.getpid())):
+        with _interruptible():
             app()
     except (Interrupted, KeyboardInterrupt):
         _fail(INTERRUPTED, 130)
@@ -117,8 +119,34 @@ def main() -> None:
         _fail(message, getattr(error, "exit_code", wrong_input))
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn Ctrl-C, SIGTERM and SIGHUP into KeyboardInterrupt, one that nothing swallows.
+
+    Python drops what is raised while it destroys an object; there it is raised again a moment
+    later, in the command itself.
+    """
+    interrupt, told = _interrupter(os.getpid()), sys.unraisablehook
+
+    def again(about: "sys.UnraisableHookArgs") -> None:
+        if about.exc_type is KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, _SOON)
+        else:
+            told(about)
+
+    alarm = signal.signal(signal.SIGALRM, interrupt)
+    sys.unraisablehook = again
+    try:
+        with handled_by(interrupt):
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        sys.unraisablehook = told
+
+
 def _interrupter(process: int) -> Callable[[int, FrameType | None], None]:
-    """Return what Ctrl-C, SIGTERM and SIGHUP do in a process: raise KeyboardInterrupt, once.
+    """Return what a signal does in a process: raise KeyboardInterrupt.
 
     Not while torch is imported: nothing is begun then, and an exception inside its C++ start
     aborts with a core dump. In processes that were forked from this one, signals end them.
@@ -132,7 +160,7 @@ def _interrupter(process: int) -> Callable[[int, FrameType | None], None]:
         if getattr(spec, "_initializing", False):
             os.write(2, f"medalign: {INTERRUPTED}\n".encode())
             os._exit(130)
-        for repeated in REPEATED:
+        for repeated in REPEATED:  # schedulers send them more than once
             signal.signal(repeated, signal.SIG_IGN)
         raise KeyboardInterrupt
 

@@ -108,6 +108,18 @@ def test_a_signal_while_words_are_parsed_says_so_too() -> None:
     assert (done.returncode, done.stderr) == (130, f"medalign: {cli.INTERRUPTED}\n")
 
 
+def test_a_signal_while_an_object_is_destroyed_is_not_lost() -> None:
+    app = (
+        "import time\n"
+        "class Doomed:\n    def __del__(self):\n        signal.raise_signal(signal.SIGTERM)\n"
+        "def app():\n    Doomed()\n    try:\n        time.sleep(30)\n"
+        "    finally:\n        print('cleaned up')"
+    )
+    done = run_main(app)
+    assert (done.returncode, done.stdout) == (130, "cleaned up\n")
+    assert done.stderr == f"medalign: {cli.INTERRUPTED}\n"
+
+
 def test_a_forked_process_ends_by_a_signal_as_any_other() -> None:
     app = (
         "import time\n"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -185,6 +187,29 @@ def test_a_stopped_run_saves_and_says_how_to_go_on(
     assert process.returncode == 130, said
     assert "run the same command to go on" in said
     assert "Traceback" not in said
+    assert len(list((out / "checkpoints").glob("step-*"))) == 1
+
+
+def test_a_run_whose_terminal_is_closed_saves(job: Path, cache: Path) -> None:
+    out = job / "hung-up"
+    long = ("--set", "run.steps=500", "--set", "run.save_every=499")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(
+            sys.executable,
+            [sys.executable, "-m", "medalign", *map(str, train_words(job, cache, out)), *long],
+        )
+    deadline = time.monotonic() + 200
+    while not (out / "metrics.jsonl").exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        assert time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.02)[0]:
+            os.read(terminal, 10_000)
+    os.close(terminal)
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert os.waitstatus_to_exitcode(ended[1]) == 130
     assert len(list((out / "checkpoints").glob("step-*"))) == 1
 
 

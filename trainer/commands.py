@@ -79,7 +79,8 @@ def train(
         return
     if result.steps < result.of:
         typer.echo(
-            f"stopped at step {result.steps} of {result.of}; run the same command to go on",
+            f"stopped at step {result.steps} of {result.of}; run the same command "
+            f"{'' if resume else 'without --no-resume '}to go on",
             err=True,
         )
         raise typer.Exit(130)

@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM end a run between two steps, with a checkpoint."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run between two steps, with a checkpoint."""
 
 import os
 import signal
+import stat
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -14,7 +15,9 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by `nohup`
+        heard = (signal.SIGINT, signal.SIGTERM, *([] if deaf else [signal.SIGHUP]))
+        for number in heard:
             self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -31,5 +34,16 @@ class StopRequest:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
+        if number == signal.SIGHUP:
+            _leave_terminal()
         # os.write: a handler may run in the middle of another write to the same stream.
         os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again loses the step\n")
+
+
+def _leave_terminal() -> None:
+    """Let what is still said go nowhere: the terminal is gone, and writing to it would fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)

@@ -23,7 +23,7 @@ from .batch import Batch, Sample, collate
 
 StartMethod = Literal["auto", "fork", "spawn"]
 
-_HELD: Final = (signal.SIGINT, signal.SIGTERM)
+_HELD: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FILES_PER_BATCH: Final = 32
 """Open files that a batch in shared memory holds at most: one a tensor, two while it is sent."""
 _LONGEST_FOLDER: Final = 70

@@ -35,9 +35,10 @@ def inference(
 ) -> None:
     """Time to the first token, per further token, and peak memory, with and without rotation.
 
-    One question at a time, greedy, as `generate` streams it. Both variants of the same weights
-    take turns; tables show the median and, in brackets, the quartiles. Fewer than 5 repeats have
-    none: there the brackets hold the least and the most.
+    One question at a time, greedy, as `generate` streams it. Both variants of
+    the same weights take turns; tables show the median and, in brackets, the
+    quartiles. Fewer than 5 repeats have none: there the brackets hold the
+    least and the most.
     """
     from ...trainer.quiet import quiet_libraries
 

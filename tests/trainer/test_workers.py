@@ -204,6 +204,7 @@ def test_workers_leave_signals_to_the_parent(
     for pid in pids:
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGHUP)
     assert [batch.ids for batch in batches] == [(str(k),) for k in range(1, 30)]
     assert readers(tmp_path / "log") == pids
 
