@@ -84,7 +84,8 @@ def generate(
 ) -> None:
     """Answer the first question of every record; run again to go on after an interruption.
 
-    What is drawn depends on the seed and the record alone, not on batch, part or interruption.
+    What is drawn depends on the seed and the record alone, not on batch, part
+    or interruption.
     """
     from ..trainer.quiet import quiet_libraries
 

@@ -42,10 +42,10 @@ def score(
     """Score predictions: every metric with its 95% interval, n and definition.
 
     Predictions and manifest are joined by id. For the intervals, samples of one
-    patient are drawn together, or of one image where the manifest names no patient.
-    A metric whose model is not there is named, with what it needs and where that
-    was looked for; the models are found by option, in the folder that
-    $MEDALIGN_METRICS names, or in the Hugging Face cache.
+    patient are drawn together, or of one image where the manifest names no
+    patient. A metric whose model is not there is named, with what it needs and
+    where that was looked for; the models are found by option, in the folder
+    that $MEDALIGN_METRICS names, or in the Hugging Face cache.
     """
     from .result_file import result_json, write_result
     from .score import score as score_file

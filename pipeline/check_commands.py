@@ -56,8 +56,9 @@ def seal_command(
 ) -> None:
     """Check every shard, recompute some rows with the expert, and finish the cache.
 
-    Training takes sealed caches only. Rows that are not what the expert says keep it unsealed. A
-    cache that is sealed already is looked over, and gets a certificate if it has none.
+    Training takes sealed caches only. Rows that are not what the expert says
+    keep it unsealed. A cache that is sealed already is looked over, and gets a
+    certificate if it has none.
     """
     from .held_signals import held_back
 
@@ -119,8 +120,8 @@ def verify_command(
 ) -> None:
     """Read every byte and list what is not as it was written; exit 1 if anything is.
 
-    With --recompute also say whether rows are what the expert says, within the tolerance of the
-    certificate; exit 1 if not.
+    With --recompute also say whether rows are what the expert says, within the
+    tolerance of the certificate; exit 1 if not.
     """
     from .held_signals import held_back
 

@@ -109,7 +109,8 @@ def build_command(
 ) -> None:
     """Fill a cache; run the same command again to go on after any interruption.
 
-    Images that a cache does not know yet are added to it, and nothing that is there is moved.
+    Images that a cache does not know yet are added to it, and nothing that is
+    there is moved.
     """
     from .held_signals import held_back
 

@@ -23,7 +23,8 @@ def diff_command(
 ) -> None:
     """Say which rows of two caches differ, and how much in units of the losses; exit 1 if any do.
 
-    Images are matched by their content: order, paths, shards and versions do not count.
+    Images are matched by their content: order, paths, shards and versions do
+    not count.
     """
     from ..teacher_cache.diff import diff
     from .progress import ConsoleProgress

@@ -4,9 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from medalign import cli
 from medalign.pipeline.manifest import ManifestError
@@ -139,3 +142,17 @@ def test_what_is_ignored_stays_ignored() -> None:
         "def app():\n    signal.raise_signal(signal.SIGHUP)\n    print('goes on')"
     )
     assert run_main(app).stdout == "goes on\n"
+
+
+def helps(command: Any, path: str = "medalign") -> Iterator[tuple[str, str]]:
+    """Path and help text of a command and of those below it."""
+    yield path, command.help or ""
+    for name, below in getattr(command, "commands", {}).items():
+        yield from helps(below, f"{path} {name}")
+
+
+def test_help_is_not_broken_twice() -> None:
+    """A terminal of 80 columns would break longer lines once more, in the middle."""
+    for path, text in helps(typer.main.get_command(cli.app)):
+        for line in text.splitlines()[1:]:
+            assert len(line) <= 78, f"{path}: {line}"

@@ -85,7 +85,8 @@ def print_cost(
 ) -> None:
     """Compute hours, memory and disk of rows on H100s, before anything is downloaded.
 
-    By formula, from published counts; `medalign train --plan` measures the run itself.
+    By formula, from published counts; `medalign train --plan` measures the run
+    itself.
     """
     from .row_cost_table import cost_table, paper_rows
 

@@ -38,7 +38,8 @@ def check(
 ) -> None:
     """Say everything that would fail later, all at once, by line; exit code 1 if anything would.
 
-    Looks at every record and every file. Questions, answers and reports are never printed.
+    Looks at every record and every file. Questions, answers and reports are
+    never printed.
     """
     import json
 

@@ -47,9 +47,9 @@ def leakage(
 ) -> None:
     """Say what a training manifest shares with held-out ones; exit code 1 if anything.
 
-    Same image, question and answer; same image file; same pixels; near-same image; same patient
-    or study. Exit code 1 also if an image could not be compared. Questions, answers and reports
-    are never printed.
+    Same image, question and answer; same image file; same pixels; near-same
+    image; same patient or study. Exit code 1 also if an image could not be
+    compared. Questions, answers and reports are never printed.
     """
     from rich.console import Console
 

@@ -44,8 +44,8 @@ def prepare_command(
 ) -> None:
     """Turn a downloaded data set into manifests, with a report of what was found.
 
-    No image is copied, except out of Parquet files. Run the same command again after any
-    interruption.
+    No image is copied, except out of Parquet files. Run the same command again
+    after any interruption.
     """
     from rich.console import Console
 

@@ -69,8 +69,8 @@ def convert_command(
 ) -> None:
     """Turn an original checkpoint into a Hugging Face Llava folder that `medalign train` takes.
 
-    Run the same command again to go on after any interruption. Every tensor is used once or listed
-    with the reason in OUT/conversion.json.
+    Run the same command again to go on after any interruption. Every tensor is
+    used once or listed with the reason in OUT/conversion.json.
     """
     from ..quiet import quiet_libraries
 

@@ -30,7 +30,8 @@ def doctor(
 ) -> None:
     """Say what would fail, before anything is spent.
 
-    Looks at this machine and at whatever is given; exit code 1 when a check failed.
+    Looks at this machine and at whatever is given; exit code 1 when a check
+    failed.
     """
     import json
     import tempfile

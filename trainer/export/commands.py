@@ -49,7 +49,8 @@ def export(
 ) -> None:
     """Write a run's model as a folder that transformers loads without medalign.
 
-    LoRA is merged. A trained rotation comes with its own code: load with trust_remote_code=True.
+    LoRA is merged. A trained rotation comes with its own code: load with
+    trust_remote_code=True.
     """
     from ..quiet import quiet_libraries
 
