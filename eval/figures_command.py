@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-_ATTENTION = "Attention overlays"
+from .attention_options import ATTENTION, CacheOption, LayerOption, StudentOption
 
 
 class FormName(enum.StrEnum):
@@ -29,42 +29,24 @@ def figures(
         typer.Option(
             help="Questions whose attention is drawn.",
             show_default="loss curves alone",
-            rich_help_panel=_ATTENTION,
+            rich_help_panel=ATTENTION,
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of its images.", rich_help_panel=_ATTENTION)
+        Path | None, typer.Option(help="Folder of its images.", rich_help_panel=ATTENTION)
     ] = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            metavar="STORE",
-            help="Teacher cache with these images: the expert's attention.",
-            rich_help_panel=_ATTENTION,
-        ),
-    ] = None,
+    cache: CacheOption = None,
     samples: Annotated[
         int | None,
         typer.Option(
             min=0,
             help="Records to draw, evenly chosen; 0 for all.",
             show_default="8",
-            rich_help_panel=_ATTENTION,
+            rich_help_panel=ATTENTION,
         ),
     ] = None,
-    student: Annotated[
-        Path | None,
-        typer.Option(help="Where the runs' student is, if it moved.", rich_help_panel=_ATTENTION),
-    ] = None,
-    layer: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Layer to read of a student without an adapter; a run has its own.",
-            show_default="that of the runs",
-            rich_help_panel=_ATTENTION,
-        ),
-    ] = None,
+    student: StudentOption = None,
+    layer: LayerOption = None,
 ) -> None:
     """Draw a paper's figures: loss curves of runs, and where expert and students look.
 

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .attention_options import ATTENTION, CacheOption, LayerOption, StudentOption
 from .model_options import with_model_options
 from .score_options import MetricsOption, TaskOption, metric_names
 
 if TYPE_CHECKING:
     from .instruments.places import InstrumentPaths
-
-_ATTENTION = "Attention overlays"
 
 
 @with_model_options
@@ -42,33 +41,17 @@ def report(
             "repeatable.",
         ),
     ] = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            metavar="STORE", help="Teacher cache with these images.", rich_help_panel=_ATTENTION
-        ),
-    ] = None,
+    cache: CacheOption = None,
     source: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="RUN_OR_STUDENT",
             help="Whose attention to show; repeatable.",
-            rich_help_panel=_ATTENTION,
+            rich_help_panel=ATTENTION,
         ),
     ] = None,
-    student: Annotated[
-        Path | None,
-        typer.Option(help="Where the runs' student is, if it moved.", rich_help_panel=_ATTENTION),
-    ] = None,
-    layer: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Layer to read of a student without an adapter; a run has its own.",
-            show_default="that of the runs",
-            rich_help_panel=_ATTENTION,
-        ),
-    ] = None,
+    student: StudentOption = None,
+    layer: LayerOption = None,
     *,
     paths: "InstrumentPaths",
 ) -> None:
