@@ -15,7 +15,7 @@ from .answers import AnswersError
 from .headline import headline, labels
 from .metrics.definitions import Key
 from .score import Score, Scores
-from .score_table import LOWER, LOWER_NOTE, not_computed
+from .score_table import LOWER, LOWER_NOTE, few_clusters, not_computed
 from .scores_files import ScoresFile
 from .shown_numbers import interval, value
 from .task_scores import choose_metrics
@@ -178,9 +178,12 @@ def _remarks(
         for name, scores in zip(names, shown, strict=True)
         for line in not_computed(scores.not_computed)
     ]
+    for scores in shown:
+        said = scores.interval
+        lines += few_clusters(list(columns.values()), said["clusters"], said["clustered_by"])
     if any(metric.better == "lower" for metric in columns.values()):
         lines.append(LOWER_NOTE)
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def _cell(metric: Score | None, intervals: bool) -> str:

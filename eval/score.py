@@ -191,11 +191,20 @@ def read_pairs(
 def instruments_for(
     task: Task, wanted: Sequence[str], paths: "InstrumentPaths | None"
 ) -> "Instruments | None":
-    """Open the models that the wanted metrics need; None for a task that needs none."""
+    """Open the models that the wanted metrics need; None for a task that needs none.
+
+    Raises:
+        AnswersError: a model cannot be used, or is given for a task that needs none.
+    """
+    from .instruments.places import InstrumentPaths
+
     if task == "vqa":
+        if paths not in (None, InstrumentPaths()):
+            raise AnswersError(
+                "--task vqa has no metric that needs a model; leave out the models of reports"
+            )
         return None
     from .instruments.opened import open_instruments
-    from .instruments.places import InstrumentPaths
 
     return open_instruments(wanted, paths or InstrumentPaths())
 

@@ -1,5 +1,6 @@
 """Read scores files again, and find out which predictions each of them belongs to."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +43,7 @@ class ScoresFile:
             AnswersError: it cannot be read, or is something else.
         """
         try:
-            scores = TypeAdapter(Scores).validate_json(path.read_bytes())
+            scores = TypeAdapter(Scores).validate_json(path.read_bytes(), strict=True)
         except OSError as error:
             reason = (error.strerror or "error").lower()
             raise AnswersError(f"{path}: cannot be read: {reason}") from None
@@ -57,6 +58,12 @@ class ScoresFile:
             if missing := [key for key in keys if key not in getattr(scores, name)]:
                 raise AnswersError(
                     f"{path}: is no scores file of `eval score`: {name} has no {missing[0]}"
+                )
+        for metric in scores.metrics:
+            if not all(map(math.isfinite, (metric.value, *(metric.interval or ())))):
+                raise AnswersError(
+                    f"{path}: is no scores file of `eval score`: {metric.name}, {metric.protocol} "
+                    "has a value or an interval that is no number"
                 )
         if scores.interval["level"] != LEVEL:
             raise AnswersError(

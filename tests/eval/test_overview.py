@@ -136,6 +136,7 @@ def test_the_command_prints_or_writes(files: list[Path], tmp_path: Path) -> None
     assert "greedy" in shown.stdout
     assert "66.7" in shown.stdout
     assert "lower is better" in shown.stdout
+    assert "clusters: 3 (by image); below 20, intervals are rough" in shown.stdout
     out = tmp_path / "t" / "table.md"
     written = CliRunner().invoke(
         app, ["eval", "table", *names, "--format", "markdown", "--out", str(out)]

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medalign.eval.answers import Answer, AnswersError, Task, join
+from medalign.eval.instruments.places import InstrumentPaths
 from medalign.eval.metrics.statistic import Statistic
 from medalign.eval.result_file import result_json, write_result
 from medalign.eval.sample_scores import vqa_scores
@@ -266,3 +267,8 @@ def test_options_of_another_shape_are_refused(
     pairs = join([answer()], [record("a", options=options)], "vqa")
     with pytest.raises(AnswersError, match=r"record 'a' has `options` .*at least two texts"):
         vqa_scores(pairs)
+
+
+def test_a_model_is_refused_where_no_metric_needs_one(vqa_files: Files, tmp_path: Path) -> None:
+    with pytest.raises(AnswersError, match="--task vqa has no metric that needs a model"):
+        score(*vqa_files, "vqa", paths=InstrumentPaths(chexbert=tmp_path))

@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,6 +65,9 @@ def test_a_scores_file_is_read_as_it_was_written(scored: Scored) -> None:
     [
         (lambda found: found.pop("metrics"), "metrics: .*required"),
         (lambda found: found["metrics"][0].update(value="high"), r"metrics.0.value: .*number"),
+        (lambda found: found["metrics"][0].update(value="50"), r"metrics.0.value: .*number"),
+        (lambda found: found["metrics"][0].update(value=math.nan), "_.* has a value .* no number"),
+        (lambda found: found["metrics"][0].update(interval=[0, math.inf]), "or an interval"),
         (lambda found: found["metrics"][0].update(better="more"), "metrics.0.better: "),
         (lambda found: found["interval"].pop("clusters"), "interval has no clusters"),
         (lambda found: found["predictions"].pop("sha256"), "predictions has no sha256"),

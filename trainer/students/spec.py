@@ -121,6 +121,11 @@ def read_config(path: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, **OWN_CODE)
     except Exception as error:  # the same
+        if b'"auto_map"' in (path / "config.json").read_bytes():
+            raise StudentError(
+                f"{path} brings model code of its own, which medalign never runs; of a folder "
+                "that `medalign export` made, give the run or the adapter that it was made of"
+            ) from error
         raise StudentError(f"{path}: cannot read config.json: {first_line(error)}") from error
     if config.model_type not in FAMILIES:
         known = ", ".join(f"`{name}`" for name in FAMILIES)
