@@ -110,7 +110,7 @@ def compare(
         b: second.
         manifest: the manifest both answer.
         task: "vqa" or "report".
-        allow_missing: count records that neither file answers as wrong in both.
+        allow_missing: take records that neither file answers as answered with nothing.
         metrics: which to compare; all if empty.
         paths: where the models are that metrics of reports need.
 

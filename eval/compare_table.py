@@ -76,7 +76,7 @@ def _missing(counts: Mapping[str, int]) -> list[str]:
         return []
     return [
         f"missing {counts['missing']} of {counts['records']} records: neither file answers them, "
-        "they count as wrong in both"
+        "both count as answering nothing"
     ]
 
 

@@ -31,7 +31,9 @@ def report(
     metrics: MetricsOption = None,
     allow_missing: Annotated[
         bool,
-        typer.Option("--allow-missing", help="Count records that no file answers as wrong."),
+        typer.Option(
+            "--allow-missing", help="Take records that no file answers as answered with nothing."
+        ),
     ] = False,
     scores: Annotated[
         list[Path] | None,

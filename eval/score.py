@@ -103,7 +103,7 @@ def score(
         predictions: predictions file, JSON Lines.
         manifest: the manifest they answer.
         task: "vqa" or "report".
-        allow_missing: count records without an answer as wrong, instead of refusing.
+        allow_missing: take records without an answer as answered with nothing, instead of refusing.
         metrics: which to compute, of `task_scores.known_metrics`; all if empty.
         paths: where the models are that metrics of reports need.
 

@@ -33,7 +33,9 @@ def score(
     metrics: MetricsOption = None,
     allow_missing: Annotated[
         bool,
-        typer.Option("--allow-missing", help="Count unanswered records as wrong; else refuse."),
+        typer.Option(
+            "--allow-missing", help="Take unanswered records as answered with nothing; else refuse."
+        ),
     ] = False,
     as_json: JsonOption = False,
     *,
@@ -77,7 +79,8 @@ def compare(
     allow_missing: Annotated[
         bool,
         typer.Option(
-            "--allow-missing", help="Count records that neither file answers as wrong in both."
+            "--allow-missing",
+            help="Take records that neither file answers as answered with nothing.",
         ),
     ] = False,
     as_json: JsonOption = False,

@@ -101,7 +101,7 @@ def gather(
         predictions: at least one file.
         manifest: the manifest that they answer.
         task: "vqa" or "report".
-        allow_missing: count records that no file answers as wrong.
+        allow_missing: take records that no file answers as answered with nothing.
         metrics: which to compute; all if empty.
         paths: where the models are that metrics of reports need.
         scores: scores files of some of the predictions, or of all.

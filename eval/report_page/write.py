@@ -76,7 +76,7 @@ def write_report(
             among the sources, where they have one in common.
         samples: how many to show, evenly chosen in the manifest's order; 0 for all.
         side: longest side of a picture in pixels.
-        allow_missing: count records that no file answers as wrong.
+        allow_missing: take records that no file answers as answered with nothing.
         metrics: which to show; all if empty.
         paths: where the models are that metrics of reports need.
         scores: scores files of some of the predictions, or of all, shown and not computed again.
