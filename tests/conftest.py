@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import signal
 import socket
 import struct
 import subprocess
@@ -30,6 +31,12 @@ from medalign.teacher_cache.writer import TeacherCacheWriter
 # Time limits belong to benchmarks; a loaded machine must not fail a law.
 settings.register_profile("medalign", deadline=None)
 settings.load_profile("medalign")
+
+# A job in the background or under `nohup` ignores signals, and so would every program it starts.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _card(grid: PatchGrid, width: int, shard_rows: int) -> CacheCard:
