@@ -1,7 +1,9 @@
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -113,11 +115,6 @@ def test_a_student_by_itself_needs_one_of_its_layers(
         student_attention(Source(asked / "student", None), "s", records, asked, layer=layer)
 
 
-class _Trained(Source):
-    def layer(self) -> int | None:
-        return {"none": None, "one": 1, "two": 2}[self.student.name]
-
-
 @pytest.mark.parametrize(
     ("names", "layer"),
     [("one none", 1), ("none one one", 1), ("none", None), ("one two none", None)],
@@ -125,7 +122,9 @@ class _Trained(Source):
 def test_a_student_is_read_at_the_layer_of_the_runs_beside_it(
     names: str, layer: int | None
 ) -> None:
-    assert layer_of_runs([_Trained(Path(name), None) for name in names.split()]) == layer
+    trained = {"none": None, "one": 1, "two": 2}
+    sources: Any = [SimpleNamespace(layer=partial(trained.get, name)) for name in names.split()]
+    assert layer_of_runs(sources) == layer
 
 
 def test_students_are_toggled_beside_each_other(
