@@ -167,12 +167,18 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
     assert all(np.array_equal(got[key], wanted[key]) for key in wanted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "option", "hint"),
+    [
+        (signal.SIGINT, "--no-resume", "run the same command without --no-resume to go on"),
+        (signal.SIGTERM, "--resume", "run the same command to go on"),
+    ],
+)
 def test_a_stopped_run_saves_and_says_how_to_go_on(
-    job: Path, cache: Path, number: signal.Signals
+    job: Path, cache: Path, number: signal.Signals, option: str, hint: str
 ) -> None:
     out = job / f"stopped-{number.name}"
-    long = ("--set", "run.steps=500", "--set", "run.save_every=499")
+    long = ("--set", "run.steps=500", "--set", "run.save_every=499", option)
     words = [*train_words(job, cache, out), *long]
     process = subprocess.Popen(
         [sys.executable, "-m", "medalign", *map(str, words)], stderr=subprocess.PIPE, text=True
@@ -185,7 +191,7 @@ def test_a_stopped_run_saves_and_says_how_to_go_on(
     process.send_signal(number)
     _, said = process.communicate(timeout=100)
     assert process.returncode == 130, said
-    assert "run the same command to go on" in said
+    assert hint in said
     assert "Traceback" not in said
     assert len(list((out / "checkpoints").glob("step-*"))) == 1
 

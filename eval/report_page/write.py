@@ -137,15 +137,9 @@ def write_report(
 
 
 def _without_value(gathered: Gathered, metrics: Sequence[str]) -> list[str]:
-    """Say which of the metrics that were asked for no file has a value of."""
-    scored = {each.group for file in gathered.files for each in file.scores.metrics}
-    missing = [
-        each
-        for file in gathered.files
-        for each in file.scores.not_computed
-        if each.name in metrics and each.name not in scored
-    ]
-    return not_computed(missing)
+    """Say which of the metrics that were asked for a file has no value of."""
+    missing = [each for file in gathered.files for each in file.scores.not_computed]
+    return not_computed([each for each in missing if each.name in metrics])
 
 
 def evenly(count: int, wanted: int) -> list[int]:

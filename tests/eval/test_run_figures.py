@@ -9,10 +9,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medalign.cli import app
+from medalign.eval import run_figures
 from medalign.eval.answers import AnswersError
 from medalign.eval.run_figures import Asked, Drawn, draw_attention, draw_curves
 from medalign.eval.source import Source
+from medalign.pipeline.geometry import apply_geometry
 from medalign.trainer.quiet import quiet_libraries
+from medalign.trainer.students.spec import StudentError, read_student
 from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
 
 BEGINNINGS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
@@ -101,6 +104,35 @@ def test_a_panel_for_each_student_of_one_square(place: Path, tmp_path: Path) -> 
     assert "larger sees a pad square of 6x6 patches, student a pad one of 4x4" in drawn.problems[0]
 
 
+def test_a_figure_shows_what_the_student_sees_and_what_of_it_is_image(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Any, dict[str, Any]]] = []
+
+    def overlay(image: Any, maps: Any, *_: object, **options: Any) -> None:
+        drawn.append((image, {"maps": list(maps), **options}))
+
+    monkeypatch.setattr(run_figures, "attention_overlay", overlay)
+    draw_attention(asked(place, "student", "other", samples=1), tmp_path)
+    image, options = drawn[0]
+    with Image.open(place / "0.png") as wide:
+        rgb = np.asarray(wide.convert("RGB"))
+    fill = read_student(place / "student").square.fill
+    np.testing.assert_array_equal(image, apply_geometry(rgb, "pad", 56, fill))
+    assert options["maps"] == ["student", "other"]
+    assert options["valid"].reshape(4, 4).all(axis=1).tolist() == [False, True, True, False]
+    assert options["title"] == "0.png: Is there a $fracture$?"
+
+
+def test_a_student_is_read_at_the_layer_of_the_run_beside_it(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StudentError, match="--layer is not given"):
+        draw_attention(asked(place, samples=1, layer=None), tmp_path)
+    monkeypatch.setattr(Source, "layer", lambda _: 1)
+    assert draw_attention(asked(place, samples=1, layer=None), tmp_path).files
+
+
 def test_records_are_evenly_chosen_among_those_with_images(place: Path, tmp_path: Path) -> None:
     drawn = draw_attention(asked(place, samples=2), tmp_path)
     assert [path.name.split("_")[1] for path in drawn.files] == ["1", "1", "3"]
@@ -130,6 +162,11 @@ def test_the_command_draws_both_and_names_what_is_missing(place: Path, tmp_path:
     assert f"{out / 'attention_3_one.png'}\n" in drawn.stdout
     assert "1 things are missing" in drawn.stderr
     assert "broken.png" in drawn.stderr
+    one = run(place / "student", "--out", tmp_path / "one", *words, "--samples", 1)
+    assert [Path(line).name for line in one.stdout.split()] == [
+        "attention_1_both_of_them.png",
+        "attention_1_both_of_them_2.png",
+    ]
     wrong: list[tuple[tuple[object, ...], str]] = [
         ((place / "student",), "nothing to draw"),
         ((place / "student", "--images", place), "give --manifest and --images"),

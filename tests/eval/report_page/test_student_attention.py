@@ -157,6 +157,32 @@ def test_students_are_toggled_beside_each_other(
     assert [line.partition(" ")[0] for line in written.problems] == ["broken.png"] + ["broken:"] * 2
 
 
+def test_a_report_reads_a_student_at_the_layer_of_the_run_beside_it(
+    asked: Path, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = records[1]
+    (tmp_path / "m.jsonl").write_text((asked / "m.jsonl").read_text().splitlines()[1])
+    said = Answer(
+        id=one.id, prompt="", text="No", answer="No", decoder="greedy", seed=0, new_tokens=1
+    )
+    (tmp_path / "p.jsonl").write_bytes(said.to_line())
+
+    def page(**options: Any) -> bytes:
+        files = [tmp_path / "p.jsonl"], tmp_path / "m.jsonl"
+        source = ("student", Source(asked / "student", None))
+        write_report(*files, asked, "vqa", tmp_path / "r.html", sources=[source], **options)
+        return (tmp_path / "r.html").read_bytes()
+
+    with pytest.raises(StudentError, match="--layer is not given"):
+        page()
+    at = [page(layer=layer) for layer in (0, 1)]
+    assert at[0] != at[1]
+    monkeypatch.setattr(Source, "layer", lambda _: 1)
+    assert page() == at[1]
+
+
 def test_sources_have_short_names_where_those_differ() -> None:
     assert source_names([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
     assert source_names([Path("x/a"), Path("y/a")]) == ["x/a", "y/a"]
+    with pytest.raises(StudentError, match=r"x/\.\./a is given twice"):
+        source_names([Path("a"), Path("b"), Path("x/../a")])
