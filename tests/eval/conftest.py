@@ -1,9 +1,11 @@
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from medalign.eval.answers import Answer
 from medalign.pipeline.manifest import Record, Turn
@@ -14,6 +16,27 @@ Write = Callable[[Path, Iterable[Mapping[str, Any]]], Path]
 @pytest.fixture(scope="session")
 def golden() -> Any:
     return json.loads(Path(__file__).with_name("golden_metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def asked_below() -> Callable[[Path, Mapping[str, Sequence[str]], str], None]:
+    """Write two images, a broken one, and one question about the images of each id."""
+
+    def write(folder: Path, images: Mapping[str, Sequence[str]], question: str) -> None:
+        rng = np.random.default_rng(0)
+        for k, shape in enumerate(((20, 40, 3), (50, 30, 3))):
+            pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{k}.png")
+        (folder / "broken.png").write_bytes(b"")
+        lines = []
+        for id_, shown in images.items():
+            text = "<image>\n" * len(shown) + question
+            turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "No"}]
+            row: dict[str, Any] = {"id": id_, "conversations": turns}
+            lines.append(json.dumps(row | ({"image": shown} if shown else {})))
+        (folder / "m.jsonl").write_text("\n".join(lines) + "\n")
+
+    return write
 
 
 @pytest.fixture

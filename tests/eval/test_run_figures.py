@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +23,20 @@ BEGINNINGS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, asked_below: Callable[..., None]) -> Path:
     """Two students of one grid and one of another; questions of two images, one, none, a broken."""
     quiet_libraries()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("figures")
     for name, size in (("student", 56), ("other", 56), ("larger", 84)):
         make_student(folder / name, DEMO_TEXTS, TinyStudent(image_size=size, width=32, layers=2))
-    rng = np.random.default_rng(0)
-    for k, shape in enumerate(((20, 40, 3), (50, 30, 3))):
-        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{k}.png")
-    (folder / "broken.png").write_bytes(b"")
-    lines = []
-    for id_, images in (
-        ("both/of them", ["0.png", "1.png"]),
-        ("none", []),
-        ("one", ["1.png"]),
-        ("broken", ["broken.png"]),
-    ):
-        text = "<image>\n" * len(images) + "Is there a $fracture$?"
-        turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "No"}]
-        row: dict[str, Any] = {"id": id_, "conversations": turns}
-        lines.append(json.dumps(row | ({"image": images} if images else {})))
-    (folder / "m.jsonl").write_text("\n".join(lines) + "\n")
+    images = {
+        "both/of them": ["0.png", "1.png"],
+        "none": [],
+        "one": ["1.png"],
+        "broken": ["broken.png"],
+    }
+    asked_below(folder, images, "Is there a $fracture$?")
     return folder
 
 

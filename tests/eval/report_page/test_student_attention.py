@@ -1,5 +1,4 @@
 import hashlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from medalign.eval.answers import Answer
 from medalign.eval.measure import measure
@@ -28,29 +26,14 @@ LAYER = 1
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def asked(tmp_path_factory: pytest.TempPathFactory, asked_below: Callable[..., None]) -> Path:
     """A student, three images, and a question of two images, of one, of none, of a broken one."""
     quiet_libraries()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("asked")
     make_student(folder / "student", DEMO_TEXTS, TinyStudent(image_size=56, width=32, layers=2))
-    rng = np.random.default_rng(0)
-    for k, size in enumerate(((20, 40, 3), (50, 30, 3))):
-        pixels = rng.integers(0, 256, size, dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{k}.png")
-    (folder / "broken.png").write_bytes(b"")
-    lines = []
-    for id_, images in (
-        ("both", ["0.png", "1.png"]),
-        ("one", ["1.png"]),
-        ("none", []),
-        ("broken", ["broken.png"]),
-    ):
-        text = "<image>\n" * len(images) + "Is there a fracture?"
-        turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "No"}]
-        row: dict[str, Any] = {"id": id_, "conversations": turns}
-        lines.append(json.dumps(row | ({"image": images} if images else {})))
-    (folder / "m.jsonl").write_text("\n".join(lines) + "\n")
+    images = {"both": ["0.png", "1.png"], "one": ["1.png"], "none": [], "broken": ["broken.png"]}
+    asked_below(folder, images, "Is there a fracture?")
     return folder
 
 
