@@ -39,6 +39,40 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_warned: dict[str, list[str]] = {}  # first line of each warning -> the tests that gave it
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Warnings fail the run that this option is given to, once each; `.ci/run` gives it."""
+    parser.addoption(
+        "--fail-on-warnings",
+        action="store_true",
+        help="exit with 1 if any test warned; every distinct warning is listed once",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_warning_recorded(warning_message: Any, nodeid: str) -> None:
+    """Gather tests by warning, so that a library's change is one line and not sixty."""
+    text = str(warning_message.message).strip().partition("\n")[0]
+    kind = f"{warning_message.category.__name__}: {text}"
+    _warned.setdefault(kind, []).append(nodeid or "collection")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    controller = not hasattr(session.config, "workerinput")
+    if controller and _warned and session.config.getoption("--fail-on-warnings"):
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not config.getoption("--fail-on-warnings"):
+        return
+    for kind, tests in sorted(_warned.items()):
+        first = f"{len(tests)} tests, first {tests[0]}"
+        terminalreporter.write_line(f"FAILED (warning) {kind} ({first})", red=True)
+
+
 def _card(grid: PatchGrid, width: int, shard_rows: int) -> CacheCard:
     expert = ExpertCard(
         name="synthetic",

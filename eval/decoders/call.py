@@ -1,5 +1,6 @@
 """One call of a decoder: the model, the prompts, and what is seen while they are read."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,3 +113,23 @@ def image_features(model: Any, pixels: Tensor) -> Tensor:
     """Projected features [P, N, C] of pixels [P, 3, S, S]."""
     found = model.get_image_features(pixel_values=pixels)
     return torch.stack(list(getattr(found, "pooler_output", found)))
+
+
+def cache_keyword(model: Any) -> str:
+    """Return the argument by which a model takes its key-value cache.
+
+    `past_key_values` up to transformers 5.23; 5.24 renames it to `cache` and drops the old name
+    in 5.40, so the name is read from the signature rather than from a version.
+
+    Raises:
+        DecodingError: the model takes neither.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in parameters:
+            return name
+    raise DecodingError(
+        f"{type(model).__name__} takes no key-value cache: neither `cache` nor `past_key_values` "
+        "is among the arguments of its forward; install a version of transformers that "
+        "constraints.txt names"
+    )

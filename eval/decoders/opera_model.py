@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ...trainer.students.probe import Tap
-from .call import image_features
+from .call import cache_keyword, image_features
 from .last_row import last_rows
 from .prompt import Prompt, embed
 
@@ -76,6 +76,7 @@ class BeamModel:
 
     def _forward(self, **given: Any) -> Tensor:
         self.passes += 1
-        out = self._model(**given, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        cache = {cache_keyword(self._model): self._cache}
+        out = self._model(**given, **cache, use_cache=True, logits_to_keep=1)
         logits: Tensor = out.logits[:, -1].float()
         return logits

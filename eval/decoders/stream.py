@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
 from ...trainer.students.probe import Tap
+from .call import cache_keyword
 from .prompt import Embedded
 
 Combine = Callable[[Tensor, Tensor, int], Tensor]
@@ -60,9 +61,9 @@ class ContrastStream:
             **given,
             attention_mask=self._mask.long(),
             position_ids=place,
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_keyword(self._model): self._cache},
         )
         logits: Tensor = out.logits[:, -1].float()
         return logits

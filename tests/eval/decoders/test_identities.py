@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from medalign.eval.decoders import DecodingError, decode, last_row, m3id, make_spec, vcd
+from medalign.eval.decoders.call import cache_keyword
 from medalign.eval.decoders.pai import boosted
 
 TOKENS = 8
@@ -229,7 +230,7 @@ def test_pai_finds_the_image_where_a_window_has_dropped_old_keys(
         cache, given = DynamicCache(), dict(bench.inputs(row))
         with torch.no_grad(), last_row.last_rows(bench.model, range(6), look):
             for token in found:
-                out = bench.model(**given, past_key_values=cache, use_cache=True)
+                out = bench.model(**given, **{cache_keyword(bench.model): cache}, use_cache=True)
                 assert token == int(out.logits[0, -1].argmax())
                 given = {"input_ids": torch.tensor([[token]])}
         assert cache.get_seq_length() > 20
