@@ -16,16 +16,16 @@ from typer.core import TyperGroup
 from . import __version__
 from .demo.commands import demo
 from .eval.bench.commands import bench
-from .eval.commands import app as eval_app
-from .eval.commands import cache_show
-from .pipeline.commands import cache
-from .pipeline.datasets.commands import data
-from .pipeline.held_signals import REPEATED, handled_by
+from .eval.commands.eval import app as eval_app
+from .eval.commands.eval import cache_show
+from .pipeline.commands.cache import cache
+from .pipeline.commands.prepare_data import data
+from .pipeline.runtime.signals import REPEATED, handled_by
 from .trainer.commands import train
 from .trainer.convert.commands import student
-from .trainer.doctor.command import doctor
 from .trainer.export.commands import export
-from .trainer.recipe_commands import recipes
+from .trainer.preflight.commands import doctor
+from .trainer.recipe.commands import recipes
 
 INTERRUPTED = "interrupted; run the same command again to go on"
 

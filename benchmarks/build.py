@@ -112,11 +112,11 @@ class Bench:
     def decode(self) -> float:
         from functools import partial
 
+        from medalign.pipeline.decode import Source, View, read_squares
         from medalign.pipeline.geometry import mean_colour
         from medalign.pipeline.options import STUDENT_GRID
         from medalign.pipeline.pixels import sha256_file
-        from medalign.pipeline.squares import Source, View, read_squares
-        from medalign.pipeline.workers import Workers
+        from medalign.pipeline.runtime.workers import Workers
 
         view = View(
             root=self.folder,
@@ -199,7 +199,7 @@ def main() -> None:
     for name, value in (("images", 64), ("batch", 16), ("rounds", 3), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
-    from medalign.trainer.quiet import quiet_libraries
+    from medalign.trainer.machine import quiet_libraries
 
     quiet_libraries()
     found: dict[str, list[float]] = {}

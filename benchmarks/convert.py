@@ -90,7 +90,7 @@ def hash_twice(source: Path, out: Path) -> None:
 def converter() -> Callable[[Path, Path], object]:
     from medalign.trainer.convert.convert import Wish, convert
     from medalign.trainer.convert.families import ORIGINALS
-    from medalign.trainer.quiet import quiet_libraries
+    from medalign.trainer.machine import quiet_libraries
 
     quiet_libraries()
 

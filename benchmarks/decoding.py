@@ -128,7 +128,7 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
     """Answer once with one token and once with many, in this process."""
     import torch
 
-    from medalign.trainer.quiet import quiet_libraries
+    from medalign.trainer.machine import quiet_libraries
 
     quiet_libraries()
     from medalign.eval.decoders import decode, make_spec

@@ -14,8 +14,8 @@ import torch
 
 from medalign.eval.bench.inference import Wanted, bench_inference
 from medalign.eval.bench.report import as_table
-from medalign.trainer.quiet import quiet_libraries
-from medalign.trainer.recipe_sections import LoraSection
+from medalign.trainer.machine import quiet_libraries
+from medalign.trainer.recipe.sections import LoraSection
 from medalign.trainer.student import add_adapter, load_base, save_adapter
 from medalign.trainer.students.spec import student_digest
 from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student

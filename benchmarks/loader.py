@@ -121,8 +121,8 @@ def consume(
     samples: Any, workers: int, given: argparse.Namespace, pause: float
 ) -> dict[str, float]:
     """Take --steps batches, with a pause after each, as a model that computes would."""
-    from medalign.trainer.order import StepOrder
-    from medalign.trainer.workers import micro_batches
+    from medalign.trainer.data.loader import micro_batches
+    from medalign.trainer.data.order import StepOrder
 
     order = StepOrder(len(samples), 0, given.batch, 1, 0, 1, 0, given.steps + 1)
     begun = time.perf_counter()
@@ -146,8 +146,7 @@ def consume(
 
 def padding(items: list[Record], encoder: Any, batch: int) -> dict[str, float]:
     """Share of padding in an epoch of batches, four of which make a step."""
-    from medalign.trainer.estimate import estimated_lengths
-    from medalign.trainer.order import StepOrder
+    from medalign.trainer.data.order import StepOrder, estimated_lengths
 
     counted = np.array([len(encoder.training(item, 1 << 20).input_ids) for item in items], np.int32)
     guessed = estimated_lengths(items, encoder.tokens_per_image, 1 << 20)
@@ -217,11 +216,11 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, default=SAMPLE, help="to measure padding on")
     given = parser.parse_args()
 
-    from medalign.trainer.quiet import quiet_libraries
+    from medalign.trainer.machine import quiet_libraries
 
     quiet_libraries()
     from medalign.teacher_cache.reader import TeacherCache
-    from medalign.trainer.data import Conversations, select
+    from medalign.trainer.data.dataset import Conversations, select
     from medalign.trainer.students.spec import read_student
     from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
 

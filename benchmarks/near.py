@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from medalign.pipeline.datasets.fingerprint import BITS, Fingerprint, fingerprint
-from medalign.pipeline.datasets.near import near_images
+from medalign.pipeline.hygiene.near_duplicates import BITS, Fingerprint, fingerprint, near_images
 from medalign.pipeline.pixels import PixelsError, decode, read_image
 
 Pixels = NDArray[np.uint8]

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medalign.teacher_cache.arrays import RowArray, metadata_bytes
-from medalign.teacher_cache.open_files import OpenFiles
-from medalign.teacher_cache.shard_file import RowReader
-from medalign.teacher_cache.storage import LocalStorage
+from medalign.teacher_cache.format.arrays import RowArray, metadata_bytes
+from medalign.teacher_cache.format.shard_file import RowReader
+from medalign.teacher_cache.storage.local import LocalStorage
+from medalign.teacher_cache.storage.open_files import OpenFiles
 
 Arrays = dict[str, npt.NDArray[Any]]
 Read = Callable[[int], object]

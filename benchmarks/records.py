@@ -46,8 +46,8 @@ def write(path: Path, count: int) -> None:
 
 def measure(kind: str, path: Path) -> dict[str, float]:
     from medalign.pipeline.manifest import Record, checked_records, read_manifest
-    from medalign.trainer.estimate import estimated_lengths
-    from medalign.trainer.packed import PackedRecords
+    from medalign.trainer.data.dataset import PackedRecords
+    from medalign.trainer.data.order import estimated_lengths
 
     before, begun = status("VmRSS"), time.perf_counter()
     records: Sequence[Record]

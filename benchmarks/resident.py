@@ -27,9 +27,9 @@ def measure(way: str, samples: int, folder: Path) -> dict[str, float]:
     import torch
     from sides import SIZES, Bench, engine_steps, small_student
 
+    from medalign.trainer.machine import quiet_libraries
     from medalign.trainer.objective import Objective, Share
-    from medalign.trainer.plan.held import Kept
-    from medalign.trainer.quiet import quiet_libraries
+    from medalign.trainer.preflight.measure import Kept
 
     quiet_libraries()
     size, device = SIZES["toy"], torch.device("cpu")

@@ -32,16 +32,16 @@ from medalign.pipeline.resample import to_grid
 from medalign.pipeline.tower import Tower, named_config
 from medalign.teacher_cache.reader import TeacherRow
 from medalign.teacher_cache.schema import ExpertCard
-from medalign.trainer.batch import Batch, Sample, collate
-from medalign.trainer.engine import Engine
+from medalign.trainer.data.batch import Batch, Sample, collate
+from medalign.trainer.data.teacher import Patches
+from medalign.trainer.distributed.engine import Engine
+from medalign.trainer.distributed.ranks import Ranks
 from medalign.trainer.losses import attention_alignment, spatial_alignment
 from medalign.trainer.objective import Objective, Share
-from medalign.trainer.ranks import Ranks
-from medalign.trainer.recipe import Recipe
+from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.student import add_adapter, checkpoint_activations, llava_of, load_base
 from medalign.trainer.students.spec import StudentSpec, read_config, read_student
 from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
-from medalign.trainer.teacher import Patches
 
 QUESTION = "Which organ is shown, and is there a fracture of the left rib or an effusion? " * 2
 ANSWER = "The lungs are clear, the heart size is within normal limits, no fracture is seen. " * 2

@@ -38,7 +38,7 @@ GOALS = {"seconds": 1.03, "peak": 1.02}
 
 def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure one side in this process, for every batch size and kind of checkpointing asked."""
-    from medalign.trainer.quiet import quiet_libraries
+    from medalign.trainer.machine import quiet_libraries
 
     quiet_libraries()
     import torch
@@ -243,7 +243,7 @@ def main() -> None:
         return
     from sides import SIZES, small_student
 
-    from medalign.trainer.quiet import quiet_libraries
+    from medalign.trainer.machine import quiet_libraries
 
     quiet_libraries()
     with tempfile.TemporaryDirectory() as scratch:

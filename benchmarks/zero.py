@@ -154,7 +154,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value, help=about)
     given = parser.parse_args()
 
-    from medalign.trainer.quiet import quiet_libraries
+    from medalign.trainer.machine import quiet_libraries
 
     quiet_libraries()
     from medalign.trainer.students.spec import read_student

@@ -22,12 +22,12 @@ def demo(
     The second run uses what the first one made, and finishes what it left.
     """
     started = time.monotonic()
-    from ..trainer.quiet import quiet_libraries
+    from ..trainer.machine import quiet_libraries
 
     quiet_libraries()
     from rich.console import Console
 
-    from ..trainer.live import live_view
+    from ..trainer.commands import live_view
     from .run import run_demo
     from .show import draw, report, table
 

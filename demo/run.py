@@ -10,26 +10,26 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..eval.decoders.specs import Greedy
+from ..eval.alignment import Measured, measure
+from ..eval.decoders.settings import Greedy
 from ..eval.generate import generate
-from ..eval.measure import Measured, measure
 from ..eval.result_file import result_json, write_result
 from ..eval.score import Scores, score
 from ..eval.source import Source
 from ..pipeline.build import build
-from ..pipeline.certificate import certifier
 from ..pipeline.experts import load_expert
 from ..pipeline.manifest import read_manifest
 from ..pipeline.options import BuildOptions
+from ..pipeline.recompute import certifier
 from ..teacher_cache.audit import info
-from ..teacher_cache.durable import make_folder, write_durably
 from ..teacher_cache.origin import Origin
 from ..teacher_cache.reader import TeacherCache
 from ..teacher_cache.seal import seal
+from ..teacher_cache.storage.durable import make_folder, write_durably
 from ..trainer.loop import Step
 from ..trainer.prepare import Say, with_paths
-from ..trainer.recipe import Recipe
-from ..trainer.shipped import find_recipe
+from ..trainer.recipe.compose import find_recipe
+from ..trainer.recipe.recipe import Recipe
 from ..trainer.student import load_base, load_student
 from ..trainer.students.probe import attach
 from ..trainer.students.spec import StudentSpec, read_student

@@ -8,9 +8,9 @@ import numpy.typing as npt
 from PIL import Image
 from rich.table import Table
 
-from ..eval.figures import attention_overlay, loss_curves
-from ..eval.measure import mass_inside
-from ..eval.report_page.write import write_report
+from ..eval.alignment import mass_inside
+from ..eval.figures.figures import attention_overlay, loss_curves
+from ..eval.html_report.write import write_report
 from ..eval.source import Source
 from ..pipeline.geometry import apply_geometry, mask_patches
 from ..pipeline.manifest import Record, read_manifest

@@ -6,18 +6,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from .answers import SHOWN, Answer, AnswersError, Task, refuse_absent
 from .clusters import cluster_records, clustered_by
 from .metrics.definitions import Better, Unit
 from .metrics.interval import LEVEL, RESAMPLES, SEED, Interval
 from .metrics.paired import SWAPS, McNemar, compare_statistics
 from .metrics.statistic import Int64
+from .predictions import SHOWN, Answer, AnswersError, Task, refuse_absent
 from .result_file import identify_file, package_version
-from .score import instruments_for, read_pairs, scale
-from .task_scores import NotComputed, TaskScores, choose_metrics, task_scores
+from .score import (
+    NotComputed,
+    TaskScores,
+    choose_metrics,
+    instruments_for,
+    read_pairs,
+    scale,
+    task_scores,
+)
 
 if TYPE_CHECKING:
-    from .instruments.places import InstrumentPaths
+    from .metric_models.locate import InstrumentPaths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

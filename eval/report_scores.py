@@ -4,13 +4,12 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from .answers import Pair
-from .instruments.opened import Instruments
+from .metric_models.locate import Instruments
 from .metrics.definitions import Key
 from .metrics.labels import FINDINGS, TOP_5, LabelCounts, found_labels
 from .metrics.radgraph import Annotation, graph_score, present_findings
 from .metrics.ratescore import rate_score
-from .metrics.report import (
+from .metrics.report_text import (
     ReportProtocol,
     Synonyms,
     bleu,
@@ -21,6 +20,7 @@ from .metrics.report import (
     rouge_l,
 )
 from .metrics.statistic import Statistic, Tally
+from .predictions import Pair
 
 PROTOCOLS: tuple[ReportProtocol, ...] = ("medalign", "authors")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from .answers import AnswersError
+from .predictions import AnswersError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import torch
 
 from ..pipeline.pixels import Alpha
-from ..trainer.run_folder import RunFolder
+from ..trainer.run.folder import RunFolder
 from ..trainer.student import load_base, load_student, read_identity
 from ..trainer.students.spec import StudentError, StudentSpec, read_student, student_digest
 

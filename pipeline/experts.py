@@ -1,24 +1,143 @@
 """Experts: frozen CLIP vision towers by name, loaded from local files only."""
 
 import difflib
+import math
+import os
+import re
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..teacher_cache.schema import ExpertCard, FeatureChoice
-from .demo_weights import demo_weights
-from .expert_names import UNIMED, is_folder
-from .fit import check_fit
 from .resample import ExpertOutput, to_grid
 from .tower import CONFIG_NAME, Tower, TowerConfig, architectures, named_config, read_config
-from .weights import (
-    ExpertError,
-    find_checkpoint,
-    read_visual_weights,
-    weights_sha256,
-)
+from .weights import ExpertError, find_checkpoint, listed, read_visual_weights, weights_sha256
+
+# Queries and keys this much above unit variance make [cls] attention prefer some patches
+# clearly; at 1 it is nearly uniform, and there would be nothing to distil.
+_SHARPNESS = 1.7
+
+
+def demo_weights(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Draw float32 weights for a tower's state dict, whatever its order.
+
+    Each tensor has its own stream, seeded by its name. Values are uniform with 24 bits taken
+    from raw generator output: no logarithm or cosine whose last bit depends on the machine,
+    and no global random state touched.
+    """
+    return {name: _draw(name, tuple(tensor.shape)) for name, tensor in shapes.items()}
+
+
+def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if name.startswith("ln_") or ".ln_" in name:
+        return torch.ones(shape)
+    stream = np.random.PCG64(zlib.crc32(name.encode()))
+    bits = np.asarray(stream.random_raw(math.prod(shape)) >> np.uint64(40), dtype=np.float64)
+    uniform = torch.from_numpy((bits / 2**23 - 1).astype(np.float32)).reshape(shape)
+    if name.endswith("in_proj_weight"):
+        uniform[: shape[0] // 3 * 2] *= _SHARPNESS
+    # A uniform number in -1..1 has variance 1/3; fan-in scaling keeps activations near 1.
+    return uniform * math.sqrt(3 / _fan_in(name, shape))
+
+
+def _fan_in(name: str, shape: tuple[int, ...]) -> int:
+    if name in ("class_embedding", "positional_embedding"):
+        return 4 * shape[-1]  # content must outweigh position
+    return math.prod(shape[1:]) if name != "proj" else shape[0]
+
+
+UNIMED = {"unimed-l": "ViT-L-14-336-quickgelu", "unimed-b": "ViT-B-16-quickgelu"}
+"""The UniMed-CLIP towers and open_clip's names of their architectures."""
+
+
+def is_folder(name: str) -> bool:
+    """Say whether an expert's name is the path of a folder that is there."""
+    known = name in (*UNIMED, "biomedclip", "demo") or name.startswith("openclip:")
+    return not known and Path(name).is_dir()
+
+
+_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")
+
+
+def check_fit(
+    wanted: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    *,
+    path: Path,
+    named: Mapping[str, str],
+) -> None:
+    """Check that a checkpoint has exactly the tensors of a tower.
+
+    Args:
+        wanted: the tower's state dict; meta tensors will do.
+        found: the checkpoint's visual tensors.
+        path: the checkpoint, for the message.
+        named: expert name -> architecture, proposed before plain architectures.
+
+    Raises:
+        ExpertError: a tensor has another shape, is missing, or is not the tower's; the message
+            proposes an expert that the weights fit.
+    """
+    problems = _shape_problems(wanted, found) or _key_problems(wanted, found)
+    if problems:
+        raise ExpertError(f"{path}: {'; '.join([*problems, *_proposal(found, named)])}")
+
+
+def _shape_problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    names = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
+    if not names:
+        return []
+    more = f" (and {len(names) - 1} more shapes differ)" if len(names) > 1 else ""
+    shapes = [tuple(tensors[names[0]].shape) for tensors in (found, wanted)]
+    return [f"visual.{names[0]} is {shapes[0]}, this expert takes {shapes[1]}{more}"]
+
+
+def _key_problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    missing = [f"visual.{name}" for name in wanted if name not in found]
+    unexpected = [f"visual.{name}" for name in found if name not in wanted]
+    kinds = (("missing", missing), ("unexpected", unexpected))
+    return [f"{kind} keys: {listed(names)}" for kind, names in kinds if names]
+
+
+def _proposal(found: Mapping[str, Tensor], named: Mapping[str, str]) -> list[str]:
+    if any(name.startswith("trunk.") for name in found):
+        return [f"the weights are of a timm tower: give its folder with {CONFIG_NAME}"]
+    signature = _signature_of_weights(found)
+    candidates = {name: named_config(architecture) for name, architecture in named.items()}
+    candidates |= {f"openclip:{name}": named_config(name) for name in architectures()}
+    fitting = [name for name, config in candidates.items() if _signature(config) == signature]
+    # Shapes cannot tell whether a tower was trained with QuickGELU; list both sorts.
+    return [f"the weights have the shapes of expert {listed(fitting)}"] if fitting else []
+
+
+def _signature_of_weights(found: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+    """Return image side, patch side, width, blocks and embedding width, if they can be seen."""
+    try:
+        conv, tokens, proj = (
+            found[name].shape for name in ("conv1.weight", "positional_embedding", "proj")
+        )
+        side, patch = round((tokens[0] - 1) ** 0.5), conv[3]
+        blocks = {match[1] for name in found if (match := _BLOCK.match(name))}
+    except (KeyError, IndexError):
+        return None
+    return (side * patch, patch, conv[0], len(blocks), proj[-1])
+
+
+def _signature(config: TowerConfig) -> tuple[object, ...]:
+    vision = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, **config.vision}
+    if config.timm:
+        return ()
+    keys = ("image_size", "patch_size", "width", "layers")
+    return (*(vision[key] for key in keys), config.embed_dim)
+
 
 __all__ = ["EXPERT_NAMES", "Expert", "ExpertError", "ExpertOutput", "load_expert", "to_grid"]
 
@@ -223,4 +342,45 @@ def _from_folder(name: str, folder: Path, weights: Path | None, licence: str) ->
         config=config,
         checkpoint=find_checkpoint(weights or folder),
         licence=licence,
+    )
+
+
+DtypeName = Literal["bf16", "fp32"]
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def load_asked(
+    name: str,
+    weights: Path | None,
+    features: FeatureChoice,
+    device: str,
+    dtype: DtypeName | None,
+) -> Expert:
+    """Load an expert on the device of this process: `auto` is its own GPU, or the CPU.
+
+    Without a dtype it computes in bfloat16 on a GPU and in float32 elsewhere.
+
+    Raises:
+        ExpertError: see `load_expert`.
+    """
+    if device == "auto":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        count = torch.cuda.device_count()
+        device = f"cuda:{local % count}" if count else "cpu"
+    kind = _DTYPES[dtype or ("bf16" if device.startswith("cuda") else "fp32")]
+    return load_expert(name, weights, features=features, device=device, dtype=kind)
+
+
+def dtype_name(dtype: str) -> DtypeName:
+    """Return how a command line names a card's dtype."""
+    return "bf16" if dtype == "bfloat16" else "fp32"
+
+
+def describe(expert: Expert) -> str:
+    """Say in one line what an expert is and where it runs."""
+    card = expert.card
+    kind = str(expert.dtype).removeprefix("torch.")
+    return (
+        f"expert {card.name}: {card.image_size} px, {card.grid} patches of width {card.width}, "
+        f"{kind} on {expert.device}"
     )

@@ -14,11 +14,11 @@ from ..teacher_cache.schema import (
 )
 from .experts import Expert
 from .geometry import GeometryName, mean_colour
-from .parts import Part
 from .pixels import Alpha
 from .planning import BuildError
 from .resample import INTERPOLATION
-from .workers import default_workers
+from .runtime.parts import Part
+from .runtime.workers import default_workers
 
 STUDENT_GRID = PatchGrid(24, 24)
 """The patch grid of LLaVA's students: 336 px in 14 px patches."""

@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from ..teacher_cache.audit import list_known_failures
-from ..teacher_cache.chain import PlanChain
+from ..teacher_cache.generations import PlanChain
 from ..teacher_cache.schema import Failure, Plan
-from ..teacher_cache.storage import Storage
+from ..teacher_cache.storage.local import Storage
+from .decode import Unreadable, hash_files
 from .manifest import ManifestError, checked_records
 from .pixels import PixelsError
-from .progress import Progress
-from .squares import Unreadable, hash_files
-from .workers import Workers
+from .runtime.progress import Progress
+from .runtime.workers import Workers
 
 _FILES_A_TASK = 16
 

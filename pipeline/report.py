@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from ..teacher_cache.audit import CacheStatus
     from ..teacher_cache.certificate import Certificate
     from ..teacher_cache.damage import Damage
-    from ..teacher_cache.gram_errors import GramErrors
+    from ..teacher_cache.gram.errors import GramErrors
     from ..teacher_cache.schema import Failure
-    from .build_report import BuildReport
-    from .parts import Part
+    from .build import BuildReport
+    from .runtime.parts import Part
 
 FAILURES_SHOWN = 10
 """How many failures are listed before the rest is counted."""
@@ -112,7 +112,7 @@ def _damage_facts(damages: "Sequence[Damage]") -> Iterator[Fact]:
 
 def info_facts(info: Mapping[str, Any]) -> Iterator[Fact]:
     """Say what a cache holds and where it came from."""
-    from ..teacher_cache.gram_errors import read_errors
+    from ..teacher_cache.gram.errors import read_errors
     from ..teacher_cache.schema import Failure
 
     card = info["card"]

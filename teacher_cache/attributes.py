@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from .arrays import group_metadata, metadata_bytes
-from .layout import Layout
+from .format.arrays import group_metadata, metadata_bytes
+from .generations import Layout
 from .plan_file import FOLDER, check_format, has_plan
 from .schema import FORMAT, CacheCard, TeacherCacheError
-from .storage import Storage, read_json
-from .strict import (
+from .storage.local import Storage, read_json
+from .storage.untrusted import (
     MAX_ROWS,
     DamagedError,
     check_choice,

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .attributes import Seal, load_attributes
-from .chain import PlanChain
-from .commits import CommitLog, ShardState, list_failures
+from .commits import CommitLog, RecordSums, ShardState, list_failures
 from .damage import (
     Damage,
     Remedy,
@@ -17,8 +16,9 @@ from .damage import (
     plan_damages,
     shard_damages,
 )
-from .finish import finishing, mend_command
+from .generations import PlanChain
 from .index import StoredIndex
+from .origin import finishing, mend_command
 from .plan_file import FOLDER, has_newer_plan, load_plans
 from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
 from .seal import Certify as Certify
@@ -27,8 +27,7 @@ from .seal import SealReport as SealReport
 from .seal import hash_of_rows, listed_failures
 from .seal import reopen as reopen
 from .seal import seal as seal
-from .shard_record import RecordSums
-from .storage import Storage, open_storage
+from .storage.local import Storage, open_storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

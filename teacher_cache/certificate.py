@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from .strict import (
+from .storage.untrusted import (
     TeacherCacheError,
     check_int,
     check_mapping,

@@ -7,22 +7,20 @@ from typing import Literal
 
 import numpy as np
 
-from .arrays import row_arrays
 from .attributes import Seal, load_attributes
-from .chain import next_generation
-from .content import row_digests_of
-from .in_flight import InFlight
+from .commits import ROW_DIGEST_BYTES, row_digests_of
+from .format.arrays import row_arrays
+from .format.shard_file import RowReader
+from .generations import next_generation
 from .index import StoredIndex
-from .open_files import keep_open
 from .plan import Failure, Plan
 from .plan_file import has_plan, load_plans
-from .reader import TeacherCache
+from .reader import InFlight, TeacherCache
 from .schema import CacheCard, TeacherCacheError
 from .seal import Progress, seal
-from .shard_file import RowReader
-from .shard_record import ROW_DIGEST_BYTES
-from .storage import LocalStorage, Storage, open_storage
-from .strict import within
+from .storage.local import LocalStorage, Storage, open_storage
+from .storage.open_files import keep_open
+from .storage.untrusted import within
 from .writer import TeacherCacheWriter
 
 _IN_FLIGHT = 16

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from .arrays import check_metadata, row_arrays
 from .attributes import Seal
 from .commits import CommitLog, ShardState
-from .finish import build_command, mend_command, seal_command
+from .format.arrays import check_metadata, row_arrays
+from .generations import Layout
 from .index import StoredIndex
-from .layout import Layout
+from .origin import build_command, mend_command, seal_command
 from .plan_file import plan_digest, plan_name
 from .schema import CacheCard, TeacherCacheError
-from .storage import Storage
+from .storage.local import Storage
 
 _SHOWN = 3
 

@@ -14,7 +14,7 @@ from .index import StoredIndex
 from .plan_file import has_newer_plan, load_plans
 from .reader import TeacherCache, TeacherRow
 from .seal import Progress
-from .storage import Storage, open_storage
+from .storage.local import Storage, open_storage
 
 _TINY = 1e-38
 

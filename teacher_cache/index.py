@@ -14,7 +14,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import (
+from .attributes import ROOT, Seal
+from .commits import ROW_DIGEST_BYTES
+from .format.arrays import (
     Array,
     check_metadata,
     group_metadata,
@@ -24,13 +26,10 @@ from .arrays import (
     table_files,
     table_metadata,
 )
-from .attributes import ROOT, Seal
-from .chain import DIGEST_BYTES, PlanChain, prefix_of
-from .durable import sha256_bytes
-from .layout import Layout
-from .shard_record import ROW_DIGEST_BYTES
-from .storage import Storage
-from .strict import DamagedError, TeacherCacheError, check_relative, within
+from .generations import DIGEST_BYTES, Layout, PlanChain, prefix_of
+from .storage.durable import sha256_bytes
+from .storage.local import Storage
+from .storage.untrusted import DamagedError, TeacherCacheError, check_relative, within
 
 Words = npt.NDArray[np.uint64]
 INDEX = "index"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .strict import (
+from .storage.untrusted import (
     MAX_ROWS,
     TeacherCacheError,
     check_int,

@@ -5,13 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from .chain import Generation, PlanChain, check_distinct, check_generation
-from .durable import sha256_bytes
-from .layout import MAX_GENERATIONS, Layout
+from .generations import (
+    MAX_GENERATIONS,
+    Generation,
+    Layout,
+    PlanChain,
+    check_distinct,
+    check_generation,
+)
 from .plan import Failure
 from .schema import FORMAT, CacheCard, TeacherCacheError
-from .storage import Storage, sha256_of
-from .strict import (
+from .storage.durable import sha256_bytes
+from .storage.local import Storage, sha256_of
+from .storage.untrusted import (
     MAX_ROWS,
     check_int,
     check_type,

@@ -1,29 +1,58 @@
 """Read a teacher cache: rows by number, manifest path or content digest."""
 
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import check_metadata, row_arrays
 from .attributes import Seal, State, load_attributes
 from .commits import CommitLog, ShardState
-from .gram import GramCode, GramError, decode
-from .gram_errors import GRAM_ERROR, GramErrors, measured_errors, read_errors
-from .in_flight import InFlight
+from .format.arrays import check_metadata, row_arrays
+from .format.shard_file import Ranges, RowReader, nothing_kept
+from .generations import Layout
+from .gram.codec import GramCode, GramError, decode
+from .gram.errors import GRAM_ERROR, GramErrors, measured_errors, read_errors
 from .index import PlanIndex, RowIndex, StoredIndex
-from .layout import Layout
-from .nearby import NEARBY_BYTES, NearbyFiles
-from .open_files import keep_open
 from .plan_file import load_plans
 from .schema import CacheCard, Failure, TeacherCacheError
-from .shard_file import Ranges, RowReader, nothing_kept
-from .storage import LocalStorage, Storage, open_storage
-from .strict import DamagedError, is_sha256, within
+from .storage.local import LocalStorage, Storage, open_storage
+from .storage.open_files import keep_open
+from .storage.read_through import NEARBY_BYTES, NearbyFiles
+from .storage.untrusted import DamagedError, is_sha256, within
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class InFlight:
+    """Calls a function for many items, up to `most` at a time; picklable, and safe across fork.
+
+    Attributes:
+        most: threads at most; with 1 the calling thread does everything.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._pools: dict[int, ThreadPoolExecutor] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"most": self.most, "_pools": {}}
+
+    def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Return what `function` makes of every item, in order; the first error is raised."""
+        if self.most == 1:
+            return [function(item) for item in items]
+        pid = os.getpid()
+        if (pool := self._pools.get(pid)) is None:  # of a parent's pool a child has no threads
+            pool = self._pools[pid] = ThreadPoolExecutor(self.most, "medalign-read")
+        return list(pool.map(function, items))
+
 
 _TINY = 1e-12
 _IN_FLIGHT = 32  # requests at once; what a row takes is nearly all waiting

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self, get_args
 
 from .plan import Failure as Failure
 from .plan import Plan as Plan
-from .strict import TeacherCacheError as TeacherCacheError
-from .strict import (
+from .storage.untrusted import TeacherCacheError as TeacherCacheError
+from .storage.untrusted import (
     canonical_json,
     check_choice,
     check_int,

@@ -8,26 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import ensure_metadata
 from .attributes import Attributes, Seal, SealedFailure, load_attributes, save_attributes
-from .chain import PlanChain
-from .commits import CommitLog, ShardState, list_failures
-from .content import content_hash
-from .damage import (
-    Damage,
-    DamageFoundError,
-    description_damages,
-    incomplete_damages,
-    plan_damages,
-)
-from .gram_errors import measured_errors
+from .commits import CommitLog, RecordSums, ShardState, content_hash, list_failures
+from .damage import Damage, DamageFoundError, description_damages, incomplete_damages, plan_damages
+from .format.arrays import ensure_metadata
+from .generations import Layout, PlanChain
+from .gram.errors import measured_errors
 from .index import PlanIndex, drop_tables, save_tables, tables_of, values_digest
-from .layout import Layout
 from .plan_file import has_newer_plan, load_plans
 from .reader import TeacherCache
 from .schema import CacheCard, Failure, TeacherCacheError
-from .shard_record import RecordSums
-from .storage import Storage, explaining_disk_errors, open_storage
+from .storage.local import Storage, explaining_disk_errors, open_storage
 
 Progress = Callable[[int, int], None]
 """Called with the shards done so far and all of them."""

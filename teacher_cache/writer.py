@@ -1,6 +1,6 @@
 """Write a teacher cache one shard at a time, in any order, by any number of processes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -8,19 +8,237 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import ensure_metadata
-from .attributes import Attributes, Seal, load_attributes, save_attributes
-from .begin import check_claimable, ensure_root, extended
-from .chain import PlanChain
-from .commits import CommitLog, ShardState
-from .content import row_digests_of
-from .gram_errors import GramErrors, measured_errors
+from .attributes import ROOT, Attributes, Seal, load_attributes, save_attributes
+from .commits import CommitLog, ShardRecord, ShardState, row_digests_of
+from .format.arrays import RowArray, ensure_metadata
+from .generations import PlanChain, first_generation, next_generation
+from .gram.errors import GRAM_ERROR, GramErrors, measured_errors
 from .plan import Plan
-from .plan_file import has_plan, load_plans
-from .replacing import replace_failed
+from .plan_file import FOLDER, has_plan, load_plans, plan_name, publish_generation
 from .schema import CacheCard, TeacherCacheError
-from .shard_values import check_values, stored_values
-from .storage import Storage, explaining_disk_errors, open_storage
+from .storage.durable import sha256_bytes
+from .storage.local import LocalStorage, Storage, explaining_disk_errors, is_leftover, open_storage
+
+
+def check_claimable(store: Storage) -> None:
+    """Refuse a place that is neither a cache that can be built on nor empty.
+
+    Raises:
+        TeacherCacheError: names what is there.
+    """
+    if has_plan(store):
+        return
+    if isinstance(store, LocalStorage) and store.folder.is_file():
+        raise TeacherCacheError(f"{store} is a file; a cache takes a folder of its own")
+    if store.size(ROOT) is not None and next(store.files(FOLDER), None):
+        raise TeacherCacheError(
+            f"{store}/{plan_name(0)} is missing: a sealed cache can be read without it, but no "
+            "build can go on; restore it, or choose another folder"
+        )
+    # a build killed before its plan leaves nothing but temporary files
+    stranger = next((name for name, _ in store.files() if not is_leftover(name)), None)
+    if stranger and not has_plan(store):  # another process may have begun just now
+        raise TeacherCacheError(
+            f"{store} exists and is not a teacher cache (it holds {stranger!r}); choose another "
+            "folder for the cache"
+        )
+
+
+def check_begun(store: Storage, begun: CacheCard, card: CacheCard) -> None:
+    """Refuse to go on with a store that was begun with another card.
+
+    Raises:
+        TeacherCacheError: names every difference, and the option that makes it.
+    """
+    if differences := begun.differences(card):
+        raise TeacherCacheError(
+            f"{store} was begun differently: {'; '.join(differences)}; "
+            "choose another folder, or build with what the store was begun with"
+        )
+
+
+def extended(store: Storage, card: CacheCard, wanted: Plan) -> tuple[CacheCard, PlanChain]:
+    """Return the plans of `store` after it was made to hold `wanted`."""
+    if not has_plan(store) and publish_generation(store, card, None, first_generation(wanted)):
+        return load_plans(store)
+    while True:
+        begun, plan = load_plans(store)
+        check_begun(store, begun, card)
+        added = next_generation(plan, wanted)
+        if added is None:
+            return begun, plan
+        if publish_generation(store, card, plan, added):
+            return load_plans(store)
+        # another process was faster: look again
+
+
+def ensure_root(store: Storage, card: CacheCard, plan: PlanChain) -> Seal | None:
+    """Write the root of a new store; return the seal of one that was sealed."""
+    save_attributes(store, Attributes(card=card), replace=False)
+    found = load_attributes(store)
+    seal = found.seal if found else None
+    fits = found is not None and not card.differences(found.card)
+    if not fits or (seal and not seal.layout.begins(plan.layout)):
+        raise TeacherCacheError(
+            f"{store}: zarr.json does not fit the plan; is it of another cache?"
+        )
+    return seal
+
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+_ROUNDING = 1e-6
+
+
+def check_values(
+    layouts: Sequence[RowArray],
+    most_error: float | None,
+    shard: int,
+    rows: Sequence[int],
+    arrays: Arrays,
+    failed: Mapping[int, str],
+) -> None:
+    """Refuse values of rows that no cache may hold.
+
+    Args:
+        layouts: the arrays of the cache.
+        most_error: RMS error of the Gram that its card allows; None with codec `fp16`.
+        shard: number of the shard, for messages.
+        rows: numbers of the rows.
+        arrays: their values by the name of the array.
+        failed: row -> why its image could not be decoded; what is there is not looked at.
+
+    Raises:
+        ValueError: names the array, and the row where it is one.
+    """
+    if set(arrays) != (names := {array.name for array in layouts}):
+        raise ValueError(f"shard {shard} takes {sorted(names)}, got {sorted(arrays)}")
+    for array in layouts:
+        given, shape = arrays[array.name], (len(rows), *array.row_shape)
+        if given.shape != shape or given.dtype != np.dtype(array.dtype):
+            raise ValueError(
+                f"shard {shard} takes {array.name} of {array.dtype} {shape}, "
+                f"got {given.dtype} {given.shape}"
+            )
+    if strangers := sorted(set(failed) - set(rows)):
+        raise ValueError(f"shard {shard} holds {rows}, got failures of rows {strangers}")
+    good = np.array([row not in failed for row in rows])
+    for name, values in arrays.items():
+        # row by row, so that what is computed on the way stays in the processor's cache
+        infinite = np.array([not np.isfinite(row).all() for row in values])
+        _refuse(rows, good & infinite, f"{name} holds NaN or infinite values")
+    negative = (arrays["attention"] < 0).any(axis=1)
+    _refuse(rows, good & negative, "attention holds negative values")
+    flat = (arrays["source_size"] < 1).any(axis=1)
+    _refuse(rows, good & flat, "source_size holds a side below 1 pixel")
+    if most_error is not None:
+        errors = arrays[GRAM_ERROR].astype(np.float64)
+        _refuse(rows, good & (errors < 0).any(axis=1), f"{GRAM_ERROR} holds negative values")
+        above = errors[:, 0] > most_error * (1 + _ROUNDING)
+        _refuse(rows, good & above, f"{GRAM_ERROR} holds an RMS above the card's {most_error}")
+
+
+def stored_values(
+    layouts: Sequence[RowArray], rows: Sequence[int], arrays: Arrays, failed: Mapping[int, str]
+) -> dict[str, npt.NDArray[Any]]:
+    """Return what is stored of `rows`: fill values where the image failed."""
+    lost = [place for place, row in enumerate(rows) if row in failed]
+    return {array.name: _without(arrays[array.name], lost, array.fill) for array in layouts}
+
+
+def _without(
+    values: npt.NDArray[Any], lost: list[int], fill: float | int | bool | str
+) -> npt.NDArray[Any]:
+    if not lost:
+        return values
+    kept = values.copy()
+    kept[lost] = fill
+    return kept
+
+
+def _refuse(rows: Sequence[int], wrong: npt.NDArray[np.bool_], reason: str) -> None:
+    if wrong.any():
+        raise ValueError(f"row {rows[int(np.argmax(wrong))]}: {reason}")
+
+
+def replace_failed(
+    log: CommitLog,
+    shard: int,
+    rows: Sequence[int],
+    stored: Arrays,
+    failed: Mapping[int, str],
+    unseal_over: Callable[[int], bool],
+) -> None:
+    """Replace those of `rows` that failed up to now; the others keep their bytes.
+
+    Args:
+        log: of the store.
+        shard: number of a complete shard.
+        rows: numbers of the rows to replace, ascending.
+        stored: what is stored of them.
+        failed: row -> why its image still could not be decoded.
+        unseal_over: unseals the store if a seal covers a shard, and says whether it did.
+
+    Raises:
+        TeacherCacheError: the shard is not as it was written.
+    """
+    # each turn but the last, another process has changed the record meanwhile
+    while record := _record(log, shard):
+        if not (places := {row: i for i, row in enumerate(rows) if row in record.failures}):
+            return
+        try:
+            files = _replaced(log, record, places, stored)
+        except TeacherCacheError:
+            if _is_current(log, record):
+                raise
+            continue
+        if not _is_current(log, record):
+            continue  # before unsealing: what was sealed since may hold these rows
+        if unseal_over(shard) and not _is_current(log, record):
+            continue
+        digests = record.row_digests.copy()
+        start, taken = log.rows_of(shard).start, list(places.values())
+        digests[[row - start for row in places]] = row_digests_of(stored)[taken]
+        reasons = {row: why for row, why in record.failures.items() if row not in places}
+        reasons |= {row: why for row, why in failed.items() if row in places}
+        log.forget(shard)  # files that are half replaced must not count
+        log.commit(shard, files, digests, reasons)
+        unseal_over(shard)  # a seal that was being written covers the old record
+        return
+
+
+def _record(log: CommitLog, shard: int) -> ShardRecord | None:
+    """Return the record of `shard`; None where there is none."""
+    try:
+        return log.record(shard)
+    except TeacherCacheError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def _is_current(log: CommitLog, record: ShardRecord) -> bool:
+    found = _record(log, record.shard)
+    return found is not None and found.digest == record.digest
+
+
+def _replaced(
+    log: CommitLog, record: ShardRecord, places: Mapping[int, int], stored: Arrays
+) -> dict[str, bytes]:
+    """Return the files of a shard with some rows replaced; `places` says where they lie."""
+    files, rows = {}, log.rows_of(record.shard)
+    for array in log.arrays:
+        name = array.file_of(record.shard)
+        try:
+            data = log.store.read(name, record.files[name].size_bytes)
+        except FileNotFoundError as error:
+            raise TeacherCacheError(f"{log.store}/{name} is missing") from error
+        if sha256_bytes(data) != record.files[name].sha256:
+            raise TeacherCacheError(f"{log.store}/{name} does not match its record")
+        chunks = array.split(data, len(rows))
+        for row, place in places.items():
+            chunks[row - rows.start] = array.chunk(stored[array.name][place])
+        files[name] = array.assemble(chunks)
+    return files
 
 
 class TeacherCacheWriter:

@@ -11,19 +11,35 @@ import numpy as np
 import torch
 
 from ..teacher_cache.schema import TeacherCacheError
-from .batch import Batch
-from .checkpoint import save_checkpoint
-from .contest import Contest
-from .device_memory import explained
-from .engine import Engine
-from .held_out import HeldOut, Validation
-from .loggers import Loggers
-from .memory_used import peak_bytes, resident_bytes
+from .data.batch import Batch
+from .distributed.engine import Engine
+from .machine import peak_bytes, resident_bytes
+from .memory import explained
 from .objective import Share
-from .recipe import Recipe
-from .run_folder import RunFolder
-from .schedule import rate_factor
-from .stop import StopRequest
+from .recipe.recipe import Recipe
+from .recipe.sections import OptimSection
+from .run.best_checkpoint import Contest
+from .run.checkpoint import save_checkpoint
+from .run.folder import RunFolder
+from .run.loggers import Loggers
+from .run.signals import StopRequest
+from .validation import HeldOut, Validation
+
+
+def rate_factor(optim: OptimSection, step: int, steps: int) -> float:
+    """Learning rate of update `step` (from 0) as a share of its base.
+
+    Rises linearly over ceil(warmup_ratio * steps) updates, then falls to 0 just after the last
+    update (or stays, for `constant`). A pure function, so a resumed run has no schedule to
+    restore.
+    """
+    warmup = math.ceil(optim.warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    if optim.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0 - progress if optim.schedule == "linear" else 1.0
 
 
 class TrainingDivergedError(RuntimeError):

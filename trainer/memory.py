@@ -16,10 +16,178 @@ Sources:
 Letters as in `step_shape.py`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Final, Literal
 
-from .step_shape import Load, Parameters, Settings, Shape
+import torch
+
+from .recipe.recipe import Recipe
+
+
+class DeviceMemoryError(RuntimeError):
+    """The GPU's memory does not suffice."""
+
+
+@contextmanager
+def explained(recipe: Recipe, doing: str) -> Iterator[None]:
+    """Turn an out-of-memory error, or one that such an error caused, into advice.
+
+    Args:
+        recipe: of the run.
+        doing: when it happened, as `step 7`.
+
+    Raises:
+        DeviceMemoryError: names what lowers the memory, cheapest first.
+    """
+    try:
+        yield
+    except DeviceMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        if not any(isinstance(e, torch.OutOfMemoryError) for e in (error, error.__cause__)):
+            raise
+        raise DeviceMemoryError(
+            f"{doing}: the GPU's memory is full{_used()} with data.batch_size "
+            f"{recipe.data.batch_size}; {_relief(recipe)}. `medalign train --plan` measures what "
+            "a step needs"
+        ) from error
+
+
+def _used() -> str:
+    if not torch.cuda.is_available():
+        return ""
+    free, total = torch.cuda.mem_get_info()
+    own = torch.cuda.max_memory_allocated()
+    return f" ({own / 1e9:.1f} GB of {total / 1e9:.1f} GB were this run's, {free / 1e9:.1f} free)"
+
+
+def _relief(recipe: Recipe) -> str:
+    """What lowers the memory of a step, cheapest first; nothing that is done already."""
+    ways = []
+    if not recipe.student.gradient_checkpointing:
+        ways.append("set student.gradient_checkpointing: true")
+    if recipe.data.batch_size > 1:
+        ways.append(
+            "lower data.batch_size and raise data.accumulation by the same factor (the loss stays "
+            "the same)"
+        )
+    if recipe.student.quantize == "none":
+        ways.append("set student.quantize: nf4")
+    if recipe.deepspeed.config is None and recipe.deepspeed.offload == "none":
+        ways.append("set deepspeed.offload: optimizer")
+    return ", or ".join([*ways, "lower data.max_length"])
+
+
+Stage = Literal[0, 1, 2, 3]
+Offload = Literal["none", "optimizer", "all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """How many parameters a student has with its adapter.
+
+    Attributes:
+        frozen: base weights, those of the untrained copies that PEFT keeps included.
+        linear: of those, weights of the language model's linear layers, which can be quantised.
+        lora, projector, rotation: trained.
+    """
+
+    frozen: int
+    linear: int
+    lora: int
+    projector: int
+    rotation: int
+
+    @property
+    def trained(self) -> int:
+        """All trained parameters."""
+        return self.lora + self.projector + self.rotation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Sizes of a student that decide its activations.
+
+    Attributes:
+        layers, width, inner: L, C and width of the MLP of the language model.
+        query_width, key_width: heads times head width, of queries and of keys.
+        heads: H, query heads.
+        vocabulary: V.
+        tower_width: features that the vision tower gives a patch.
+        norms: RMS norms of width C in a decoder layer.
+        head_norms: whether queries and keys are normed too.
+    """
+
+    layers: int
+    width: int
+    inner: int
+    query_width: int
+    key_width: int
+    heads: int
+    vocabulary: int
+    tower_width: int
+    norms: int = 2
+    head_norms: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What one micro-batch puts on a rank.
+
+    Attributes:
+        batch: B.
+        tokens: T, padding counted.
+        images: I.
+        visual: N, of the image that has most.
+        answers: A, answer tokens of the micro-batch.
+        question: R, most question tokens of an image.
+        teacher_bytes: of the cache's rows.
+        padded: whether conversations differ in length, so that a mask is needed.
+    """
+
+    batch: int
+    tokens: int
+    images: int
+    visual: int
+    answers: int
+    question: int
+    teacher_bytes: int
+    padded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What of a recipe decides memory.
+
+    Attributes:
+        number_bytes: of a weight or activation: 2 for bf16, 4 for fp32.
+        rank: r of LoRA.
+        dropout: whether LoRA's inputs are dropped out.
+        checkpointing: activations are recomputed in the backward pass.
+        flash: FlashAttention instead of SDPA.
+        losses: the losses from the cache are computed.
+        rotation: the visual tokens are rotated.
+        stage, offload: of ZeRO.
+        world: ranks.
+        quantized: linear layers of the language model are held in 4 bits.
+        mask_bytes: of one number of a dropout mask.
+    """
+
+    number_bytes: int
+    rank: int
+    dropout: bool
+    checkpointing: bool
+    flash: bool
+    losses: bool
+    rotation: bool
+    stage: Stage
+    offload: Offload = "none"
+    world: int = 1
+    quantized: bool = False
+    mask_bytes: int = 1
+
 
 FP32: Final = 4
 NF4: Final = (4 + 0.127) / 8

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batch import Batch
+from .data.batch import Batch
 from .losses import answer_nll, attention_alignment_terms, gram_alignment_terms
-from .recipe_sections import LossSection
+from .recipe.sections import LossSection
 from .student import llava_of
-from .students.blank_images import show_blank_images
 from .students.families import family_of
-from .students.probe import Tap
+from .students.probe import Tap, show_blank_images
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,25 +8,128 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..teacher_cache.durable import write_durably
-from .agreement import cache_identity, records_digest
-from .batch import Batch
-from .checkpoint import load_checkpoint
-from .checkpoint_mark import step_of
-from .contest import Best
-from .data import Conversations
-from .device_memory import explained
-from .environment import environment_of
-from .held_out import HeldOut
-from .load_engine import load_engine, precision
-from .loggers import Logger, Loggers, open_loggers
+import torch
+from torch.utils.data import Sampler
+
+from ..teacher_cache.storage.durable import write_durably
+from .data.batch import Batch
+from .data.dataset import Conversations
+from .data.loader import micro_batches
+from .data.order import Lengths, StepOrder, estimated_lengths
+from .distributed.engine import Engine
+from .distributed.ranks import Ranks, sharded_loading
+from .distributed.zero_config import zero_config, zero_stage
 from .loop import Loop, Step
-from .prepare import Prepared, Say, describe, prepare, uses_bf16
-from .ranks import Ranks
-from .recipe import Recipe, RecipeError
-from .run_batches import pad_id, read_ahead, samples_of, step_order
-from .run_folder import RunFolder
+from .memory import explained
+from .objective import Objective
+from .prepare import (
+    Prepared,
+    Say,
+    attention_kernel,
+    cache_identity,
+    describe,
+    prepare,
+    records_digest,
+    uses_bf16,
+)
+from .recipe.recipe import Recipe, RecipeError
+from .run.best_checkpoint import Best
+from .run.checkpoint import load_checkpoint
+from .run.checkpoint_files import step_of
+from .run.environment import environment_of
+from .run.folder import RunFolder
+from .run.loggers import Logger, Loggers, open_loggers
+from .student import add_adapter, checkpoint_activations, load_base
 from .students.spec import student_digest
+from .validation import HeldOut
+
+
+def load_engine(recipe: Recipe, student: Path, ranks: Ranks) -> tuple[Any, Engine]:
+    """Load a student, give it its adapter, and put it in an engine, ready for a first step."""
+    bf16, sharded = uses_bf16(recipe), zero_stage(recipe) == 3
+    with sharded_loading(zero_config(recipe, bf16=bf16, world=ranks.world), enabled=sharded):
+        base = load_base(
+            student,
+            precision(recipe),
+            attention_kernel(recipe, student),
+            ranks.device,
+            sharded=sharded,
+            quantize=recipe.student.quantize,
+        )
+        torch.manual_seed(recipe.run.seed)
+        model = adapted(base, recipe)
+    if recipe.student.gradient_checkpointing:
+        checkpoint_activations(base)
+    model.train()
+    model.to(ranks.device)
+    objective = Objective(model, recipe.loss)
+    return model, Engine(objective, recipe, ranks, bf16=bf16)
+
+
+def adapted(base: Any, recipe: Recipe) -> Any:
+    """Give a base model what the recipe trains; also of a model on the meta device."""
+    return add_adapter(
+        base,
+        recipe.loss.layer,
+        recipe.lora,
+        rotation=recipe.loss.rotation,
+        projector=recipe.optim.projector_lr > 0,
+    )
+
+
+def precision(recipe: Recipe) -> torch.dtype:
+    """Type of weights, activations and pixels of a run here."""
+    return torch.bfloat16 if uses_bf16(recipe) else torch.float32
+
+
+def samples_of(plan: Prepared) -> Conversations:
+    """The training set of a run."""
+    return Conversations(
+        plan.selection.records, plan.images, plan.student, plan.recipe.data.max_length, plan.cache
+    )
+
+
+def step_order(plan: Prepared, length: int, ranks: Ranks, start: int, stop: int) -> StepOrder:
+    """Which of `length` samples a rank reads for steps `start` to `stop`."""
+    data = plan.recipe.data
+    return StepOrder(
+        length=length,
+        seed=plan.recipe.run.seed,
+        batch_size=data.batch_size,
+        accumulation=data.micro_steps,
+        rank=ranks.rank,
+        world=ranks.world,
+        start=start,
+        stop=stop,
+        lengths=_lengths(plan) if data.group_by_length else None,
+    )
+
+
+def _lengths(plan: Prepared) -> Lengths:
+    images = plan.student.encoder.tokens_per_image
+    return estimated_lengths(plan.selection.records, images, plan.recipe.data.max_length)
+
+
+def read_ahead(
+    plan: Prepared, samples: Conversations, order: Sampler[list[int]]
+) -> Generator[Batch]:
+    """Micro-batches in an order, read as the recipe says."""
+    data = plan.recipe.data
+    return micro_batches(
+        samples,
+        order,
+        pad_id(plan),
+        data.workers,
+        data.micro_steps,
+        prefetch=data.prefetch,
+        start_method=data.start_method,
+    )
+
+
+def pad_id(plan: Prepared) -> int:
+    """Token of the padding, which is never attended to."""
+    found = plan.student.processor.tokenizer.pad_token_id
+    return 0 if found is None else int(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,11 +40,10 @@ def inference(
     quartiles. Fewer than 5 repeats have none: there the brackets hold the
     least and the most.
     """
-    from ...trainer.quiet import quiet_libraries
+    from ...trainer.machine import quiet_libraries
 
     quiet_libraries()
-    from .inference import Wanted, bench_inference
-    from .prompts import QUESTION
+    from .inference import QUESTION, Wanted, bench_inference
     from .report import as_json, as_table
 
     wanted = Wanted(

@@ -1,21 +1,192 @@
 """What MedAlign costs at inference: the same weights with and without the rotation, in turns."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import GenerationConfig
 
+from ...pipeline.manifest import IMAGE_PLACEHOLDER, Record, Turn
+from ...trainer.data.batch import collate
+from ...trainer.data.dataset import Conversations
 from ...trainer.export.merge import merge
+from ...trainer.machine import peak_bytes
 from ...trainer.student import llava_of
-from ...trainer.students.positions import positions_of
 from ...trainer.students.probe import attach, without_rotation
+from ...trainer.students.spec import positions_of
 from ..source import Source, find_source
-from .clock import Timing, time_answer
-from .prompts import QUESTION, BenchError, BenchPrompt, bench_prompts, sample_images
+
+_CLEAR: Final = Path("/proc/self/clear_refs")
+_STATUS: Final = Path("/proc/self/status")
+
+
+def begin_peak(device: torch.device) -> None:
+    """Forget earlier peaks, where the system can: elsewhere a peak is the process's own."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        _CLEAR.write_text("5")  # proc(5): resets the peak resident set size
+    except OSError:
+        return
+
+
+def peak_since(device: torch.device) -> int:
+    """Most bytes since `begin_peak`: allocated on the GPU, or resident of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return peak_bytes()
+    found = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+    return int(found[0]) * 1024 if found else peak_bytes()
+
+
+QUESTION = "Describe the findings in this image."
+
+
+class BenchError(ValueError):
+    """What was to be measured cannot be."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BenchPrompt:
+    """One prompt, as the model takes it.
+
+    Attributes:
+        inputs: tensors by name, batch of one.
+        tokens: of the prompt, image tokens counted.
+        visual: image tokens.
+    """
+
+    inputs: dict[str, Tensor]
+    tokens: int
+    visual: int
+
+
+def sample_images() -> list[Path]:
+    """The packaged sample's images."""
+    folder = resources.files(__package__.partition(".")[0]) / "demo" / "sample" / "images"
+    return sorted(Path(str(one)) for one in folder.iterdir())
+
+
+def bench_prompts(
+    source: Source, config: object, images: Sequence[Path], question: str, device: torch.device
+) -> list[BenchPrompt]:
+    """Make one prompt per image, on the device.
+
+    Args:
+        source: whose processor, template and geometry are used.
+        config: of the loaded model.
+        images: at least one file.
+        question: asked about each.
+        device: where the tensors go.
+
+    Raises:
+        BenchError: an image cannot be read.
+    """
+    student = source.spec()
+    prompts = []
+    for path in images:
+        turn = Turn("human", f"{IMAGE_PLACEHOLDER}\n{question}")
+        record = Record(
+            id=path.name,
+            images=(path.name,),
+            conversations=(turn,),
+            answer_type=None,
+            fields={},
+            line=0,
+        )
+        samples = Conversations(
+            [record], path.absolute().parent, student, 0, None, ask=True, alpha=source.alpha
+        )
+        batch = collate([samples[0]], 0, left=True).to(device, source.dtype(device))
+        if batch.skipped or batch.pixel_values is None:
+            raise BenchError("; ".join(reason for _, reason in batch.skipped))
+        inputs = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "pixel_values": batch.pixel_values,
+            **student.family.inputs(config, batch.input_ids, batch.grids),
+        }
+        visual = int((batch.input_ids == student.encoder.image_token_id).sum())
+        prompts.append(BenchPrompt(inputs, batch.tokens, visual))
+    return prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One answer.
+
+    Attributes:
+        prefill_ms: until the first token: image, prompt and one choice.
+        token_ms: mean of every further token.
+        new_tokens: that were generated.
+        peak_bytes: most memory meanwhile, weights included.
+    """
+
+    prefill_ms: float
+    token_ms: float
+    new_tokens: int
+    peak_bytes: int
+
+
+class _Arrivals:
+    """Takes the place of a streamer, which is given every token when it is on the CPU."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._prompt_seen = False
+
+    def put(self, _tokens: Tensor) -> None:
+        """Note the time; the first call brings the prompt."""
+        if self._prompt_seen:
+            self.times.append(time.perf_counter())
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+@torch.no_grad()
+def time_answer(model: Any, prompt: BenchPrompt, tokens: int) -> Timing:
+    """Generate exactly `tokens` tokens greedily, whatever they are.
+
+    Args:
+        model: the Hugging Face model.
+        prompt: a batch of one.
+        tokens: at least two.
+    """
+    device = prompt.inputs["input_ids"].device
+    make: Any = GenerationConfig
+    # Without an end token every answer has the same length; transformers would take the model's.
+    own, model.generation_config = model.generation_config, make(pad_token_id=0)
+    config = make(do_sample=False, max_new_tokens=tokens, pad_token_id=0)
+    arrivals = _Arrivals()
+    begin_peak(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    try:
+        model.generate(**prompt.inputs, generation_config=config, streamer=arrivals)
+    finally:
+        model.generation_config = own
+    first, *others = arrivals.times
+    return Timing(
+        prefill_ms=1e3 * (first - begun),
+        token_ms=1e3 * (others[-1] - first) / len(others),
+        new_tokens=len(arrivals.times),
+        peak_bytes=peak_since(device),
+    )
+
 
 Say = Callable[[str], None]
 

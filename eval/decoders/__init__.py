@@ -1,7 +1,7 @@
 """Ten decoders for one student: `decode(model, inputs, spec, seed)`."""
 
-from .dispatch import decode as decode
+from .decode import decode as decode
 from .presets import make_spec as make_spec
+from .settings import SPECS as SPECS
 from .settings import DecodingError as DecodingError
 from .settings import Spec as Spec
-from .specs import SPECS as SPECS

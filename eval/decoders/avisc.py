@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from .call import Call, projected
-from .last_row import last_rows
-from .plausible import contrasted
-from .prompt import Embedded, embed
-from .record_noise import generators
-from .specs import Avisc
-from .stream import Contrast, ContrastStream
+from .attention import last_rows
+from .call import Call, contrasted, generators, projected
+from .prompts import Embedded, embed
+from .settings import Avisc
+from .streams import Contrast, ContrastStream
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """One call of a decoder: the model, the prompts, and what is seen while they are read."""
 
+import hashlib
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +13,64 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 from ...trainer.students.families import family_of
-from .plausible import keep_plausible
-from .prompt import Prompt
+from .prompts import Prompt
 from .settings import DecodingError
+
+
+def refuse_no_numbers(scores: Tensor, decoder: str) -> None:
+    """Refuse scores [B, V] of which a row has no largest finite one; single -inf are cuts.
+
+    Raises:
+        DecodingError: a row holds NaN or inf, or nothing but -inf.
+    """
+    if not scores.amax(-1).isfinite().all():
+        raise DecodingError(
+            f"{decoder}: the scores of the next token are no numbers; the decoder's settings are "
+            "too large or too small, or the student's weights are damaged (greedy fails as well)"
+        )
+
+
+class Finite(LogitsProcessor):
+    """The last step before a token is taken: its scores are numbers."""
+
+    def __init__(self, decoder: str) -> None:
+        self._decoder = decoder
+
+    def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores [B, V] as they are; raises as `refuse_no_numbers` does."""
+        refuse_no_numbers(scores, self._decoder)
+        return scores
+
+
+def keep_plausible(scores: Tensor, logits: Tensor, beta: float) -> Tensor:
+    """Cut tokens off that the model finds less likely than beta times its most likely one.
+
+    Adaptive plausibility constraint (Li et al., Contrastive Decoding, arXiv 2210.15097).
+
+    Args:
+        scores: [B, V], what is cut.
+        logits: [B, V], what decides: logits or log-probabilities of the normal stream.
+        beta: 0 keeps every token, 1 the most likely one.
+
+    Returns:
+        [B, V], -inf where cut.
+    """
+    if beta == 0:
+        return scores
+    cutoff = logits.amax(-1, keepdim=True) + math.log(beta)
+    return scores.masked_fill(logits < cutoff, float("-inf"))
+
+
+def contrasted(logits: Tensor, other: Tensor, alpha: float, beta: float) -> Tensor:
+    """(1 + alpha) l - alpha l', cut to plausible tokens (VCD, arXiv 2311.16922, Eq. 3 and 4).
+
+    Args:
+        logits: l, [B, V] float32 of the normal stream.
+        other: l', [B, V] float32 of the other stream.
+        alpha: 0 leaves l.
+        beta: of the cut.
+    """
+    return keep_plausible((1 + alpha) * logits - alpha * other, logits, beta)
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -133,3 +190,44 @@ def cache_keyword(model: Any) -> str:
         "is among the arguments of its forward; install a version of transformers that "
         "constraints.txt names"
     )
+
+
+def generators(ids: Sequence[str], seed: int, purpose: str = "") -> list[torch.Generator]:
+    """One generator per record, on the CPU: a GPU would draw other numbers.
+
+    Args:
+        ids: of the records.
+        seed: of the run.
+        purpose: other purposes draw other numbers; none for the tokens themselves.
+    """
+    made = []
+    for record in ids:
+        key = f"{seed}/{record}/{purpose}" if purpose else f"{seed}/{record}"
+        generator = torch.Generator()
+        generator.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
+        made.append(generator)
+    return made
+
+
+class PerRecordNoise(LogitsProcessor):
+    """Turn the argmax into a sample: the Gumbel-max trick with a generator per record.
+
+    argmax(log p + G) with independent standard Gumbel noise G is distributed as p. Sampling from
+    one generator for the whole batch would make an answer depend on its neighbours, and a resumed
+    run differ from an uninterrupted one.
+    """
+
+    def __init__(self, ids: Sequence[str], seed: int) -> None:
+        self._generators = generators(ids, seed)
+
+    def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Add noise to log-probabilities [B, V]."""
+        noise = torch.stack(
+            [
+                torch.rand(scores.shape[1], generator=g, dtype=torch.float64)
+                for g in self._generators
+            ]
+        )
+        tiny = torch.finfo(torch.float64).tiny
+        gumbel = -(-noise.clamp_min(tiny).log()).log()
+        return scores.log_softmax(-1) + gumbel.to(scores)

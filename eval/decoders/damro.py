@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
-from .call import Call, Cut, projected
-from .plausible import contrasted
-from .prompt import Embedded, embed
-from .settings import DecodingError
-from .specs import Damro
-from .stream import Contrast, ContrastStream
+from .call import Call, Cut, contrasted, projected
+from .prompts import Embedded, embed
+from .settings import Damro, DecodingError
+from .streams import Contrast, ContrastStream
 
 
 @contextmanager

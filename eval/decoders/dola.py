@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 from ...trainer.students.families import family_of
-from .call import Call
-from .plausible import keep_plausible
-from .settings import DecodingError
-from .specs import Dola
+from .call import Call, keep_plausible
+from .settings import DecodingError, Dola
 
 
 @contextmanager

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from .call import Call
-from .plausible import keep_plausible
-from .prompt import embed
-from .specs import M3id
-from .stream import Contrast, ContrastStream
+from .call import Call, keep_plausible
+from .prompts import embed
+from .settings import M3id
+from .streams import Contrast, ContrastStream
 
 
 @contextmanager

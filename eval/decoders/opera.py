@@ -4,16 +4,203 @@ Huang et al., arXiv 2311.17911. The search here; the model with its cache in `op
 attention says in `over_trust.py`, beams in `hypotheses.py`.
 """
 
+import copy
 from collections import Counter, defaultdict
-from typing import Final, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from transformers import DynamicCache
 
-from .finite import refuse_no_numbers
-from .hypotheses import Beams, choose
-from .over_trust import grown, most_frequent, over_trust
-from .specs import Opera
+from ...trainer.students.probe import Tap
+from .attention import last_rows
+from .call import cache_keyword, image_features, refuse_no_numbers
+from .prompts import Prompt, embed
+from .settings import Opera
+
+_NONE = -1e9  # of a beam that does not exist yet
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Beams:
+    """A state of the search; nothing in it is ever changed in place.
+
+    Attributes:
+        tokens: [beams, g] generated so far.
+        scores: [beams] sums of log-probabilities, best first.
+        finished: (mean log-probability, tokens) of ended hypotheses, best first.
+        trust: [beams, g] see `over_trust`.
+    """
+
+    tokens: Tensor
+    scores: Tensor
+    finished: tuple[tuple[float, tuple[int, ...]], ...]
+    trust: Tensor
+
+    @classmethod
+    def begin(cls, beams: int, device: torch.device) -> Self:
+        """Nothing generated; only the first beam counts, as all are the same."""
+        scores = torch.full((beams,), _NONE, device=device)
+        scores[0] = 0.0
+        tokens = torch.zeros(beams, 0, dtype=torch.long, device=device)
+        return cls(tokens, scores, (), torch.zeros(beams, 0, dtype=torch.float64, device=device))
+
+    @property
+    def length(self) -> int:
+        """Tokens generated."""
+        return self.tokens.shape[1]
+
+    def best(self) -> list[int]:
+        """Tokens of the best finished hypothesis."""
+        return list(self.finished[0][1])
+
+    def with_trust(self, trust: Tensor) -> Self:
+        """The same beams with other trust."""
+        return replace(self, trust=trust)
+
+
+def choose(
+    beams: Beams, scores: Tensor, ends: frozenset[int], longest: int
+) -> tuple[Beams, Tensor, bool]:
+    """Choose the best continuations, as transformers' beam search with length penalty 1 does.
+
+    Args:
+        beams: the state.
+        scores: [beams, V] log-probabilities of the next token.
+        ends: tokens that end a hypothesis.
+        longest: tokens at which every hypothesis ends.
+
+    Returns:
+        The next state, its `trust` the parents' own; parents [beams]; whether the search is over.
+    """
+    count, vocabulary = scores.shape
+    total = (scores.float() + beams.scores[:, None]).flatten()
+    kept = min(max(2, 1 + len(ends)) * count, len(total))
+    values, places = total.topk(kept)
+    parents, tokens = places // vocabulary, places % vocabulary
+    length = beams.length + 1
+    over = [length >= longest or token in ends for token in tokens.tolist()]
+    finished = list(beams.finished)
+    for rank in range(min(count, kept)):  # the others stand by, so that enough can run on
+        if over[rank]:
+            ended = (*beams.tokens[parents[rank]].tolist(), int(tokens[rank]))
+            finished.append((float(values[rank]) / length, ended))
+    finished = sorted(finished, key=lambda one: -one[0])[:count]
+    running = values + torch.tensor(over, device=values.device) * _NONE
+    picked = running.topk(count).indices
+    parents, tokens = parents[picked], tokens[picked]
+    after = Beams(
+        torch.cat([beams.tokens[parents], tokens[:, None]], dim=1),
+        running[picked],
+        tuple(finished),
+        beams.trust[parents],
+    )
+    hopeless = len(finished) == count and float(after.scores[0]) / length <= finished[-1][0]
+    return after, parents, all(over) or hopeless
+
+
+class BeamModel:
+    """See `opera.Attentive`. The prompt is read once; beams start from copies of its cache.
+
+    Attributes:
+        visual: [P] bool, columns that count as image.
+        passes: forward passes so far.
+    """
+
+    def __init__(self, model: Any, prompt: Prompt, pixels: Tensor | None, visual: Tensor) -> None:
+        self.visual = visual
+        self.passes = 0
+        self._model = model
+        self._rows = torch.empty(0)
+        features = None if pixels is None else image_features(model, pixels)
+        embedded = embed(model, prompt, features)
+        self._cache: Any = DynamicCache()
+        tap = Tap(embedded.visual)
+        self._first = self._forward(inputs_embeds=embedded.embeds, tap=tap)
+        self._prompt = self._cache
+
+    @classmethod
+    @contextmanager
+    def reading(
+        cls, model: Any, prompt: Prompt, pixels: Tensor | None, visual: Tensor
+    ) -> Iterator[Self]:
+        """Read a prompt [1, P] without padding; the model is as before afterwards."""
+        made: list[Self] = []
+
+        def read(_layer: int, scores: Tensor) -> None:
+            largest = scores.softmax(-1).amax(1)
+            if made:
+                made[0]._rows = largest / largest.sum(-1, keepdim=True)
+
+        last = model.config.text_config.num_hidden_layers - 1
+        with last_rows(model, [last], read):
+            made.append(cls(model, prompt, pixels, visual))
+            yield made[0]
+
+    def restart(self, tokens: Tensor) -> Tensor:
+        """Begin again from the prompt: beams were reordered since, so nothing can be cut off."""
+        beams, length = tokens.shape
+        self._cache = copy.deepcopy(self._prompt)
+        self._cache.batch_repeat_interleave(beams)
+        if not length:
+            return self._first.repeat(beams, 1)
+        return self._forward(input_ids=tokens)
+
+    def peek(self, tokens: Tensor) -> Tensor:
+        """Rows of one more token each; the cache forgets it."""
+        self._forward(input_ids=tokens[:, None])
+        self._cache.crop(-1)
+        return self._rows
+
+    def step(self, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
+        """Reorder beams, then read one token each."""
+        self._cache.reorder_cache(parents)
+        logits = self._forward(input_ids=tokens[:, None])
+        return logits, self._rows
+
+    def _forward(self, **given: Any) -> Tensor:
+        self.passes += 1
+        cache = {cache_keyword(self._model): self._cache}
+        out = self._model(**given, **cache, use_cache=True, logits_to_keep=1)
+        logits: Tensor = out.logits[:, -1].float()
+        return logits
+
+
+def grown(trust: Tensor, row: Tensor, scale: float) -> Tensor:
+    """Add one token's attention to the column products of all generated tokens.
+
+    Args:
+        trust: [..., g] float64 sums of log(scale * W[i, j]) over the rows i from j on.
+        row: [..., g + 1] attention of the new token to the generated ones and itself.
+        scale: sigma.
+
+    Returns:
+        [..., g + 1] float64. Logarithms, since products of hundreds of factors leave any range.
+    """
+    return F.pad(trust, (0, 1)) + (scale * row.double()).log()
+
+
+def over_trust(trust: Tensor, *, half: bool = False) -> Tensor:
+    """1e-7 times each column's product, [..., g + 1] float32, finite.
+
+    Args:
+        trust: from `grown`.
+        half: go through 16 bits as the released code does, where small values become 0.
+    """
+    largest = torch.finfo(torch.float32).max
+    value = (1e-7 * trust.exp()).clamp(max=largest).float()
+    return value.half().float().clamp(max=largest) if half else value
+
+
+def most_frequent(places: Sequence[int]) -> int:
+    """The value that occurs most often, the smallest of equals."""
+    counts = Counter(places)
+    return min(counts, key=lambda place: (-counts[place], place))
+
 
 FIRST_TOKENS: Final = 10
 """Up to this many tokens attention to the image is rewarded instead; nor is rewound before."""

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from .call import Call
-from .last_row import last_rows
-from .plausible import keep_plausible
-from .prompt import Embedded, Prompt, embed
-from .settings import DecodingError
-from .specs import Pai
-from .stream import Contrast, ContrastStream
+from .attention import last_rows
+from .call import Call, keep_plausible
+from .prompts import Embedded, Prompt, embed
+from .settings import DecodingError, Pai
+from .streams import Contrast, ContrastStream
 
 
 @contextmanager

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from typing import Any, Final
 
-from .settings import DecodingError, Spec, settings_of
-from .specs import SPECS
+from .settings import SPECS, DecodingError, Spec, settings_of
 
 Values = Mapping[str, Any]
 

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from .call import Call, Cut, image_features
-from .plausible import contrasted
-from .prompt import embed
-from .record_noise import generators
-from .specs import Vcd
-from .stream import Contrast, ContrastStream
+from .call import Call, Cut, contrasted, generators, image_features
+from .prompts import embed
+from .settings import Vcd
+from .streams import Contrast, ContrastStream
 
 
 @contextmanager

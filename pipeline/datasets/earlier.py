@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from ... import __version__
-from .dataset import DataSetError
+from .dataset import SPLITS, DataSetError
 from .outputs import digest_of
 from .report import REPORT
-from .sample import SPLITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

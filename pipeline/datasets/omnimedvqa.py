@@ -4,9 +4,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .dataset import Choice, Counts, DataSet, DataSetError, Layout, Published, Source
-from .json_source import as_text, kept, read_items
-from .sample import Item, LeftOut, Sample
+from .dataset import (
+    Choice,
+    Counts,
+    DataSet,
+    DataSetError,
+    Item,
+    Layout,
+    LeftOut,
+    Published,
+    Sample,
+    Source,
+)
+from .formats import as_text, kept, read_items
 from .wording import plain_words
 
 _PARTS: Final = {"open": "Open-access", "restricted": "Restricted-access"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from ..progress import Progress
+from ..runtime.progress import Progress
 
 
 class Draft:

@@ -4,12 +4,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from .dataset import Counts, DataSet, DataSetError, Layout, Published, Source
-from .json_source import as_text
+from .dataset import (
+    SPLITS,
+    Counts,
+    DataSet,
+    DataSetError,
+    Item,
+    Layout,
+    LeftOut,
+    Published,
+    Sample,
+    Source,
+    Split,
+)
+from .formats import as_text
 from .parquet import parquet_layouts, read_parquet
-from .restricted_pickle import read_plain_pickle
-from .sample import SPLITS, Item, LeftOut, Sample, Split
-from .yes_no import yes_no_type
+from .plain_pickle import read_plain_pickle
+from .wording import yes_no_type
 
 _OFFICIAL: Final = Layout(
     name="official release",

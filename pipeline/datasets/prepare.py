@@ -1,28 +1,312 @@
 """Prepare a data set: find it, read it, cut it, write manifests and a report."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from ..progress import NoProgress, Progress
-from ..records import shorten
+from ..manifest import (
+    IMAGE_PLACEHOLDER,
+    ManifestError,
+    check_path,
+    read_record,
+    resolve_image,
+    shorten,
+)
 from ..report import plural
-from .dataset import DataSet, DataSetError, Source
+from ..runtime.progress import NoProgress, Progress
+from .dataset import (
+    SPLITS,
+    DataSet,
+    DataSetError,
+    Item,
+    LeftOut,
+    Sample,
+    Source,
+    Split,
+    files_of,
+    find_layout,
+    image_folder,
+)
 from .earlier import Earlier
-from .ids import Ids
-from .images_link import LINK, drop_link, leads, link_images
-from .layout import files_of, find_layout, image_folder
-from .leftovers import remove_drafts, remove_images
-from .outputs import Draft, digest_of, read_contents
-from .record import line_of, record_of
-from .report import REPORT, Facts, report_of, report_text
-from .sample import SPLITS, Sample, Split
+from .outputs import Draft, digest_of, is_held, read_contents
+from .report import REPORT, Facts, LeftOuts, Listed, Tally, report_of, report_text
 from .split import cut_samples
-from .tally import LeftOuts, Tally
-from .usable import Usable
+from .wording import plain_words
+
+LINK = "images"
+"""Its name in the output folder; images out of Parquet are written into a folder of this name."""
+
+
+def link_images(out: Path, images: Path) -> Path:
+    """Let `out/images` lead to the image folder; return what to pass as `--images`.
+
+    A link that leads elsewhere is replaced. Where something else has that name already, or the
+    file system knows no links, the image folder itself is returned.
+    """
+    link = out / LINK
+    if leads(link, images):
+        return link
+    if link.is_symlink() or not link.exists():
+        draft = out / f"{LINK}.{os.getpid()}.partial"
+        try:
+            draft.symlink_to(images.absolute())
+            draft.replace(link)
+        except OSError:
+            draft.unlink(missing_ok=True)
+    return link if leads(link, images) else images
+
+
+def drop_link(out: Path) -> None:
+    """Remove the link, so that images are not written into the folder of another set."""
+    if (out / LINK).is_symlink():
+        (out / LINK).unlink()
+
+
+def leads(link: Path, images: Path) -> bool:
+    """Return whether a link, or a folder of its name, is the image folder."""
+    return link.is_dir() and link.samefile(images)
+
+
+_DRAFT: Final = re.compile(r"(?:(?:train|val|test)\.jsonl|report\.json)\.\d+\.partial")
+_LINK_DRAFT: Final = re.compile(rf"{LINK}\.\d+\.partial")
+_IMAGE: Final = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,5}")
+_IMAGE_DRAFT: Final = re.compile(rf"{_IMAGE.pattern}\.\d+\.partial")
+
+
+def remove_drafts(out: Path) -> bool:
+    """Remove drafts that no living run holds; return whether a manifest's was among them."""
+    found = False
+    for path in list(out.iterdir()):
+        if path.is_symlink():
+            if _LINK_DRAFT.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        elif _DRAFT.fullmatch(path.name) and not is_held(path):
+            path.unlink(missing_ok=True)
+            found = True
+    for path in list(_in_images(out, _IMAGE_DRAFT)):
+        if not is_held(path):
+            path.unlink(missing_ok=True)
+    return found
+
+
+def remove_images(out: Path, kept: Container[str]) -> None:
+    """Remove images that a run wrote out of Parquet files and no manifest names any more.
+
+    Args:
+        out: the output folder.
+        kept: paths below `out/images` that stay.
+    """
+    for path in list(_in_images(out, _IMAGE)):
+        if path.relative_to(out / LINK).as_posix() not in kept:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty yet, or never
+                path.parent.rmdir()
+                path.parent.parent.rmdir()
+
+
+def _in_images(out: Path, named: re.Pattern[str]) -> Iterator[Path]:
+    images = out / LINK
+    if images.is_symlink() or not images.is_dir():
+        return
+    for path in images.glob("[0-9a-f][0-9a-f]/*"):
+        if named.fullmatch(path.name) and path.name[:2] == path.parent.name:
+            yield path
+
+
+OPTIONS_PROMPT = " Please choose from the following options: "
+"""What MedAlign puts between a question and its options."""
+
+
+def record_of(sample: Sample, *, id_: str, split: Split, licence: str) -> dict[str, Any]:
+    """Return the manifest's record of a sample; fields that it does not have are left away."""
+    question, answer = sample.question.strip(), sample.answer.strip()
+    if sample.options:
+        question += OPTIONS_PROMPT + ", ".join(sample.options)
+    placeholders = f"{IMAGE_PLACEHOLDER}\n" * len(sample.images)
+    several = len(sample.images) > 1
+    record = {
+        "id": id_,
+        "image": list(sample.images) if several else sample.images[0],
+        "conversations": [
+            {"from": "human", "value": placeholders + question},
+            {"from": "gpt", "value": answer},
+        ],
+        "answer_type": sample.answer_type,
+        "options": list(sample.options) or None,
+        # LLaVA-Med's multiple-choice score takes this as it is; the turn from gpt it lower-cases.
+        "answer": answer if sample.options else None,
+        "report": sample.report,
+        "split": split,
+        "modality": sample.modality,
+        "patient": sample.patient,
+        "study": sample.study,
+        "mask": sample.mask,
+        "licence": sample.licence or licence,
+    }
+    known = {name: value for name, value in record.items() if value is not None}
+    return known | {name: value for name, value in sample.extra.items() if name not in record}
+
+
+def line_of(record: dict[str, Any]) -> bytes:
+    """Return a record as one line of UTF-8 JSON, with its line feed.
+
+    Raises:
+        ValueError: a field holds NaN, an infinity or half a character.
+    """
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def problem_of(sample: Sample) -> str | None:
+    """Return why a sample cannot become a record, or None; never with text of the sample.
+
+    Image paths are not looked at.
+    """
+    for name, text in (("question", sample.question), ("answer", sample.answer)):
+        if not text.strip():
+            return f"the {name} is blank"
+        if IMAGE_PLACEHOLDER in text:
+            return f"the {name} holds {IMAGE_PLACEHOLDER}"
+    if len(sample.options) == 1 or not all(option.strip() for option in sample.options):
+        return "its options are fewer than two, or blank"
+    if len({plain_words(option) for option in sample.options}) < len(sample.options):
+        return "two of its options are the same"
+    record = record_of(sample, id_=sample.id or "_", split="train", licence="_")
+    try:
+        line_of(record)
+    except UnicodeEncodeError:
+        return "a field holds half a character (a lone surrogate)"
+    except ValueError:
+        return "a field holds NaN or an infinity, which JSON does not know"
+    several = len(sample.images) > 1
+    found = read_record(record | {"image": ["_"] * len(sample.images) if several else "_"}, 1)
+    return "; ".join(found) if isinstance(found, list) else None
+
+
+def content_id(sample: Sample) -> str:
+    """Return an id that follows from what a sample says: 16 hexadecimal digits."""
+    said = [*sample.images, sample.question.strip(), sample.answer.strip()]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+class Ids:
+    """Gives every record of a run an id that no other has.
+
+    Attributes:
+        repeated: ids of the set that it uses more than once, as they were made unique.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Take the name of the set, with which every id begins."""
+        self._name = name
+        self._used = dict[str, int]()
+        self.repeated = Listed()
+
+    def __contains__(self, id_: object) -> bool:
+        return id_ in self._used
+
+    def of(self, sample: Sample) -> str:
+        """Return an id that no record has yet: the second of one id ends in _2, and so on."""
+        wanted = f"{self._name}_{content_id(sample) if sample.id is None else sample.id}"
+        self._used[wanted] = count = self._used.get(wanted, 0) + 1
+        if count == 1:
+            return wanted
+        unique = f"{wanted}_{count}"
+        while unique in self._used:
+            count += 1
+            unique = f"{wanted}_{count}"
+        self._used[unique] = 1
+        if sample.id is not None:
+            self.repeated.add(unique)
+        return unique
+
+
+LEADS_OUT = "leads out of the image folder through a link"
+
+
+def file_problem(folder: Path, path: str) -> str | None:
+    """Return why nobody could open a file, as the end of a sentence; it is not opened."""
+    try:
+        there = stat.S_ISREG(resolve_image(folder, path).stat().st_mode)
+    except ManifestError:
+        return LEADS_OUT
+    except (FileNotFoundError, NotADirectoryError):
+        there = False
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        return f"cannot be looked at: {(error.strerror or 'no reason given').lower()}"
+    return None if there else "is not there"
+
+
+class Usable:
+    """Tells samples that training could use from others; looks at each image file once."""
+
+    def __init__(self, images: Path, *, private: bool) -> None:
+        """Take the image folder, and whether paths must not be told (they may hold text)."""
+        self._images, self._private = images, private
+        self._looked: dict[str, str | None] = {}
+
+    def __call__(self, item: Item) -> Item:
+        """Return a sample that can be used as it is, anything else as what is left out."""
+        item = self._said(item)
+        return self._there(item) if isinstance(item, Sample) else item
+
+    def sort(self, items: Iterable[Item], left_out: LeftOuts, progress: Progress) -> list[Sample]:
+        """Return the samples that can be used; count the other items."""
+        said = list(_samples(map(self._said, items), left_out))
+        new = {path: None for sample in said for path in sample.images} | self._looked
+        with progress.stage("looking for images", total=len(new), done=len(self._looked)):
+            for path in new:
+                if path not in self._looked:
+                    self._look(path)
+                    progress.advance(1)
+        return list(_samples(map(self._there, said), left_out))
+
+    def _said(self, item: Item) -> Item:
+        if isinstance(item, LeftOut):
+            return item
+        if not item.images or not all(path.strip() for path in item.images):
+            return LeftOut(where=item.where, reason="it names no image")
+        if problem := problem_of(item):
+            return LeftOut(where=item.where, reason=problem)
+        try:
+            for path in item.images:
+                check_path("image", path)
+        except ValueError:
+            reason = "its image path must be relative, with / between folders and no `..`"
+            return LeftOut(where=self._where(item, path), reason=reason, image=path)
+        return item
+
+    def _there(self, sample: Sample) -> Item:
+        for path in sample.images:
+            if reason := self._look(path):
+                return LeftOut(where=self._where(sample, path), reason=reason, image=path)
+        return sample
+
+    def _look(self, path: str) -> str | None:
+        if path not in self._looked:
+            problem = file_problem(self._images, path)
+            self._looked[path] = None if problem is None else f"its image {problem}"
+        return self._looked[path]
+
+    def _where(self, sample: Sample, path: str) -> str:
+        told = self._private or sample.where.endswith(path)
+        return sample.where if told else f"{sample.where}: {shorten(path)}"
+
+
+def _samples(items: Iterable[Item], left_out: LeftOuts) -> Iterator[Sample]:
+    for item in items:
+        if isinstance(item, Sample):
+            yield item
+        else:
+            left_out.add(item)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,8 @@
 """The data sets that medalign can prepare, by name."""
 
 from .dataset import DataSet, DataSetError
-from .iu_xray_report import IU_XRAY_REPORT
-from .iu_xray_vqa import IU_XRAY_VQA
-from .mimic_cxr_report import MIMIC_CXR_REPORT
+from .iu_xray import IU_XRAY_REPORT, IU_XRAY_VQA
+from .mimic_cxr import MIMIC_CXR_REPORT
 from .omnimedvqa import OMNIMEDVQA
 from .pathvqa import PATHVQA
 from .slake import SLAKE

@@ -4,10 +4,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from .dataset import Choice, Counts, DataSet, Layout, Published, Source
-from .json_source import answer_type, as_text, kept, read_items
-from .sample import Item, LeftOut, Sample, Split
-from .usable import LEADS_OUT, file_problem
+from .dataset import (
+    Choice,
+    Counts,
+    DataSet,
+    Item,
+    Layout,
+    LeftOut,
+    Published,
+    Sample,
+    Source,
+    Split,
+)
+from .formats import answer_type, as_text, kept, read_items
+from .prepare import LEADS_OUT, file_problem
 
 _RELEASE: Final = Layout(
     name="Slake1.0 release",

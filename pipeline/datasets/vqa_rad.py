@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from .dataset import Counts, DataSet, Layout, Published, Source
-from .json_source import answer_type, as_text, kept, read_items
+from .dataset import Counts, DataSet, Item, Layout, LeftOut, Published, Sample, Source, Split
+from .formats import answer_type, as_text, kept, read_items
 from .parquet import parquet_layouts, read_parquet
-from .sample import Item, LeftOut, Sample, Split
 
 _OSF_FILE: Final = "VQA_RAD Dataset Public.json"
 _OSF: Final = Layout(name="OSF release", files=(_OSF_FILE,), images="VQA_RAD Image Folder")

@@ -2,7 +2,9 @@
 
 import re
 import unicodedata
-from typing import Final
+from typing import Final, Literal
+
+from .dataset import Choice
 
 _WORD: Final = re.compile(r"[^\W_]+")
 _SIGN: Final = re.compile(
@@ -41,3 +43,17 @@ def leading_yes_no(text: str) -> str | None:
     """
     found = _YES_NO.match(text)
     return found[1].capitalize() if found else None
+
+
+QUESTION: Final = Choice(
+    name="question",
+    # Our own words: MedAlign's instruction is not published.
+    default="Describe the findings of this chest X-ray as a radiologist would report them.",
+    values=(),
+    help="the instruction in front of every report",
+)
+
+
+def yes_no_type(answer: str) -> Literal["OPEN", "CLOSED"]:
+    """Return CLOSED for the answers yes and no, in any case."""
+    return "CLOSED" if answer.strip().lower() in ("yes", "no") else "OPEN"

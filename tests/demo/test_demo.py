@@ -9,8 +9,8 @@ from medalign.demo.show import draw, table
 from medalign.pipeline.manifest import read_manifest, resolve_image
 from medalign.teacher_cache.origin import load_origin
 from medalign.teacher_cache.reader import TeacherCache
-from medalign.trainer.quiet import quiet_libraries
-from medalign.trainer.shipped import find_recipe, shipped_recipes
+from medalign.trainer.machine import quiet_libraries
+from medalign.trainer.recipe.compose import find_recipe, shipped_recipes
 
 
 @pytest.fixture

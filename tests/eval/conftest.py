@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medalign.eval.answers import Answer
+from medalign.eval.predictions import Answer
 from medalign.pipeline.manifest import Record, Turn
 
 Write = Callable[[Path, Iterable[Mapping[str, Any]]], Path]
@@ -77,7 +77,7 @@ def write_lines() -> Write:
 @pytest.fixture(scope="session")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny student: 16 visual tokens, two layers of width 32, answers that differ."""
-    from medalign.trainer.quiet import quiet_libraries
+    from medalign.trainer.machine import quiet_libraries
     from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
 
     quiet_libraries()
@@ -92,7 +92,7 @@ def make_adapter(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
     """Write an adapter of `student`: LoRA and projector away from zero, and W or no rotation."""
     import torch
 
-    from medalign.trainer.recipe_sections import LoraSection
+    from medalign.trainer.recipe.sections import LoraSection
     from medalign.trainer.student import add_adapter, load_base, save_adapter
     from medalign.trainer.students.spec import student_digest
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medalign.eval.answer_log import AnswerLog, identity_path
-from medalign.eval.answers import Answer, AnswersError, read_answers
+from medalign.eval.prediction_log import AnswerLog, identity_path
+from medalign.eval.predictions import Answer, AnswersError, read_answers
 
 MakeAnswer = Callable[..., Answer]
 IDENTITY = {"model": "tiny", "decoder": "greedy", "seed": 0}
@@ -90,8 +90,8 @@ def test_a_killed_process_loses_no_answer(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     code = (
         "import os, pathlib, signal, sys\n"
-        "from medalign.eval.answer_log import AnswerLog\n"
-        "from medalign.eval.answers import Answer\n"
+        "from medalign.eval.prediction_log import AnswerLog\n"
+        "from medalign.eval.predictions import Answer\n"
         "log = AnswerLog.open(pathlib.Path(sys.argv[1]), {'model': 'tiny'}, sync_seconds=1e9)\n"
         "for i in range(3):\n"
         "    log.append(Answer(id=str(i), prompt='', text='', answer='', decoder='d', seed=0,"
@@ -182,7 +182,7 @@ def test_one_process_writes_a_file_at_a_time(tmp_path: Path, answer: MakeAnswer)
     path = tmp_path / "p.jsonl"
     code = (
         "import pathlib, sys, time\n"
-        "from medalign.eval.answer_log import AnswerLog\n"
+        "from medalign.eval.prediction_log import AnswerLog\n"
         "log = AnswerLog.open(pathlib.Path(sys.argv[1]), {'model': 'tiny'})\n"
         "print('open', flush=True)\n"
         "sys.stdin.read()\n"

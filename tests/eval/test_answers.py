@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.eval.answers import (
+from medalign.eval.predictions import (
     Answer,
     AnswersError,
     gold,

@@ -15,8 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medalign.cli import app
-from medalign.eval import patch_panels, row_figure
-from medalign.eval.cache_show import CacheShowError, find_row, parse_patch, show
+from medalign.eval.figures import cache_row as row_figure
+from medalign.eval.figures import patches as patch_panels
+from medalign.eval.figures.cache_row import CacheShowError, find_row, parse_patch, show
 from medalign.teacher_cache.origin import Origin, save_origin
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import PatchGrid, TeacherCacheError

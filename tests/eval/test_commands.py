@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from medalign.eval.answers import Answer, AnswersError
-from medalign.eval.commands import app
+from medalign.eval.commands.eval import app
+from medalign.eval.predictions import Answer, AnswersError
 
 MakeAnswer = Callable[..., Answer]
 Files = tuple[Path, Path]
@@ -218,7 +218,7 @@ def test_an_unknown_task_is_a_usage_error(files: Files, tmp_path: Path) -> None:
 
 def test_importing_the_commands_loads_nothing_heavy() -> None:
     code = (
-        "import sys, medalign.eval.commands\n"
+        "import sys, medalign.eval.commands.eval\n"
         "heavy = {'nltk', 'numpy', 'matplotlib', 'torch', 'rouge_score'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
     )

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medalign.eval.answers import Answer, AnswersError, read_answers
 from medalign.eval.compare import Compared, Comparison, compare
+from medalign.eval.predictions import Answer, AnswersError, read_answers
 from medalign.eval.result_file import result_json, write_result
 from medalign.eval.score import score
 

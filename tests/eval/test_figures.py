@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from medalign.eval import figures, patch_panels
-from medalign.eval.figures import attention_overlay, loss_curves, similarity_map
+from medalign.eval.figures import figures
+from medalign.eval.figures import patches as patch_panels
+from medalign.eval.figures.figures import attention_overlay, loss_curves, similarity_map
 from medalign.teacher_cache.schema import PatchGrid
 
 GRID = PatchGrid(2, 3)
@@ -195,7 +196,7 @@ def test_other_wrong_arguments_are_refused(tmp_path: Path) -> None:
 
 def test_figures_never_load_pyplot() -> None:
     code = (
-        "import sys, medalign.eval.figures\n"
+        "import sys, medalign.eval.figures.figures\n"
         "sys.exit('matplotlib.pyplot was loaded' if 'matplotlib.pyplot' in sys.modules else 0)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

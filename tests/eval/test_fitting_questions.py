@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from medalign.eval.commands import app
+from medalign.eval.commands.eval import app
 from medalign.eval.decoders import DecodingError, decode, make_spec
 from medalign.eval.generate import Answered, generate
 from medalign.eval.source import Source
 from medalign.pipeline.manifest import read_manifest
-from medalign.pipeline.parts import Part
+from medalign.pipeline.runtime.parts import Part
 from medalign.trainer.student import load_base
 
 NEW = 3

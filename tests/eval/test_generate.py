@@ -9,16 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from medalign.eval.answer_log import identity_path
-from medalign.eval.answer_parts import Joined, join_parts, part_path
-from medalign.eval.answers import AnswersError, read_answers
 from medalign.eval.decoders import SPECS, DecodingError, Spec, make_spec
-from medalign.eval.decoders.fit import check_fit
-from medalign.eval.decoders.specs import Nucleus
+from medalign.eval.decoders.limits import check_fit
+from medalign.eval.decoders.settings import Nucleus
 from medalign.eval.generate import Answered, generate
+from medalign.eval.prediction_log import Joined, identity_path, join_parts, part_path
+from medalign.eval.predictions import AnswersError, read_answers
 from medalign.eval.source import Source, find_source
-from medalign.pipeline.parts import Part
-from medalign.trainer.quiet import quiet_libraries
+from medalign.pipeline.runtime.parts import Part
+from medalign.trainer.machine import quiet_libraries
 from medalign.trainer.students.spec import StudentError
 from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
 
@@ -96,7 +95,7 @@ def test_an_end_token_is_counted_and_not_shown(
         end = model.generation_config.eos_token_id
         return torch.tensor([[40, 41, end, 42, 42]]).repeat(len(inputs["input_ids"]), 1)
 
-    monkeypatch.setattr("medalign.eval.answer_batch.decode", answer)
+    monkeypatch.setattr("medalign.eval.generate.decode", answer)
     tokenizer = Source(task / "student", None).spec().processor.tokenizer
     for line in run(task, tmp_path / "p.jsonl"):
         assert line["new_tokens"] == 3
@@ -319,7 +318,7 @@ def test_a_part_that_is_answered_again_is_not_finished_meanwhile(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("medalign.eval.answer_batch.decode", fail)
+        patched.setattr("medalign.eval.generate.decode", fail)
         with pytest.raises(KeyboardInterrupt):
             ask(task, out, spec, part=Part(1, 2))
     second = ask(task, out, spec, part=Part(2, 2)).joined

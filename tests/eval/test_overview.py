@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from medalign.cli import app
-from medalign.eval.answers import AnswersError
-from medalign.eval.overview import Overview
+from medalign.eval.predictions import AnswersError
 from medalign.eval.result_file import result_json, write_result
 from medalign.eval.score import score
+from medalign.eval.tables import Overview
 
 Write = Callable[[Path, Iterable[Mapping[str, Any]]], Path]
 

@@ -6,18 +6,17 @@ from typing import Any, cast
 import pytest
 import torch
 
-from medalign.eval.answers import Pair
-from medalign.eval.instruments.annotations import Annotations
-from medalign.eval.instruments.bert_scorer import BertScorer
-from medalign.eval.instruments.chexbert import Chexbert, ReadReport
-from medalign.eval.instruments.opened import Instruments
-from medalign.eval.instruments.rate_reader import RateReader
-from medalign.eval.metrics.definitions import VQA_METRICS
-from medalign.eval.metrics.greedy_matching import Matched
+from medalign.eval.metric_models.bertscore import BertScorer
+from medalign.eval.metric_models.chexbert import Chexbert, ReadReport
+from medalign.eval.metric_models.locate import Instruments
+from medalign.eval.metric_models.radgraph_annotations import Annotations
+from medalign.eval.metric_models.ratescore import RateReader
+from medalign.eval.metrics.bertscore import Matched
+from medalign.eval.metrics.definitions import REPORT_METRICS, VQA_METRICS
 from medalign.eval.metrics.ratescore import Entities
-from medalign.eval.metrics.report_definitions import REPORT_METRICS
+from medalign.eval.predictions import Pair
 from medalign.eval.report_scores import report_scores
-from medalign.eval.task_scores import TaskScores, choose_metrics, task_scores
+from medalign.eval.score import TaskScores, choose_metrics, task_scores
 from medalign.pipeline.manifest import Record
 
 MakeRecord = Callable[..., Record]

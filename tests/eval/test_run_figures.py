@@ -10,12 +10,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medalign.cli import app
-from medalign.eval import run_figures
-from medalign.eval.answers import AnswersError
-from medalign.eval.run_figures import Asked, Drawn, draw_attention, draw_curves
+from medalign.eval.figures import runs as run_figures
+from medalign.eval.figures.runs import Asked, Drawn, draw_attention, draw_curves
+from medalign.eval.predictions import AnswersError
 from medalign.eval.source import Source
 from medalign.pipeline.geometry import apply_geometry
-from medalign.trainer.quiet import quiet_libraries
+from medalign.trainer.machine import quiet_libraries
 from medalign.trainer.students.spec import StudentError, read_student
 from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
 

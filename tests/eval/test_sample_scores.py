@@ -3,11 +3,11 @@ from collections.abc import Callable
 
 import pytest
 
-from medalign.eval.answers import Answer, Pair, join
 from medalign.eval.metrics.definitions import VQA_METRICS
 from medalign.eval.metrics.statistic import Statistic, mean_of
-from medalign.eval.sample_scores import question_type, vqa_scores
-from medalign.eval.task_scores import task_scores
+from medalign.eval.predictions import Answer, Pair, join
+from medalign.eval.score import task_scores
+from medalign.eval.vqa_scores import question_type, vqa_scores
 from medalign.pipeline.manifest import Record
 
 MakeAnswer = Callable[..., Answer]
@@ -145,7 +145,7 @@ def test_a_sample_that_is_not_a_number_is_not_nothing_to_count(
     pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {("strict", "closed_accuracy"): mean_of([1.0, math.nan])}
-    monkeypatch.setattr("medalign.eval.task_scores.vqa_scores", lambda _: (found, {}))
+    monkeypatch.setattr("medalign.eval.score.vqa_scores", lambda _: (found, {}))
     scored = task_scores(pairs, "vqa", ["closed"], None)
     assert not scored.definitions
     [left_out] = scored.not_computed

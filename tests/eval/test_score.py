@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medalign.eval.answers import Answer, AnswersError, Task, join
-from medalign.eval.instruments.places import InstrumentPaths
+from medalign.eval.metric_models.locate import InstrumentPaths
 from medalign.eval.metrics.statistic import Statistic
+from medalign.eval.predictions import Answer, AnswersError, Task, join
 from medalign.eval.result_file import result_json, write_result
-from medalign.eval.sample_scores import vqa_scores
 from medalign.eval.score import Score, Scores, score
+from medalign.eval.vqa_scores import vqa_scores
 from medalign.pipeline.manifest import ManifestError, Record
 
 Write = Callable[[Path, Iterable[Mapping[str, Any]]], Path]

@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from medalign.eval.answers import AnswersError
-from medalign.eval.instruments.opened import open_instruments
-from medalign.eval.instruments.places import FOLDER_VARIABLE, InstrumentPaths
-from medalign.eval.metrics.report_definitions import REPORT_METRICS
+from medalign.eval.metric_models.locate import FOLDER_VARIABLE, InstrumentPaths, open_instruments
+from medalign.eval.metrics.definitions import REPORT_METRICS
+from medalign.eval.predictions import AnswersError
 from medalign.eval.result_file import result_json, write_result
-from medalign.eval.score import Scores, read_pairs, score
-from medalign.eval.scores_files import ScoresFile, match_scores
-from medalign.eval.task_scores import WITH_MODELS, NotComputed, task_scores
+from medalign.eval.score import WITH_MODELS, NotComputed, Scores, read_pairs, score, task_scores
+from medalign.eval.score_files import ScoresFile, match_scores
 
 Write = Callable[[Path, Iterable[Mapping[str, Any]]], Path]
 Change = Callable[[dict[str, Any]], object]

@@ -3,8 +3,7 @@ from typing import Any
 
 import pytest
 
-from medalign.eval.score_table import few_clusters
-from medalign.eval.shown_numbers import interval, value
+from medalign.eval.tables import few_clusters, interval, value
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,8 @@ from open_clip.model import _build_vision_tower
 from PIL import Image
 from torch import nn
 
-from medalign.pipeline.build import BuildOptions, build
-from medalign.pipeline.build_report import BuildReport
-from medalign.pipeline.demo_weights import demo_weights
-from medalign.pipeline.experts import Expert, load_expert, to_grid
+from medalign.pipeline.build import BuildOptions, BuildReport, build
+from medalign.pipeline.experts import Expert, demo_weights, load_expert, to_grid
 from medalign.pipeline.geometry import GeometryName, apply_geometry
 from medalign.pipeline.tower import Tower, TowerConfig
 from medalign.pipeline.weights import weights_sha256

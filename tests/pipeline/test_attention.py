@@ -6,9 +6,8 @@ from timm.models.vision_transformer import Attention as TimmAttention  # type: i
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medalign.pipeline.attention import QueryKey, class_attention
 from medalign.pipeline.experts import ExpertError
-from medalign.pipeline.tower import query_key
+from medalign.pipeline.tower import QueryKey, class_attention, query_key
 
 
 def seen_weights(query: Tensor, keys: Tensor) -> Tensor:

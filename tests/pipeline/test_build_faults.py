@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from medalign.pipeline.code_image import ImageCode, Patches, code_image
+from medalign.pipeline.encode import ImageCode, Patches, code_image
 from medalign.pipeline.experts import Expert, ExpertError, ExpertOutput
 from medalign.pipeline.pixels import PixelsError
-from medalign.pipeline.workers import WorkerDiedError
+from medalign.pipeline.runtime.workers import WorkerDiedError
 from medalign.teacher_cache.audit import seal, status, verify
 from medalign.teacher_cache.commits import CommitLog
 from medalign.teacher_cache.reader import TeacherCache
@@ -234,7 +234,7 @@ def test_an_image_that_cannot_be_coded_is_a_failure_with_its_name(
             raise TeacherCacheError("patch 7 of the expert has no length")
         return code_image(image)
 
-    monkeypatch.setattr("medalign.pipeline.row_form.code_image", third_fails)
+    monkeypatch.setattr("medalign.pipeline.encode.code_image", third_fails)
     report = job.build(max_gram_error=1e-2, workers=0)
     assert [each.reason for each in report.failures] == ["patch 7 of the expert has no length"]
     seal(job.store)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medalign.pipeline.parts import Part
+from medalign.pipeline.decode import hash_files
 from medalign.pipeline.pixels import PixelsError, read_image
-from medalign.pipeline.squares import hash_files
+from medalign.pipeline.runtime.parts import Part
 from medalign.teacher_cache.audit import seal, status, verify
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
-from medalign.teacher_cache.storage import LocalStorage
+from medalign.teacher_cache.storage.local import LocalStorage
 
 
 def add_images(job: Any, *names: str) -> None:
@@ -151,7 +151,7 @@ def break_decoder(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
             raise PixelsError(path.name, "no decoder is installed")
         return read_image(path, **options)
 
-    monkeypatch.setattr("medalign.pipeline.squares.read_image", broken)
+    monkeypatch.setattr("medalign.pipeline.decode.read_image", broken)
 
 
 def test_rows_that_failed_for_lack_of_a_decoder_are_retried_and_the_others_keep_their_bytes(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from medalign.pipeline import asked_expert
+from medalign.pipeline import experts as asked_expert
 from medalign.pipeline.build import BuildError
-from medalign.pipeline.commands import cache
+from medalign.pipeline.commands.cache import cache
 from medalign.teacher_cache.schema import TeacherCacheError
 from medalign.teacher_cache.writer import TeacherCacheWriter
 

@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from medalign.pipeline.build import BuildError
-from medalign.pipeline.commands import cache
+from medalign.pipeline.commands.cache import cache
 from medalign.pipeline.experts import ExpertError
-from medalign.pipeline.parts import PartError
 from medalign.pipeline.pixels import PixelsError
+from medalign.pipeline.runtime.parts import PartError
 from medalign.teacher_cache.origin import load_origin, save_origin
 from medalign.teacher_cache.schema import TeacherCacheError
 
@@ -70,7 +70,7 @@ def test_an_origin_that_cannot_be_saved_does_not_stop_a_build_with_nothing_to_do
     def read_only(path: Path, _data: bytes) -> None:
         raise PermissionError(13, "read-only", str(path))
 
-    monkeypatch.setattr("medalign.teacher_cache.storage.write_durably", read_only)
+    monkeypatch.setattr("medalign.teacher_cache.storage.local.write_durably", read_only)
     (folder / "images").rename(folder / "moved")
     result = run(*arguments(folder, "--images", str(folder / "moved")))
     assert result.exit_code == 0, result.output
@@ -246,7 +246,7 @@ def test_a_store_that_is_not_there_is_said(tmp_path: Path, command: str) -> None
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys, medalign.pipeline.commands\n"
+        "import sys, medalign.pipeline.commands.cache\n"
         "print([m for m in ('torch', 'zarr', 'numpy', 'PIL', 'open_clip') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -261,7 +261,7 @@ def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A build of many shards in its own process group; it has written at least one."""
     code = (
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # as without `nohup`
-        "from medalign.pipeline.commands import cache; cache()"
+        "from medalign.pipeline.commands.cache import cache; cache()"
     )
     words = arguments(folder, "--workers", "1", "--shard-rows", "1", "--batch-size", "1")
     process = subprocess.Popen(
@@ -332,7 +332,7 @@ def test_a_build_stopped_before_anything_is_written_says_that(folder: Path) -> N
         "import os, signal\n"
         "import medalign.pipeline.build as build\n"
         "build.check_folders = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "from medalign.pipeline.commands import cache; cache()"
+        "from medalign.pipeline.commands.cache import cache; cache()"
     )
     words = [sys.executable, "-c", code, *arguments(folder)]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -351,7 +351,7 @@ def test_a_signal_while_torch_is_imported_waits_for_the_import(folder: Path) -> 
         "            os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.meta_path.insert(0, Signalling())\n"
         "atexit.register(lambda: print(hasattr(sys.modules.get('torch'), 'optim')))\n"
-        "from medalign.pipeline.commands import cache; cache()"
+        "from medalign.pipeline.commands.cache import cache; cache()"
     )
     words = [sys.executable, "-c", code, *arguments(folder)]
     done = subprocess.run(words, capture_output=True, text=True)

@@ -8,10 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from medalign.pipeline.certificate import CertificateError, certifier, recompute
-from medalign.pipeline.demo_weights import demo_weights
-from medalign.pipeline.drift import DriftError, Seen, base_tolerance, compare, refuse_drift
-from medalign.pipeline.experts import Expert, ExpertError, ExpertOutput
+from medalign.pipeline.experts import Expert, ExpertError, ExpertOutput, demo_weights
+from medalign.pipeline.recompute import (
+    CertificateError,
+    DriftError,
+    Seen,
+    base_tolerance,
+    certifier,
+    compare,
+    recompute,
+    refuse_drift,
+)
 from medalign.pipeline.tower import Tower, TowerConfig
 from medalign.pipeline.weights import weights_sha256
 from medalign.teacher_cache.audit import seal, status, verify
@@ -126,7 +133,7 @@ def changed_reading(job: Any, monkeypatch: pytest.MonkeyPatch, fault: str) -> st
     Image.fromarray(pixels, "RGBA").save(job.root / "0.png")
     Image.new("L", (300, 60), 200).save(job.root / "1.png")
     job.build()
-    squares = "medalign.pipeline.squares"
+    squares = "medalign.pipeline.decode"
     if fault == "alpha":
         from medalign.pipeline.pixels import read_image
 

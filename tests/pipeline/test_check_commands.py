@@ -9,9 +9,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from medalign.cli import main
-from medalign.pipeline.certificate import CertificateError
-from medalign.pipeline.commands import cache
-from medalign.pipeline.drift import DriftError
+from medalign.pipeline.commands.cache import cache
+from medalign.pipeline.recompute import CertificateError, DriftError
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
 from medalign.teacher_cache.writer import TeacherCacheWriter
@@ -194,13 +193,13 @@ def test_a_store_that_cannot_be_written_can_still_be_verified(
         raise PermissionError(13, "read-only", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("medalign.teacher_cache.storage.write_durably", read_only)
+        patch.setattr("medalign.teacher_cache.storage.local.write_durably", read_only)
         result = run("seal", store, "--recompute", "2")
         assert isinstance(result.exception, TeacherCacheError)
         assert "read-only" in str(result.exception)
     assert state(store) == "building"
     run("seal", store, "--recompute", "2")
-    monkeypatch.setattr("medalign.teacher_cache.storage.write_durably", read_only)
+    monkeypatch.setattr("medalign.teacher_cache.storage.local.write_durably", read_only)
     assert run("verify", store, "--recompute", "2").exit_code == 0
     assert TeacherCache.open(store).certificate is not None
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner, Result
 
-from medalign.pipeline.commands import cache
+from medalign.pipeline.commands.cache import cache
 from medalign.pipeline.manifest import ManifestError
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError

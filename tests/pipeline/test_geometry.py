@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from medalign.pipeline import resize
+from medalign.pipeline import geometry as resize
 from medalign.pipeline.geometry import (
     CLIP_MEAN,
     CLIP_STD,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medalign.pipeline.image_files import Absent, find_images
+from medalign.pipeline.manifest import Absent, find_images
 
 
 @pytest.fixture

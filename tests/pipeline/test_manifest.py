@@ -16,8 +16,8 @@ from medalign.pipeline.manifest import (
     iter_records,
     read_manifest,
     resolve_image,
+    shorten,
 )
-from medalign.pipeline.records import shorten
 
 IN_TMP = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 

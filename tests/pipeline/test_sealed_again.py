@@ -11,8 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from medalign.cli import main
-from medalign.pipeline.certificate import CertificateError
-from medalign.pipeline.commands import cache
+from medalign.pipeline.commands.cache import cache
+from medalign.pipeline.recompute import CertificateError
 from medalign.teacher_cache.copy import subset
 from medalign.teacher_cache.damage import DamageFoundError
 from medalign.teacher_cache.origin import load_origin, save_origin

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from medalign.pipeline.interrupt import interruptible
-from medalign.pipeline.workers import WorkerDiedError, Workers, default_workers
+from medalign.pipeline.runtime.interrupt import interruptible
+from medalign.pipeline.runtime.workers import WorkerDiedError, Workers, default_workers
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -83,7 +83,7 @@ def test_the_start_of_a_worker_is_never_torn_apart(
 
 def test_workers_load_neither_torch_nor_zarr() -> None:
     code = (
-        "import sys, medalign.pipeline.squares as s\n"
+        "import sys, medalign.pipeline.decode as s\n"
         "print([m for m in ('torch', 'zarr', 'open_clip', 'rich') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -94,7 +94,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     code = (
         "import os, pathlib, time\n"
-        "from medalign.pipeline.workers import Workers\n"
+        "from medalign.pipeline.runtime.workers import Workers\n"
         "with Workers(2) as workers:\n"
         "    found = workers.map(os.path.realpath, ['/proc/self'] * 8, 8)\n"
         f"    pathlib.Path({str(pids)!r}).write_text(' '.join({{p[6:] for p in found}}))\n"
@@ -118,7 +118,7 @@ def test_a_closed_terminal_does_not_end_what_keeps_track_of_semaphores() -> None
     code = (
         "from multiprocessing.resource_tracker import _resource_tracker\n"
         "from pathlib import Path\n"
-        "from medalign.pipeline.workers import Workers\n"
+        "from medalign.pipeline.runtime.workers import Workers\n"
         "with Workers(1):\n"
         "    print(Path(f'/proc/{_resource_tracker._pid}/status').read_text())\n"
     )

@@ -16,7 +16,7 @@ import pytest
 
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import CacheCard, Failure, Plan
-from medalign.teacher_cache.storage import LocalStorage, Storage
+from medalign.teacher_cache.storage.local import LocalStorage, Storage
 from medalign.teacher_cache.writer import TeacherCacheWriter
 
 ROWS = 10

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from medalign.teacher_cache.arrays import (
+from medalign.teacher_cache.format.arrays import (
     RowArray,
     check_metadata,
     metadata_bytes,
@@ -23,8 +23,8 @@ from medalign.teacher_cache.arrays import (
     table_metadata,
 )
 from medalign.teacher_cache.schema import CacheCard, TeacherCacheError
-from medalign.teacher_cache.storage import LocalStorage
-from medalign.teacher_cache.strict import DamagedError
+from medalign.teacher_cache.storage.local import LocalStorage
+from medalign.teacher_cache.storage.untrusted import DamagedError
 
 
 @given(rows=st.integers(1, 5), patches=st.integers(1, 4), width=st.integers(1, 3))

@@ -11,7 +11,7 @@ from medalign.teacher_cache.commits import CommitLog
 from medalign.teacher_cache.plan_file import load_plans
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Failure, TeacherCacheError
-from medalign.teacher_cache.storage import LocalStorage
+from medalign.teacher_cache.storage.local import LocalStorage
 
 Job = Callable[[Path, Callable[[int, int], None]], object]
 

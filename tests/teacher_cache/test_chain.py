@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.teacher_cache.chain import PlanChain, first_generation, next_generation
+from medalign.teacher_cache.generations import PlanChain, first_generation, next_generation
 from medalign.teacher_cache.plan_file import load_plans, publish_generation
 from medalign.teacher_cache.schema import Failure, Plan, TeacherCacheError
-from medalign.teacher_cache.storage import LocalStorage
-from medalign.teacher_cache.strict import (
+from medalign.teacher_cache.storage.local import LocalStorage
+from medalign.teacher_cache.storage.untrusted import (
     DamagedError,
     canonical_json,
     json_with_digest,

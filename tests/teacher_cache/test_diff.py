@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from medalign.pipeline.commands import cache as app
+from medalign.pipeline.commands.cache import cache as app
 from medalign.teacher_cache.diff import diff
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Plan, TeacherCacheError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medalign.teacher_cache.durable import (
+from medalign.teacher_cache.storage.durable import (
     make_folder,
     publish_once,
     sweep_partial,

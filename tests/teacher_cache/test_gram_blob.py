@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.teacher_cache.gram import GramCode, decode, encode, max_code_bytes
-from medalign.teacher_cache.gram_stream import stream, words
+from medalign.teacher_cache.gram.codec import GramCode, decode, encode, max_code_bytes
+from medalign.teacher_cache.gram.entropy import stream, words
 from medalign.teacher_cache.schema import PatchGrid
-from medalign.teacher_cache.strict import DamagedError
+from medalign.teacher_cache.storage.untrusted import DamagedError
 
 SMALL = PatchGrid(8, 8)
 NATIVE = PatchGrid(6, 5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medalign.teacher_cache.gram_grid import reached, resample, resample_matrix, weights
+from medalign.teacher_cache.gram.code import reached, resample, resample_matrix, weights
 from medalign.teacher_cache.schema import PatchGrid
 
 PAIRS = [

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.teacher_cache.gram_stream import MAX_CLASS, Reader, class_of, pack, unpack, words
-from medalign.teacher_cache.strict import DamagedError
+from medalign.teacher_cache.gram.entropy import MAX_CLASS, Reader, class_of, pack, unpack, words
+from medalign.teacher_cache.storage.untrusted import DamagedError
 
 
 @given(

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medalign.teacher_cache import index
-from medalign.teacher_cache.arrays import table_files
-from medalign.teacher_cache.chain import PlanChain, first_generation
+from medalign.teacher_cache.format.arrays import table_files
+from medalign.teacher_cache.generations import PlanChain, first_generation
 from medalign.teacher_cache.index import PlanIndex, path_words, tables_of
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Plan, TeacherCacheError

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.teacher_cache.layout import Layout
-from medalign.teacher_cache.strict import MAX_ROWS, TeacherCacheError
+from medalign.teacher_cache.generations import Layout
+from medalign.teacher_cache.storage.untrusted import MAX_ROWS, TeacherCacheError
 
 layouts = st.builds(
     Layout,

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from medalign.teacher_cache import nearby
 from medalign.teacher_cache.audit import reopen, seal
-from medalign.teacher_cache.nearby import NearbyFiles
 from medalign.teacher_cache.reader import TeacherCache
-from medalign.teacher_cache.strict import DamagedError, TeacherCacheError
+from medalign.teacher_cache.storage import read_through as nearby
+from medalign.teacher_cache.storage.read_through import NearbyFiles
+from medalign.teacher_cache.storage.untrusted import DamagedError, TeacherCacheError
 
 MB = 2**20
 

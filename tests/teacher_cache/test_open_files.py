@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from medalign.teacher_cache import open_files
-from medalign.teacher_cache.open_files import OpenFiles
-from medalign.teacher_cache.storage import LocalStorage
-from medalign.teacher_cache.strict import DamagedError
+from medalign.teacher_cache.storage import open_files
+from medalign.teacher_cache.storage.local import LocalStorage
+from medalign.teacher_cache.storage.open_files import OpenFiles
+from medalign.teacher_cache.storage.untrusted import DamagedError
 
 COUNT = 40
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import zarr
 
-from medalign.teacher_cache.arrays import row_arrays
 from medalign.teacher_cache.audit import seal
+from medalign.teacher_cache.format.arrays import row_arrays
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Failure, TeacherCacheError
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from medalign.teacher_cache import remote
 from medalign.teacher_cache.audit import seal
 from medalign.teacher_cache.reader import TeacherCache
-from medalign.teacher_cache.remote import RemoteStorage
-from medalign.teacher_cache.storage import LocalStorage, open_storage
-from medalign.teacher_cache.strict import DamagedError, TeacherCacheError
+from medalign.teacher_cache.storage import remote
+from medalign.teacher_cache.storage.local import LocalStorage, open_storage
+from medalign.teacher_cache.storage.remote import RemoteStorage
+from medalign.teacher_cache.storage.untrusted import DamagedError, TeacherCacheError
 
 
 class Faulty(MemoryFileSystem):  # type: ignore[misc]

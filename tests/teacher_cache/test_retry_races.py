@@ -11,7 +11,7 @@ from medalign.teacher_cache.audit import seal, status, verify
 from medalign.teacher_cache.commits import CommitLog
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
-from medalign.teacher_cache.storage import LocalStorage
+from medalign.teacher_cache.storage.local import LocalStorage
 from medalign.teacher_cache.writer import TeacherCacheWriter
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from medalign.teacher_cache.audit import info, seal, status, verify
 from medalign.teacher_cache.reader import TeacherCache, TeacherRow
-from medalign.teacher_cache.storage import open_storage
-from medalign.teacher_cache.strict import TeacherCacheError
+from medalign.teacher_cache.storage.local import open_storage
+from medalign.teacher_cache.storage.untrusted import TeacherCacheError
 
 
 @pytest.fixture

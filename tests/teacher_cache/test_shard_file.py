@@ -14,10 +14,10 @@ from numcodecs import zstd
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from medalign.teacher_cache import shard_file
-from medalign.teacher_cache.arrays import RowArray
-from medalign.teacher_cache.shard_file import RowReader
-from medalign.teacher_cache.strict import DamagedError, TeacherCacheError
+from medalign.teacher_cache.format import shard_file
+from medalign.teacher_cache.format.arrays import RowArray
+from medalign.teacher_cache.format.shard_file import RowReader
+from medalign.teacher_cache.storage.untrusted import DamagedError, TeacherCacheError
 
 Array = npt.NDArray[Any]
 S = 4

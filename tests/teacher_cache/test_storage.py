@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from medalign.teacher_cache.storage import (
+from medalign.teacher_cache.storage.local import (
     LocalStorage,
     explaining_disk_errors,
     open_storage,
     read_json,
     sha256_of,
 )
-from medalign.teacher_cache.strict import DamagedError, TeacherCacheError
+from medalign.teacher_cache.storage.untrusted import DamagedError, TeacherCacheError
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 import zarr
 
-from medalign.teacher_cache.arrays import RowArray, row_arrays
 from medalign.teacher_cache.audit import seal, status
+from medalign.teacher_cache.format.arrays import RowArray, row_arrays
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import CacheCard, PatchGrid, Plan, TeacherCacheError
 from medalign.teacher_cache.writer import TeacherCacheWriter

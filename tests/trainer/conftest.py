@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from medalign.trainer.quiet import quiet_libraries
-from medalign.trainer.recipe import Recipe
+from medalign.trainer.machine import quiet_libraries
+from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.students.tiny import TinyStudent, make_student
 
 TextModel = Literal["mistral", "qwen2", "llama"]

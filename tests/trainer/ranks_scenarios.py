@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from medalign.trainer.engine import Engine
+from medalign.trainer.distributed.engine import Engine
+from medalign.trainer.distributed.ranks import Ranks
 from medalign.trainer.loop import Step, TrainingDivergedError
-from medalign.trainer.quiet import quiet_libraries
-from medalign.trainer.ranks import Ranks
-from medalign.trainer.recipe import Recipe
+from medalign.trainer.machine import quiet_libraries
+from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.train import train
 
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from medalign.trainer.recipe import Recipe, RecipeError
-from medalign.trainer.shipped import find_recipe
+from medalign.trainer.recipe.compose import find_recipe
+from medalign.trainer.recipe.recipe import Recipe, RecipeError
 
 BASE = "loss: {layer: 2, alpha: 0.5}\nrun:\n  steps: 3\n"
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from medalign.pipeline.manifest import Record, Turn
-from medalign.trainer.conversation import ConversationEncoder, ConversationError, Encoded
+from medalign.trainer.data.conversation import ConversationEncoder, ConversationError, Encoded
 from medalign.trainer.students.spec import StudentSpec, read_student
 from medalign.trainer.students.templates import HUATUO, VICUNA_SYSTEM, VICUNA_V1
 

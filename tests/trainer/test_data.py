@@ -10,10 +10,10 @@ from PIL import Image
 
 from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
-from medalign.trainer.batch import collate
-from medalign.trainer.data import Conversations, MissingTeacherError, select
+from medalign.trainer.data.batch import collate
+from medalign.trainer.data.dataset import Conversations, MissingTeacherError, select
+from medalign.trainer.data.teacher import Patches, Teacher
 from medalign.trainer.students.spec import read_student
-from medalign.trainer.teacher import Patches, Teacher
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from medalign.pipeline.manifest import read_manifest
-from medalign.trainer.estimate import estimated_lengths
+from medalign.trainer.data.order import estimated_lengths
 from medalign.trainer.students.spec import read_student
 
 

@@ -15,17 +15,22 @@ from medalign.cli import main
 from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
-from medalign.trainer.checkpoint import save_checkpoint
-from medalign.trainer.data import Conversations
-from medalign.trainer.held_out import HeldOut, NothingHeldOutError, Validation, choose
+from medalign.trainer.data.dataset import Conversations
 from medalign.trainer.loop import Step
 from medalign.trainer.objective import Objective
-from medalign.trainer.padded import HeldOutOrder
 from medalign.trainer.prepare import describe, prepare, with_paths
-from medalign.trainer.recipe import Recipe, RecipeError
+from medalign.trainer.recipe.recipe import Recipe, RecipeError
+from medalign.trainer.run.checkpoint import save_checkpoint
 from medalign.trainer.student import add_adapter, load_base
 from medalign.trainer.students.spec import read_student
 from medalign.trainer.train import Result, train
+from medalign.trainer.validation import (
+    HeldOut,
+    HeldOutOrder,
+    NothingHeldOutError,
+    Validation,
+    choose,
+)
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
 MEASURED = ("step", "loss", "lm", "vis", "att", "samples")

@@ -8,13 +8,19 @@ from typing import Any
 
 import pytest
 
-from medalign.trainer import loggers
-from medalign.trainer.contest import Best
-from medalign.trainer.json_lines import append_lines, read_lines
-from medalign.trainer.loggers import JsonLines, Loggers, TensorBoard, check_installed, open_loggers
-from medalign.trainer.recipe import Recipe, RecipeError
-from medalign.trainer.recipe_run_sections import LogSection
-from medalign.trainer.run_folder import RunFolder
+from medalign.trainer.recipe.recipe import Recipe, RecipeError
+from medalign.trainer.recipe.sections import LogSection
+from medalign.trainer.run import loggers
+from medalign.trainer.run.best_checkpoint import Best
+from medalign.trainer.run.checkpoint_files import append_lines, read_lines
+from medalign.trainer.run.folder import RunFolder
+from medalign.trainer.run.loggers import (
+    JsonLines,
+    Loggers,
+    TensorBoard,
+    check_installed,
+    open_loggers,
+)
 
 needs_tensorboard = pytest.mark.skipif(
     find_spec("tensorboard") is None, reason="needs the extra medalign[tensorboard]"

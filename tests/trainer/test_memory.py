@@ -6,12 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from medalign.trainer.batch import Batch, collate
-from medalign.trainer.engine import Engine
-from medalign.trainer.load_engine import adapted, load_engine
+from medalign.trainer.data.batch import Batch, collate
+from medalign.trainer.distributed.engine import Engine
+from medalign.trainer.distributed.ranks import Ranks
 from medalign.trainer.memory import (
     BUCKET,
     FP32,
+    Load,
+    Parameters,
+    Settings,
+    Shape,
     checkpoint_bytes,
     estimate,
     kept_bytes,
@@ -20,14 +24,12 @@ from medalign.trainer.memory import (
     step_operations,
 )
 from medalign.trainer.objective import Objective, Share
-from medalign.trainer.plan import held
-from medalign.trainer.plan.shapes import count_parameters, load_of, settings_of, shape_of
+from medalign.trainer.preflight import measure as held
+from medalign.trainer.preflight.shapes import count_parameters, load_of, settings_of, shape_of
 from medalign.trainer.prepare import Prepared, prepare, with_paths
-from medalign.trainer.ranks import Ranks
-from medalign.trainer.recipe import Recipe
-from medalign.trainer.run_batches import pad_id, samples_of
-from medalign.trainer.step_shape import Load, Parameters, Settings, Shape
+from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.student import checkpoint_activations, load_base
+from medalign.trainer.train import adapted, load_engine, pad_id, samples_of
 
 # LLaVA-Med 1.5: Mistral 7B, CLIP ViT-L/14 at 336 px.
 PARAMETERS = Parameters(

@@ -10,10 +10,10 @@ import torch
 
 from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
-from medalign.trainer.batch import Batch, collate
-from medalign.trainer.data import Conversations
+from medalign.trainer.data.batch import Batch, collate
+from medalign.trainer.data.dataset import Conversations
 from medalign.trainer.objective import Objective, Share
-from medalign.trainer.recipe_sections import LoraSection, LossSection
+from medalign.trainer.recipe.sections import LoraSection, LossSection
 from medalign.trainer.student import add_adapter, checkpoint_activations, llava_of, load_base
 from medalign.trainer.students.spec import read_student
 

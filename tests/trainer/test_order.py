@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.trainer.order import POOL_STEPS, Lengths, StepOrder
+from medalign.trainer.data.order import POOL_STEPS, Lengths, StepOrder
 
 
 def order_of(length: int, lengths: Lengths | None = None, **changes: int) -> StepOrder:

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.pipeline.manifest import Record, checked_records, read_manifest
-from medalign.pipeline.records import read_record
-from medalign.trainer.packed import PackedRecords
+from medalign.pipeline.manifest import Record, checked_records, read_manifest, read_record
+from medalign.trainer.data.dataset import PackedRecords
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(lambda t: f"x{t}")
 json_value: st.SearchStrategy[Any] = st.recursive(

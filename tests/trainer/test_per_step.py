@@ -3,8 +3,7 @@ from typing import Any
 
 import pytest
 
-from medalign.trainer.per_step import for_ranks
-from medalign.trainer.recipe import Recipe, RecipeError
+from medalign.trainer.recipe.recipe import Recipe, RecipeError, for_ranks
 
 
 def with_data(**data: Any) -> Recipe:

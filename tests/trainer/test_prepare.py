@@ -6,7 +6,7 @@ import fsspec
 import pytest
 
 from medalign.trainer.prepare import prepare, with_paths
-from medalign.trainer.recipe import Recipe, RecipeError
+from medalign.trainer.recipe.recipe import Recipe, RecipeError
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medalign.trainer.prepare import prepare, with_paths
-from medalign.trainer.recipe import Recipe, RecipeError
+from medalign.trainer.recipe.recipe import Recipe, RecipeError
 from medalign.trainer.student import load_base
 from medalign.trainer.students.spec import StudentError
 from medalign.trainer.train import train

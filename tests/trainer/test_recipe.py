@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.trainer.recipe import Recipe, RecipeError
+from medalign.trainer.recipe.recipe import Recipe, RecipeError
 
 SMALL = "loss:\n  layer: 2\nrun:\n  steps: 3\n"
 

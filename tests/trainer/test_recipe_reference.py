@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from medalign.cli import main
-from medalign.trainer.recipe import Recipe
-from medalign.trainer.recipe_paper import PaperNumber, PaperSection
-from medalign.trainer.recipe_reference import COMMAND, reference
-from medalign.trainer.same_run import FREE_KEYS
+from medalign.trainer.recipe.paper import PaperNumber, PaperSection
+from medalign.trainer.recipe.recipe import Recipe
+from medalign.trainer.recipe.reference import COMMAND, reference
+from medalign.trainer.run.folder import FREE_KEYS
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipe.md"
 SMALL = {"loss": {"layer": 1}, "run": {"steps": 1}}

@@ -10,11 +10,10 @@ import pytest
 import typer
 
 from medalign.cli import app, main
-from medalign.trainer.recipe import Recipe, RecipeError
-from medalign.trainer.reproduction import script, stages
-from medalign.trainer.row_cost import cost
-from medalign.trainer.row_cost_table import paper_rows
-from medalign.trainer.shipped import find_recipe, shipped_recipes, shipped_variants
+from medalign.trainer.recipe.compose import find_recipe, shipped_recipes, shipped_variants
+from medalign.trainer.recipe.cost import cost, paper_rows
+from medalign.trainer.recipe.recipe import Recipe, RecipeError
+from medalign.trainer.recipe.reproduction import script, stages
 
 ALL = [("medalign", *parts) for parts in (
     ("student", "convert"),

@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from medalign.pipeline.geometry import GeometryName, valid_patches
-from medalign.teacher_cache.gram import decode, encode
+from medalign.teacher_cache.gram.codec import decode, encode
 from medalign.teacher_cache.reader import TeacherRow
 from medalign.teacher_cache.schema import PatchGrid
-from medalign.trainer.resample import ResampledRow, resample_row
+from medalign.trainer.data.teacher import Resampled, ResampledRow, resample_row, stack_rows
 from medalign.trainer.students.question_attention import Look
-from medalign.trainer.teacher import Resampled, stack_rows
 
 SOURCE = PatchGrid(6, 6)
 GRIDS = [PatchGrid(3, 5), PatchGrid(9, 4), PatchGrid(1, 12), SOURCE]

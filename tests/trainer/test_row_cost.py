@@ -3,14 +3,21 @@ from pathlib import Path
 
 import pytest
 
-from medalign.trainer.plan.shapes import count_parameters, shape_of
-from medalign.trainer.recipe import Recipe, RecipeError
-from medalign.trainer.reproduction import script
-from medalign.trainer.row_cost import STUDENTS, TOWER, cost, parameters_of
-from medalign.trainer.row_cost_table import COMMAND, cost_table, paper_rows
-from medalign.trainer.shipped import find_recipe
+from medalign.trainer.preflight.shapes import count_parameters, shape_of
+from medalign.trainer.recipe.compose import find_recipe
+from medalign.trainer.recipe.cost import (
+    COMMAND,
+    STUDENTS,
+    TOWER,
+    cost,
+    cost_table,
+    paper_rows,
+    parameters_of,
+)
+from medalign.trainer.recipe.recipe import Recipe, RecipeError
+from medalign.trainer.recipe.reproduction import script
+from medalign.trainer.student import unloaded_model
 from medalign.trainer.students.spec import read_student
-from medalign.trainer.unloaded import unloaded_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduce.md"
 SLAKE = "llava-med-slake"

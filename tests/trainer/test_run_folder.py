@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from medalign.trainer.checkpoint_mark import check_bytes, is_complete
-from medalign.trainer.contest import Best, Contest
-from medalign.trainer.recipe import Recipe, RecipeError
-from medalign.trainer.run_folder import RunFolder
+from medalign.trainer.recipe.recipe import Recipe, RecipeError
+from medalign.trainer.run.best_checkpoint import Best, Contest
+from medalign.trainer.run.checkpoint_files import check_bytes, is_complete
+from medalign.trainer.run.folder import RunFolder
 
 SAME = {"cache": "a", "records": 3}
 
@@ -72,8 +72,8 @@ def test_a_second_process_is_kept_out_until_the_first_ends(
     (folder.path.parent / "r.yaml").write_text(recipe().to_yaml())
     code = (
         "import sys; from pathlib import Path\n"
-        "from medalign.trainer.recipe import Recipe\n"
-        "from medalign.trainer.run_folder import RunFolder\n"
+        "from medalign.trainer.recipe.recipe import Recipe\n"
+        "from medalign.trainer.run.folder import RunFolder\n"
         f"run = RunFolder(Path({str(folder.path)!r}))\n"
         f"run.begin(Recipe.from_yaml(run.path.parent / 'r.yaml'), {SAME!r}, resume=True)\n"
     )
@@ -116,7 +116,7 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
     def full(path: Path, _data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("medalign.trainer.checkpoint_mark.write_durably", full)
+    monkeypatch.setattr("medalign.trainer.run.checkpoint_files.write_durably", full)
     with pytest.raises(OSError, match="No space left"):
         write(folder, 2)
     monkeypatch.undo()

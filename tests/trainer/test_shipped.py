@@ -5,24 +5,23 @@ from typing import Any, get_args
 
 import pytest
 
-from medalign.eval.generate_command import DecoderChoice
-from medalign.eval.metrics.definitions import vqa_definitions
-from medalign.eval.metrics.report_definitions import report_definitions
-from medalign.eval.score_options import TaskName
+from medalign.eval.commands.generate import DecoderChoice
+from medalign.eval.commands.options import TaskName
+from medalign.eval.metrics.definitions import report_definitions, vqa_definitions
 from medalign.pipeline.datasets.registry import DATA_SETS
-from medalign.trainer.compose import read_in_order
 from medalign.trainer.convert.families import ORIGINALS
-from medalign.trainer.recipe import Recipe
-from medalign.trainer.recipe_paper import DataName
-from medalign.trainer.row_cost import STUDENTS
-from medalign.trainer.shipped import (
+from medalign.trainer.recipe.compose import (
     find_recipe,
     first_comment,
+    read_in_order,
+    read_settings,
     shipped_parts,
     shipped_recipes,
     shipped_variants,
 )
-from medalign.trainer.yaml_lines import read_settings
+from medalign.trainer.recipe.cost import STUDENTS
+from medalign.trainer.recipe.paper import DataName
+from medalign.trainer.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 SETS = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medalign.trainer.recipe_sections import LoraSection
+from medalign.trainer.recipe.sections import LoraSection
 from medalign.trainer.student import (
     add_adapter,
     llava_of,

@@ -8,12 +8,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from medalign.teacher_cache.gram import GramCode, decode, encode
+from medalign.teacher_cache.gram.codec import GramCode, decode, encode
 from medalign.teacher_cache.reader import TeacherRow
 from medalign.teacher_cache.schema import PatchGrid
+from medalign.trainer.data.teacher import Codes, stack_rows
 from medalign.trainer.losses import gram_alignment_terms, spatial_alignment_terms
 from medalign.trainer.students.question_attention import Look
-from medalign.trainer.teacher import Codes, stack_rows
 
 LOOK = Look(*(torch.zeros(0) for _ in range(5)))
 SMALL, LARGE = PatchGrid(4, 4), PatchGrid(6, 6)

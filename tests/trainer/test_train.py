@@ -13,18 +13,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
-from medalign.trainer.device_memory import DeviceMemoryError
-from medalign.trainer.engine import Engine
-from medalign.trainer.load_engine import adapted
+from medalign.trainer.distributed.engine import Engine
 from medalign.trainer.loop import (
     NothingToLearnError,
     Step,
     TrainingDivergedError,
     dropout_seed,
 )
+from medalign.trainer.memory import DeviceMemoryError
 from medalign.trainer.prepare import describe, prepare, with_paths
-from medalign.trainer.recipe import Recipe, RecipeError
-from medalign.trainer.train import Result, train
+from medalign.trainer.recipe.recipe import Recipe, RecipeError
+from medalign.trainer.train import Result, adapted, train
 
 Dataset = Callable[..., tuple[Path, Path, Path]]
 
@@ -153,7 +152,7 @@ def test_recomputed_activations_leave_every_number_as_it_was(
         layer.register_forward_pre_hook(count)  # a second pass may end within the layer
         return adapted(base, chosen)
 
-    monkeypatch.setattr("medalign.trainer.load_engine.adapted", watched)
+    monkeypatch.setattr("medalign.trainer.train.adapted", watched)
     data, student, found = dataset(), students(), []
     for recomputing in (False, True):
         setting = {"student.gradient_checkpointing": recomputing}
@@ -233,7 +232,7 @@ def test_images_lost_while_a_run_is_under_way_end_it(
 
 
 def test_spawned_workers_import_no_student(tmp_path: Path) -> None:
-    code = "import sys; import medalign.trainer.padded; print('peft' in sys.modules)"
+    code = "import sys; import medalign.trainer.validation; print('peft' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
@@ -300,7 +299,7 @@ def test_a_full_disk_while_saving_is_told_and_keeps_the_checkpoint_before(
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         save_file(*args)
 
-    monkeypatch.setattr("medalign.trainer.checkpoint.save_file", full)
+    monkeypatch.setattr("medalign.trainer.run.checkpoint.save_file", full)
     with pytest.raises(OSError, match="no space left") as error:
         run(recipe(), data, student, tmp_path / "run")
     assert error.value.errno == errno.ENOSPC

@@ -18,14 +18,13 @@ from torch.utils.data import Dataset
 
 from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
-from medalign.trainer.batch import Batch, Sample
-from medalign.trainer.conversation import Encoded
-from medalign.trainer.data import Conversations
-from medalign.trainer.order import StepOrder
-from medalign.trainer.packed import PackedRecords
+from medalign.trainer.data.batch import Batch, Sample
+from medalign.trainer.data.conversation import Encoded
+from medalign.trainer.data.dataset import Conversations, PackedRecords
+from medalign.trainer.data.loader import DataWorkerError, StartMethod, micro_batches
+from medalign.trainer.data.order import StepOrder
+from medalign.trainer.data.teacher import Patches
 from medalign.trainer.students.spec import read_student
-from medalign.trainer.teacher import Patches
-from medalign.trainer.workers import DataWorkerError, StartMethod, micro_batches
 
 Made = Callable[..., tuple[Path, Path, Path]]
 
@@ -238,7 +237,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 UNCLOSED = """
 import sys
 from pathlib import Path
-from medalign.trainer.workers import micro_batches
+from medalign.trainer.data.loader import micro_batches
 sys.path.insert(0, sys.argv[1])
 from test_workers import Numbers, alone
 batches = micro_batches(Numbers(Path(sys.argv[2])), alone(9), 0, 1)

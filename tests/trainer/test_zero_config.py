@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from medalign.trainer.recipe import Recipe, RecipeError
-from medalign.trainer.zero_config import zero_config, zero_stage
+from medalign.trainer.distributed.zero_config import zero_config, zero_stage
+from medalign.trainer.recipe.recipe import Recipe, RecipeError
 
 MakeRecipe = Callable[..., Recipe]
 

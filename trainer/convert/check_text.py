@@ -1,19 +1,32 @@
 """Do a student's tokenizer, template, images and generation settings fit its model?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from transformers import GenerationConfig
 
 from ...pipeline.manifest import IMAGE_PLACEHOLDER, Record, Turn
-from ..conversation import IGNORED, ConversationError
-from ..doctor.check import Check, first
-from ..frame import content_form, content_of
+from ..data.conversation import IGNORED, ConversationError, content_form, content_of
+from ..preflight.check import Check, first
 from ..students.spec import OWN_CODE, StudentSpec
-from .guard import guarded
-from .json_file import read_object
-from .token_parity import compare, rendered
+from .errors import read_object, reason
+from .tokenizer import compare, rendered
+
+
+def guarded(name: str, look: Callable[[], Check]) -> Check:
+    """Run a check; whatever it raises is its failure.
+
+    Args:
+        name: of the check.
+        look: the check.
+    """
+    try:
+        return look()
+    except Exception as error:  # a folder may hold anything, and libraries raise what they like
+        text = f"cannot be looked at: {reason(error)}"
+        return Check(name, "failed", text, "mend or copy the file that is at fault")
+
 
 _ROOM: Final = 100_000
 _CLASS: Final = "LlavaProcessor"

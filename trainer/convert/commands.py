@@ -72,7 +72,7 @@ def convert_command(
     Run the same command again to go on after any interruption. Every tensor is
     used once or listed with the reason in OUT/conversion.json.
     """
-    from ..quiet import quiet_libraries
+    from ..machine import quiet_libraries
 
     quiet_libraries()
     from .convert import Wish, convert
@@ -112,10 +112,10 @@ def check_command(
     """
     import json
 
-    from ..quiet import quiet_libraries
+    from ..machine import quiet_libraries
 
     quiet_libraries()
-    from ..doctor.check import worst
+    from ..preflight.check import worst
     from .check import check_student
 
     checks = check_student(folder, _stage, forward=forward)
@@ -155,7 +155,7 @@ def _stage(what: str, total: int) -> Iterator[Callable[[int], None]]:
 def _plain_lines(what: str, total: int) -> Callable[[int], None]:
     import time
 
-    from ..amounts import of_bytes
+    from ..machine import of_bytes
 
     typer.echo(f"{what}: {of_bytes(total)}", err=True)
     done, told_at = 0, time.monotonic()

@@ -1,7 +1,10 @@
 """What a user can mend about a conversion."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -38,3 +41,23 @@ def reason(error: Exception) -> str:
     # tokenizers raises Exception itself, with a message that stands alone
     kind = "" if type(error) is Exception else f"{type(error).__name__}: "
     return kind + first_line(error)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file that must hold a JSON object.
+
+    Raises:
+        ConvertError: it holds something else, or no JSON.
+        OSError: it cannot be read.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConvertError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConvertError(f"{path} is no JSON object")
+    return values
+
+
+Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Begins a stage of so many bytes, and gives what is told of every few more."""

@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-from ..amounts import counted, of_bytes
+from ..machine import counted, of_bytes
 from .describe import name_of
-from .names import part_of
-from .plan import Piece, Plan
+from .plan import Piece, Plan, part_of
+from .safetensors_writer import Written
 from .settings import Settings
-from .shard import Written
-from .tokens import IMAGE_TOKEN, Tokens
+from .tokenizer import IMAGE_TOKEN, Tokens
 from .tower import Tower
 from .weights import Weights
 

@@ -11,8 +11,7 @@ from transformers import CLIPVisionConfig
 
 from ..students.spec import OWN_CODE
 from ..students.square import BICUBIC, CHANNELS, fits_channels
-from .errors import ConvertError, told_of
-from .json_file import read_object
+from .errors import ConvertError, read_object, told_of
 from .settings import Settings
 from .weights import Weights
 

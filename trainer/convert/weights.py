@@ -11,8 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..students.family import first_line
-from .errors import ConvertError
-from .json_file import read_object
+from .errors import ConvertError, read_object
 
 SAFETENSORS_INDEX: Final = "model.safetensors.index.json"
 PICKLED_INDEX: Final = "pytorch_model.bin.index.json"

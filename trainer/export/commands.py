@@ -52,7 +52,7 @@ def export(
     LoRA is merged. A trained rotation comes with its own code: load with
     trust_remote_code=True.
     """
-    from ..quiet import quiet_libraries
+    from ..machine import quiet_libraries
 
     quiet_libraries()
     from .export import Wish

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ...pipeline.pixels import Alpha
-from ..checkpoint_mark import check_bytes, is_complete, step_of
-from ..recipe import Recipe
-from ..run_folder import RunFolder
+from ..recipe.recipe import Recipe
+from ..run.checkpoint_files import check_bytes, is_complete, step_of
+from ..run.folder import RunFolder
 from ..student import read_identity
 from ..students.spec import StudentError, read_config, student_digest
 

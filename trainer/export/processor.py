@@ -10,7 +10,7 @@ from transformers import AutoProcessor, CLIPImageProcessor, LlavaProcessor
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
 from ...pipeline.manifest import Record
-from ..conversation import PLACEHOLDER
+from ..data.conversation import PLACEHOLDER
 from ..students.spec import OWN_CODE, StudentSpec
 from .gate import GateError
 

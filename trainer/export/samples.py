@@ -9,9 +9,9 @@ import numpy as np
 
 from ...pipeline.manifest import Record, read_manifest, resolve_image
 from ...pipeline.pixels import read_image
-from ..batch import Batch, collate
-from ..conversation import images_of_prompt
-from ..data import Conversations
+from ..data.batch import Batch, collate
+from ..data.conversation import images_of_prompt
+from ..data.dataset import Conversations
 from ..students.spec import StudentSpec
 from .origin import ExportError, Origin
 

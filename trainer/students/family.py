@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ...teacher_cache.schema import PatchGrid
-from ..frame import Frame
+from ..data.conversation import Frame
 
 Float32 = npt.NDArray[np.float32]
 

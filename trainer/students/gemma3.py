@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 
 from ...teacher_cache.schema import PatchGrid
-from ..frame import Frame
+from ..data.conversation import Frame
 from .family import Family, StudentError, image_token_of
 from .square import BILINEAR, Square, black_square, check_pixels
 

@@ -8,7 +8,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from ...pipeline.geometry import GeometryName
 from ...teacher_cache.schema import PatchGrid
-from ..frame import PLAIN, Frame
+from ..data.conversation import PLAIN, Frame
 from .family import Family, StudentError
 from .square import BICUBIC, Square, black_square, check_pixels
 

@@ -16,13 +16,40 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .families import family_of
 from .question_attention import Look, question_attention
-from .rotation import VisualRotation
+
+
+class VisualRotation(nn.Module):
+    """x + W x on visual tokens, x elsewhere. W [C, C] is zero at the start: the exact identity.
+
+    A module of its own, so that PEFT carries W through `modules_to_save` and ZeRO-3 gathers it.
+    """
+
+    def __init__(
+        self, width: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, width, dtype=dtype, device=device))
+
+    def forward(self, hidden: Tensor, visual: Tensor) -> Tensor:
+        """Rotate the visual tokens.
+
+        Args:
+            hidden: [B, T, C] input of layer l.
+            visual: [B, T] bool, True at visual tokens.
+
+        Returns:
+            [B, T, C], equal to `hidden` where `visual` is False.
+        """
+        return torch.where(visual[..., None], hidden + F.linear(hidden, self.weight), hidden)
+
 
 PROBE = "medalign_probe"
 
@@ -159,3 +186,31 @@ def _probe_attention(
         return base(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     finally:
         module.config = mine
+
+
+def show_blank_images(model: Any) -> None:
+    """Let a batch without images go through vision tower and projector too, in place.
+
+    What they say of `tap.blank` is multiplied by 0 and added to the embedded tokens, so the
+    projector gets a gradient of zeros. It happens where a batch with images would do it: between
+    the embedding of the tokens and the first decoder layer.
+
+    Args:
+        model: as for `attach`.
+    """
+    inner = model.model
+
+    def show(
+        _language: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        tap: Tap | None = kwargs.get("tap")
+        if tap is None or tap.blank is None:
+            return None
+        features = inner.get_image_features(**tap.blank)
+        features = getattr(features, "pooler_output", features)
+        embedded = kwargs["inputs_embeds"]
+        total = sum((feature.sum() for feature in features), start=embedded.new_zeros(()))
+        return args, {**kwargs, "inputs_embeds": embedded + 0.0 * total}
+
+    language = model.get_submodule(family_of(model).language)
+    language.register_forward_pre_hook(show, with_kwargs=True)

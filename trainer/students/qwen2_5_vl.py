@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from ..frame import Frame
+from ..data.conversation import Frame
 from .family import Family, StudentError, image_token_of
 from .flexible import Flexible
 

@@ -9,13 +9,36 @@ from transformers import AutoConfig, GenerationConfig
 
 from ...pipeline.geometry import GeometryName
 from ...teacher_cache.schema import PatchGrid
-from ..conversation import ConversationEncoder, ConversationError
+from ..data.conversation import ConversationEncoder, ConversationError
 from .families import FAMILIES
 from .family import Family, Sight
 from .family import StudentError as StudentError
 from .family import first_line as first_line
-from .positions import positions_of
 from .square import Square
+
+_STRETCHED: Final = frozenset({"linear", "dynamic", "yarn"})
+"""Rotary embeddings that serve more positions than `max_position_embeddings` may say."""
+
+
+def positions_of(text_config: Any) -> int | None:
+    """Return how many tokens prompt and answer may have together, None where nothing is said.
+
+    Stretched rotary embeddings count with their factor: some configurations name the positions
+    before they were stretched (Vicuna 16k), some those after it. Where one cannot tell, the larger
+    number holds, since nothing that may fit should be refused.
+
+    Args:
+        text_config: of the language model.
+    """
+    most = getattr(text_config, "max_position_embeddings", None)
+    if most is None:
+        return None
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _STRETCHED:
+        before = rope.get("original_max_position_embeddings") or most
+        most = max(most, int(before * rope.get("factor", 1)))
+    return int(most)
+
 
 OWN_CODE: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
 """How every folder is read: no network, and no code that the folder brings. Without a word on

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 from medalign.eval.bench import inference
-from medalign.eval.bench.clock import Timing, time_answer
 from medalign.eval.bench.inference import (
+    BenchError,
     Measured,
     Report,
+    Timing,
     Wanted,
     bench_inference,
+    bench_prompts,
     overheads,
+    sample_images,
+    time_answer,
 )
-from medalign.eval.bench.prompts import BenchError, bench_prompts, sample_images
 from medalign.eval.bench.report import as_json, as_table
 from medalign.eval.source import find_source
 from medalign.trainer.student import llava_of, load_base

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from medalign.eval.decoders.call import Call
-from medalign.eval.decoders.prompt import Prompt
-from medalign.trainer.quiet import quiet_libraries
+from medalign.eval.decoders.prompts import Prompt
+from medalign.trainer.machine import quiet_libraries
 from medalign.trainer.student import load_base
 from medalign.trainer.students.probe import attach
 from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student

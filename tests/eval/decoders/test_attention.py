@@ -13,11 +13,10 @@ from transformers.masking_utils import eager_mask
 from transformers.models.clip.modeling_clip import CLIPAttention
 
 from medalign.eval.decoders import decode, make_spec
+from medalign.eval.decoders.attention import last_rows, last_scores
 from medalign.eval.decoders.damro import class_attention, class_row
-from medalign.eval.decoders.last_row import last_rows, last_scores
 from medalign.eval.decoders.pai import boosted
-from medalign.eval.decoders.settings import DecodingError
-from medalign.eval.decoders.specs import Damro
+from medalign.eval.decoders.settings import Damro, DecodingError
 
 
 def test_avisc_reads_what_eager_attention_would_say(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from medalign.eval.decoders import decode, make_spec
-from medalign.eval.decoders.prompt import Embedded
-from medalign.eval.decoders.stream import ContrastStream
+from medalign.eval.decoders.prompts import Embedded
+from medalign.eval.decoders.streams import ContrastStream
 
 Eager = Callable[[Any, str], Any]
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from medalign.eval.decoders.hypotheses import Beams, choose
+from medalign.eval.decoders.opera import Beams, choose
 
 
 def test_a_beam_keeps_what_belongs_to_its_parent() -> None:

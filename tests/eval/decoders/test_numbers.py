@@ -7,6 +7,7 @@ import torch
 from transformers import TopPLogitsWarper
 
 from medalign.eval.decoders.avisc import blind_tokens
+from medalign.eval.decoders.call import contrasted, keep_plausible
 from medalign.eval.decoders.damro import top_patches
 from medalign.eval.decoders.dola import (
     divergence,
@@ -16,11 +17,9 @@ from medalign.eval.decoders.dola import (
     punished,
 )
 from medalign.eval.decoders.m3id import cut_contrast, gated_contrast, weight
-from medalign.eval.decoders.over_trust import grown, most_frequent, over_trust
+from medalign.eval.decoders.opera import grown, most_frequent, over_trust
 from medalign.eval.decoders.pai import boosted, boosted_layers, refined
-from medalign.eval.decoders.plausible import contrasted, keep_plausible
-from medalign.eval.decoders.settings import DecodingError
-from medalign.eval.decoders.specs import Nucleus, Pai
+from medalign.eval.decoders.settings import DecodingError, Nucleus, Pai
 from medalign.eval.decoders.vcd import diffusion, noised_images
 
 INF = float("inf")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medalign.eval.decoders.opera import search
-from medalign.eval.decoders.specs import Opera
+from medalign.eval.decoders.settings import Opera
 
 PROMPT, WORDS = 3, 40
 

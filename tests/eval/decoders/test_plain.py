@@ -4,9 +4,10 @@ from typing import Any
 import pytest
 import torch
 
-from medalign.eval.decoders import decode, finite, make_spec
-from medalign.eval.decoders.specs import Beam, Greedy, Nucleus
-from medalign.trainer.quiet import quiet_libraries
+from medalign.eval.decoders import call as finite
+from medalign.eval.decoders import decode, make_spec
+from medalign.eval.decoders.settings import Beam, Greedy, Nucleus
+from medalign.trainer.machine import quiet_libraries
 from medalign.trainer.student import load_base
 from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from medalign.eval.decoders.record_noise import PerRecordNoise, generators
+from medalign.eval.decoders.call import PerRecordNoise, generators
 
 NO_TOKENS = torch.zeros(1, 0, dtype=torch.long)
 

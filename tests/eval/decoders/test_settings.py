@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
+from medalign.eval.commands.generate import DecoderChoice, PresetChoice
 from medalign.eval.decoders import SPECS, DecodingError, make_spec
 from medalign.eval.decoders.presets import PRESETS, read_assignments
-from medalign.eval.decoders.settings import settings_of
-from medalign.eval.decoders.specs import Avisc, M3id, Nucleus
-from medalign.eval.generate_command import DecoderChoice, PresetChoice
+from medalign.eval.decoders.settings import Avisc, M3id, Nucleus, settings_of
 
 
 def test_the_command_offers_every_decoder_and_preset() -> None:

@@ -11,10 +11,9 @@ from torch import Tensor
 from medalign.eval.decoders import SPECS, decode, make_spec
 from medalign.eval.decoders.avisc import hidden_tokens
 from medalign.eval.decoders.damro import shown_patches
-from medalign.eval.decoders.prompt import Embedded, Prompt, embed
-from medalign.eval.decoders.settings import DecodingError
-from medalign.eval.decoders.specs import Avisc, Greedy
-from medalign.eval.decoders.stream import ContrastStream, positions
+from medalign.eval.decoders.prompts import Embedded, Prompt, embed
+from medalign.eval.decoders.settings import Avisc, DecodingError, Greedy
+from medalign.eval.decoders.streams import ContrastStream, positions
 from medalign.trainer.students.probe import Tap
 
 

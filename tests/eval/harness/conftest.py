@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medalign.eval.harness import docs as module
+from medalign.eval.lmms_eval import tasks as module
 
 QUESTIONS = (
     ("CLOSED", "Is there a fracture?", "No"),

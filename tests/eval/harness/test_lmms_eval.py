@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from medalign.eval.answers import read_answers
-from medalign.eval.harness.docs import question_of
-from medalign.eval.harness.places import TASKS
-from medalign.eval.harness.scores import VQA_SCORES, metric_name
+from medalign.eval.lmms_eval.tasks import TASKS, VQA_SCORES, metric_name, question_of
+from medalign.eval.predictions import read_answers
 
 # Its imports warn of its own dependencies.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -41,10 +39,10 @@ def manager(lmms_eval: Callable[[str], Any], placed: Path) -> Any:
 
 def test_the_registry_finds_the_model(lmms_eval: Callable[[str], Any]) -> None:
     registry = lmms_eval("lmms_eval.models").ModelRegistryV2()
-    register = lmms_eval("medalign.eval.harness.register")
+    register = lmms_eval("medalign.eval.lmms_eval.register")
     registry.register_manifest(register.manifest())
     found = registry.get_model_class("medalign")
-    assert found.__module__ == "medalign.eval.harness.model"
+    assert found.__module__ == "medalign.eval.lmms_eval.model"
 
 
 def test_chat_models_get_image_and_question(manager: Any) -> None:
@@ -64,7 +62,7 @@ def test_a_whole_evaluation_gives_the_scores_of_eval_score(
     tmp_path: Path,
     medalign: Callable[..., str],
 ) -> None:
-    model = lmms_eval("medalign.eval.harness.model").MedAlign(str(adapter), batch_size=2)
+    model = lmms_eval("medalign.eval.lmms_eval.model").MedAlign(str(adapter), batch_size=2)
     results = lmms_eval("lmms_eval.evaluator").simple_evaluate(
         model=model,
         tasks=[SET, "medalign_iu_xray_report"],

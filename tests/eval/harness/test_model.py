@@ -13,9 +13,8 @@ from PIL import Image
 
 from medalign.eval.decoders import DecodingError, make_spec
 from medalign.eval.generate import generate
-from medalign.eval.harness.answerer import Answerer, Asked, rgb_of
-from medalign.eval.harness.docs import images_of, question_of
-from medalign.eval.harness.places import HarnessError
+from medalign.eval.lmms_eval.model import Answerer, Asked, rgb_of
+from medalign.eval.lmms_eval.tasks import HarnessError, images_of, question_of
 from medalign.eval.source import find_source
 from medalign.pipeline.pixels import read_image
 
@@ -27,7 +26,7 @@ def model_class() -> Any:
     """The model on top of lmms-eval's base class, or of as much of it as it needs."""
     torch.set_num_threads(1)
     if find_spec("lmms_eval") is not None:
-        return importlib.import_module("medalign.eval.harness.model").MedAlign
+        return importlib.import_module("medalign.eval.lmms_eval.model").MedAlign
 
     class Base:
         def __init__(self) -> None:
@@ -38,7 +37,7 @@ def model_class() -> Any:
         for name in names:
             patch.setitem(sys.modules, name, ModuleType(name))
         sys.modules[names[-1]].__dict__["lmms"] = Base
-        return importlib.import_module("medalign.eval.harness.model").MedAlign
+        return importlib.import_module("medalign.eval.lmms_eval.model").MedAlign
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def expected(
     torch.set_num_threads(1)
 
     def answers(decoder: str) -> list[str]:
-        from medalign.eval.answers import read_answers
+        from medalign.eval.predictions import read_answers
 
         out = tmp_path_factory.mktemp("out") / "p.jsonl"
         folder = data / "slake"

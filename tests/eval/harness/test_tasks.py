@@ -10,21 +10,26 @@ import pytest
 import yaml
 from PIL import Image
 
-from medalign.eval.answers import Pair
-from medalign.eval.harness.docs import images_of, question_of, record_of, slake
-from medalign.eval.harness.places import TASKS, HarnessError, find_set
-from medalign.eval.harness.scores import (
+from medalign.eval.lmms_eval.tasks import (
     REPORT_SCORES,
+    TASKS,
     VQA_SCORES,
+    HarnessError,
+    find_set,
+    images_of,
     mean_score,
     metric_name,
+    question_of,
+    record_of,
     score_question,
     score_report,
+    slake,
 )
-from medalign.eval.instruments.opened import Instruments
+from medalign.eval.metric_models.locate import Instruments
 from medalign.eval.metrics.definitions import vqa_definitions
+from medalign.eval.predictions import Pair
 from medalign.eval.report_scores import report_scores
-from medalign.eval.sample_scores import vqa_scores
+from medalign.eval.vqa_scores import vqa_scores
 from medalign.pipeline.pixels import read_image
 
 ROOT = Path(__file__).parents[3]
@@ -83,7 +88,7 @@ def test_metrics_of_a_task_are_those_that_answers_get(name: str) -> None:
 def test_there_are_no_other_tasks_and_all_files_are_shipped() -> None:
     assert {path.name for path in TASKS.glob("*.yaml")} == {f"medalign_{n}.yaml" for n in NAMES}
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert tools["tool"]["setuptools"]["package-data"]["medalign.eval.harness"] == ["tasks/*"]
+    assert tools["tool"]["setuptools"]["package-data"]["medalign.eval.lmms_eval"] == ["tasks/*"]
 
 
 def test_the_entry_point_is_there() -> None:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from medalign.eval.answers import AnswersError
-from medalign.eval.instruments.annotations import Annotations
+from medalign.eval.metric_models.radgraph_annotations import Annotations
 from medalign.eval.metrics.radgraph import Entity
+from medalign.eval.predictions import AnswersError
 
 EFFUSION = {
     "tokens": "effusion",

@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from medalign.eval.answers import AnswersError
-from medalign.eval.instruments import bert_scorer
-from medalign.eval.instruments.bert_scorer import BertScorer
-from medalign.eval.metrics.greedy_matching import greedy_match
+from medalign.eval.metric_models import bertscore as bert_scorer
+from medalign.eval.metric_models.bertscore import BertScorer
+from medalign.eval.metrics.bertscore import greedy_match
+from medalign.eval.predictions import AnswersError
 
 PAIR = ("The heart is normal.", "no pleural effusion, lungs are clear")
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from medalign.eval.answers import AnswersError
-from medalign.eval.instruments.chexbert import Chexbert, ReadReport
+from medalign.eval.metric_models.chexbert import Chexbert, ReadReport
+from medalign.eval.predictions import AnswersError
 
 TEXTS = ["the heart is normal .", "small left pleural effusion", "", "no edema"]
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from medalign.eval.commands import app
-from medalign.eval.metrics.report_definitions import REPORT_METRICS
+from medalign.eval.commands.eval import app
+from medalign.eval.metrics.definitions import REPORT_METRICS
 
 Write = Callable[[Path, Iterable[Mapping[str, Any]]], Path]
 

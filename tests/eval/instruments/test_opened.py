@@ -9,16 +9,17 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import RobertaConfig, RobertaForTokenClassification
 
-from medalign.eval.answers import AnswersError
-from medalign.eval.instruments.opened import Instruments, open_instruments
-from medalign.eval.instruments.places import (
+from medalign.eval.metric_models.locate import (
     BERT,
     BERTSCORE,
     CHEXBERT,
     FOLDER_VARIABLE,
     InstrumentPaths,
+    Instruments,
+    open_instruments,
 )
-from medalign.eval.metrics.report_definitions import REPORT_METRICS
+from medalign.eval.metrics.definitions import REPORT_METRICS
+from medalign.eval.predictions import AnswersError
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from medalign.eval.answers import AnswersError
-from medalign.eval.instruments.annotations import Annotations
-from medalign.eval.instruments.radgraph_archive import RadGraphReader, cut_words
+from medalign.eval.metric_models.radgraph import RadGraphReader, cut_words
+from medalign.eval.metric_models.radgraph_annotations import Annotations
+from medalign.eval.predictions import AnswersError
 
 GOLDEN = Path(__file__).with_name("golden_radgraph.json")
 

@@ -3,7 +3,7 @@
 import torch
 from transformers import BertConfig
 
-from medalign.eval.instruments.radgraph_model import RadGraphModel, RadGraphSizes, Span
+from medalign.eval.metric_models.radgraph import RadGraphModel, RadGraphSizes, Span
 
 WORDS = [[5], [6, 7], [8], [], [9], [10]]
 OPENING, CLOSING = 2, 3

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from medalign.eval.answers import AnswersError
-from medalign.eval.instruments.rate_reader import RateReader, spans
+from medalign.eval.metric_models.ratescore import RateReader, spans
+from medalign.eval.predictions import AnswersError
 
 
 def test_entities_have_the_type_of_their_words_and_the_vector_of_their_name(

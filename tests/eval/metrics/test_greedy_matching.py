@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.eval.metrics.greedy_matching import greedy_match
+from medalign.eval.metrics.bertscore import greedy_match
 
 SEEDS = st.integers(0, 10_000)
 

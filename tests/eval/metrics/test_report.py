@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.eval.metrics import report
-from medalign.eval.metrics.report import (
+from medalign.eval.metrics import report_text as report
+from medalign.eval.metrics.report_text import (
     bleu,
     clean_report,
     clinical_text,

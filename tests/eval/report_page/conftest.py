@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medalign.eval.answers import Answer
+from medalign.eval.predictions import Answer
 
 VOID = {"meta", "input"}
 MakeAnswer = Callable[..., Answer]

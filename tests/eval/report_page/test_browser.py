@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from medalign.eval.report_page.write import write_report
+from medalign.eval.html_report.write import write_report
 from medalign.teacher_cache.reader import TeacherCache
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from medalign.eval.report_page.attention import AttentionMap, common_top, heat_png, square_of
-from medalign.eval.report_page.figure import figure, shared
-from medalign.eval.report_page.pictures import Picture, small_jpeg
+from medalign.eval.html_report.attention import AttentionMap, common_top, heat_png, square_of
+from medalign.eval.html_report.images import Picture, small_jpeg
+from medalign.eval.html_report.overlay import figure, shared
 from medalign.pipeline.geometry import GEOMETRIES, GeometryName, apply_geometry, valid_patches
 from medalign.teacher_cache.schema import PatchGrid
 

@@ -8,10 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from medalign.cli import app
-from medalign.eval.answers import AnswersError
-from medalign.eval.instruments.opened import Instruments, open_instruments
-from medalign.eval.instruments.places import InstrumentPaths
-from medalign.eval.report_page.write import write_report
+from medalign.eval.html_report.write import write_report
+from medalign.eval.metric_models.locate import InstrumentPaths, Instruments, open_instruments
+from medalign.eval.predictions import AnswersError
 from medalign.eval.result_file import result_json, write_result
 from medalign.eval.score import score
 
@@ -63,7 +62,7 @@ def test_scores_of_a_file_are_shown_and_no_model_is_looked_for(
         opened.update(wanted)
         return open_instruments(wanted, paths)
 
-    monkeypatch.setattr("medalign.eval.instruments.opened.open_instruments", watched)
+    monkeypatch.setattr("medalign.eval.metric_models.locate.open_instruments", watched)
     out = tmp_path / "r.html"
     words = ["eval", "report", *predictions, manifest, "--images", tmp_path, "--task", "report"]
     words += ["--out", out, "--scores", given[1], "--scores", given[0]]

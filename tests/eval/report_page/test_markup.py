@@ -1,6 +1,6 @@
 import pytest
 
-from medalign.eval.report_page.markup import Markup, escaped, joined, opened, tag
+from medalign.eval.html_report.markup import Markup, escaped, joined, opened, tag
 
 
 def test_text_never_becomes_a_tag_and_markup_is_kept() -> None:

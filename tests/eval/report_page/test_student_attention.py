@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from medalign.eval.answers import Answer
-from medalign.eval.measure import measure
-from medalign.eval.report_page.student_attention import layer_of_runs, student_attention
-from medalign.eval.report_page.write import write_report
+from medalign.eval.alignment import measure
+from medalign.eval.html_report.student_attention import layer_of_runs, student_attention
+from medalign.eval.html_report.write import write_report
+from medalign.eval.predictions import Answer
 from medalign.eval.source import Source, find_source, source_names
 from medalign.pipeline.manifest import Record, read_manifest
 from medalign.teacher_cache.reader import TeacherCache
-from medalign.trainer.quiet import quiet_libraries
-from medalign.trainer.recipe_sections import LossSection
+from medalign.trainer.machine import quiet_libraries
+from medalign.trainer.recipe.sections import LossSection
 from medalign.trainer.students.probe import attach
 from medalign.trainer.students.spec import StudentError
 from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student

@@ -13,14 +13,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medalign.cli import app
-from medalign.eval import shown_numbers
-from medalign.eval.answers import AnswersError
+from medalign.eval import tables as shown_numbers
 from medalign.eval.compare import compare
-from medalign.eval.headline import labels
-from medalign.eval.report_page.gather import gather
-from medalign.eval.report_page.tables import MANY
-from medalign.eval.report_page.write import Written, evenly, write_report
+from medalign.eval.html_report.gather import gather
+from medalign.eval.html_report.tables import MANY
+from medalign.eval.html_report.write import Written, evenly, write_report
+from medalign.eval.predictions import AnswersError
 from medalign.eval.score import score
+from medalign.eval.tables import labels
 from medalign.teacher_cache.reader import TeacherCache
 
 Parse = Callable[[str], Any]

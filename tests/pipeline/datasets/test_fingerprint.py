@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from medalign.pipeline.datasets.fingerprint import (
+from medalign.pipeline.decode import Unreadable
+from medalign.pipeline.hygiene.fingerprints import FingerprintFileError, fingerprint_file
+from medalign.pipeline.hygiene.near_duplicates import (
     BITS,
     DEFINITE,
     Fingerprint,
     fingerprint,
+    near_images,
     read_fingerprint,
 )
-from medalign.pipeline.datasets.fingerprint_file import FingerprintFileError, fingerprint_file
-from medalign.pipeline.datasets.near import near_images
 from medalign.pipeline.pixels import decode, read_image
-from medalign.pipeline.squares import Unreadable
 
 Pixels = NDArray[np.uint8]
 SAMPLE = Path(__file__).parents[3] / "demo" / "sample" / "images"

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from medalign.pipeline.datasets.fingerprint import Fingerprint
-from medalign.pipeline.datasets.leak import LISTED, Kind, Leaks
-from medalign.pipeline.datasets.leakage import find_leaks
-from medalign.pipeline.datasets.leakage_report import Comparison, LeakageReport
-from medalign.pipeline.datasets.side import Member, Side
-from medalign.pipeline.progress import NoProgress
+from medalign.pipeline.hygiene.leakage import LISTED, Kind, Leaks, Member, Side, find_leaks
+from medalign.pipeline.hygiene.leakage_report import Comparison, LeakageReport
+from medalign.pipeline.hygiene.near_duplicates import Fingerprint
+from medalign.pipeline.runtime.progress import NoProgress
 
 MANY = 3 * LISTED
 WHOLE = b"\xff" * 32

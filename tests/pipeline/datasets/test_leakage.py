@@ -11,9 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medalign.cli import app
-from medalign.pipeline.datasets import image_contents
-from medalign.pipeline.datasets.leakage_command import LeakageError, image_folders
-from medalign.pipeline.datasets.side import normalised
+from medalign.pipeline.commands.check_data import LeakageError, image_folders
+from medalign.pipeline.hygiene import fingerprints as image_contents
+from medalign.pipeline.hygiene.leakage import normalised
 
 SECRET = "XXCANARYXX the lungs are clear"
 Manifest = Callable[..., Path]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from medalign.pipeline.commands.prepare_data import show
 from medalign.pipeline.datasets.dataset import DataSetError
 from medalign.pipeline.datasets.prepare import Asked, Prepared, prepare
 from medalign.pipeline.datasets.registry import DATA_SETS
-from medalign.pipeline.datasets.table import show
 
 Folder = Callable[..., Path]
 Item = Callable[..., dict[str, Any]]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from medalign.pipeline.datasets.dataset import DataSetError
+from medalign.pipeline.datasets.plain_pickle import PickleRefusedError
 from medalign.pipeline.datasets.prepare import Prepared
-from medalign.pipeline.datasets.restricted_pickle import PickleRefusedError
 
 Lines = Callable[[Path], list[dict[str, Any]]]
 Item = Callable[..., dict[str, Any]]

@@ -13,13 +13,15 @@ from medalign.pipeline.datasets.dataset import (
     Counts,
     DataSet,
     DataSetError,
+    Item,
     Layout,
+    LeftOut,
     Published,
+    Sample,
     Source,
 )
 from medalign.pipeline.datasets.outputs import Draft
 from medalign.pipeline.datasets.prepare import Asked, Prepared, prepare
-from medalign.pipeline.datasets.sample import Item, LeftOut, Sample
 from medalign.pipeline.manifest import resolve_image
 
 Lines = Callable[[Path], list[dict[str, Any]]]

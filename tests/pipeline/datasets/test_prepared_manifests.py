@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medalign.eval.answers import gold
+from medalign.eval.predictions import gold
 from medalign.eval.score import score
 from medalign.pipeline.build import BuildOptions, build
 from medalign.pipeline.datasets.prepare import Prepared

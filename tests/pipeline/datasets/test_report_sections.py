@@ -2,7 +2,7 @@
 
 import pytest
 
-from medalign.pipeline.datasets.report_sections import find_section
+from medalign.pipeline.datasets.mimic_cxr import find_section
 
 WHOLE = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.pipeline.datasets import restricted_pickle
-from medalign.pipeline.datasets.restricted_pickle import PickleRefusedError, read_plain_pickle
+from medalign.pipeline.datasets import plain_pickle as restricted_pickle
+from medalign.pipeline.datasets.plain_pickle import PickleRefusedError, read_plain_pickle
 
 SCALARS = (
     st.none()

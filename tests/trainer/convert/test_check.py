@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, normalizers
 
 from medalign.trainer.convert.check import check_student, lines
 from medalign.trainer.convert.errors import ConvertError
-from medalign.trainer.doctor.check import Check, worst
+from medalign.trainer.preflight.check import Check, worst
 
 NAMES = [
     "config", "tensors", "dtype", "values", "conversion",

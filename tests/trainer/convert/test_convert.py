@@ -19,7 +19,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from medalign.trainer.convert import shard, shards
+from medalign.trainer.convert import convert as shards
+from medalign.trainer.convert import safetensors_writer as shard
 from medalign.trainer.convert.convert import Converted
 from medalign.trainer.convert.errors import ConvertError
 from medalign.trainer.convert.plan import Piece

@@ -17,8 +17,8 @@ from medalign.pipeline.manifest import Record, Turn
 from medalign.trainer.convert.convert import Converted
 from medalign.trainer.convert.errors import ConvertError
 from medalign.trainer.convert.families import HUATUO_VISION, LLAVA_MED
-from medalign.trainer.convert.sentencepiece_model import read_fast
-from medalign.trainer.convert.tokens import read_tokens
+from medalign.trainer.convert.sentencepiece import read_fast
+from medalign.trainer.convert.tokenizer import read_tokens
 from medalign.trainer.students.spec import read_student
 from medalign.trainer.students.templates import VICUNA_SYSTEM
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from medalign.trainer.convert.check import check_student
 from medalign.trainer.convert.errors import ConvertError
-from medalign.trainer.doctor.check import Check
+from medalign.trainer.preflight.check import Check
 
 ALL = {"config", "tensors", "dtype", "values", "conversion"}
 PROJECTOR = "multi_modal_projector.linear_1.weight"

@@ -11,13 +11,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medalign.cli import app
-from medalign.pipeline.image_files import even
-from medalign.pipeline.manifest import read_manifest
-from medalign.trainer.doctor import dataset as images_of
-from medalign.trainer.doctor import machine
-from medalign.trainer.doctor.check import Check, first, worst
-from medalign.trainer.doctor.preview import in_colour
-from medalign.trainer.recipe import Recipe
+from medalign.pipeline.manifest import even, read_manifest
+from medalign.trainer.preflight import dataset as images_of
+from medalign.trainer.preflight import machine
+from medalign.trainer.preflight.check import Check, first, worst
+from medalign.trainer.preflight.model import in_colour
+from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.students.spec import read_student
 
 Dataset = Callable[..., tuple[Path, Path, Path]]

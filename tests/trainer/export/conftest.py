@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from medalign.trainer.prepare import with_paths
-from medalign.trainer.recipe import Recipe
-from medalign.trainer.run_folder import RunFolder
+from medalign.trainer.recipe.recipe import Recipe
+from medalign.trainer.run.folder import RunFolder
 from medalign.trainer.student import add_adapter, load_base, save_adapter
 from medalign.trainer.students.spec import student_digest
 

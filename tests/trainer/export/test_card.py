@@ -3,7 +3,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from medalign.trainer.export.card import Card
-from medalign.trainer.recipe import Recipe
+from medalign.trainer.recipe.recipe import Recipe
 
 
 def test_figures_of_others_do_not_stand_in_the_card_of_a_model(

@@ -16,7 +16,7 @@ from medalign.trainer.export.modeling_medalign_llava import MedAlignLlavaForCond
 from medalign.trainer.export.origin import ExportError
 from medalign.trainer.loop import Step
 from medalign.trainer.prepare import with_paths
-from medalign.trainer.recipe import Recipe
+from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.train import train
 
 FAST = Wish(images_checked=0)

@@ -15,14 +15,15 @@ from unittest.mock import patch
 
 import torch
 
-from medalign.trainer.batch import Batch
-from medalign.trainer.engine import Engine
-from medalign.trainer.plan import attempt, measure
-from medalign.trainer.plan.plan import make_plan
-from medalign.trainer.quiet import quiet_libraries
-from medalign.trainer.ranks import Ranks
-from medalign.trainer.recipe import Recipe
-from medalign.trainer.run_batches import read_ahead
+from medalign.trainer.data.batch import Batch
+from medalign.trainer.distributed.engine import Engine
+from medalign.trainer.distributed.ranks import Ranks
+from medalign.trainer.machine import quiet_libraries
+from medalign.trainer.preflight import measure
+from medalign.trainer.preflight import plan as attempt
+from medalign.trainer.preflight.plan import make_plan
+from medalign.trainer.recipe.recipe import Recipe
+from medalign.trainer.train import read_ahead
 
 
 def full(*_: Any) -> None:

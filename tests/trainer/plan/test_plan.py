@@ -10,16 +10,17 @@ import torch
 from typer.testing import CliRunner
 
 from medalign.cli import app
-from medalign.trainer.engine import Engine
+from medalign.trainer.distributed.engine import Engine
 from medalign.trainer.loop import NothingToLearnError
-from medalign.trainer.plan import attempt, measure
-from medalign.trainer.plan import plan as planning
-from medalign.trainer.plan.advice import Case, advise, scaled
-from medalign.trainer.plan.plan import make_plan
-from medalign.trainer.plan.report import plan_lines
+from medalign.trainer.memory import Load, Parameters, Settings, Shape
+from medalign.trainer.preflight import measure
+from medalign.trainer.preflight import plan as attempt
+from medalign.trainer.preflight import plan as planning
+from medalign.trainer.preflight.advice import Case, advise, scaled
+from medalign.trainer.preflight.plan import make_plan
+from medalign.trainer.preflight.plan_report import plan_lines
 from medalign.trainer.prepare import with_paths
-from medalign.trainer.recipe import Recipe
-from medalign.trainer.step_shape import Load, Parameters, Settings, Shape
+from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.students.spec import StudentError
 from medalign.trainer.train import train
 

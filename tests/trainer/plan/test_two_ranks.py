@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medalign.trainer.prepare import with_paths
-from medalign.trainer.recipe import Recipe
+from medalign.trainer.recipe.recipe import Recipe
 
 
 def test_what_one_rank_meets_ends_the_plan_on_all(

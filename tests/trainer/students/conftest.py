@@ -26,8 +26,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
-from medalign.trainer.data import Conversations
-from medalign.trainer.recipe_sections import LoraSection
+from medalign.trainer.data.dataset import Conversations
+from medalign.trainer.recipe.sections import LoraSection
 from medalign.trainer.student import add_adapter, load_base
 from medalign.trainer.students.spec import read_student
 

@@ -9,16 +9,15 @@ import torch
 from typer.testing import CliRunner
 
 from medalign.cli import app
-from medalign.trainer.batch import collate
-from medalign.trainer.load_engine import adapted
+from medalign.trainer.data.batch import collate
 from medalign.trainer.memory import kept_bytes
 from medalign.trainer.objective import Objective, Share
-from medalign.trainer.plan import held
-from medalign.trainer.plan.shapes import count_parameters, load_of, settings_of, shape_of
+from medalign.trainer.preflight import measure as held
+from medalign.trainer.preflight.shapes import count_parameters, load_of, settings_of, shape_of
 from medalign.trainer.prepare import prepare, with_paths
-from medalign.trainer.recipe import Recipe
-from medalign.trainer.run_batches import pad_id, samples_of
+from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.student import load_base
+from medalign.trainer.train import adapted, pad_id, samples_of
 
 FAMILIES = ("gemma3", "qwen2_5_vl")
 Conversations = Callable[..., tuple[Path, Path, Path]]

@@ -11,12 +11,12 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from medalign.eval.decoders import DecodingError, decode
-from medalign.eval.decoders.specs import Beam, Greedy
-from medalign.eval.fitting_questions import FittingQuestions
-from medalign.trainer.batch import Batch, collate
-from medalign.trainer.data import Conversations
+from medalign.eval.decoders.settings import Beam, Greedy
+from medalign.eval.generate import FittingQuestions
+from medalign.trainer.data.batch import Batch, collate
+from medalign.trainer.data.dataset import Conversations
 from medalign.trainer.objective import Objective, Share
-from medalign.trainer.recipe_sections import LossSection
+from medalign.trainer.recipe.sections import LossSection
 from medalign.trainer.student import (
     checkpoint_activations,
     llava_of,

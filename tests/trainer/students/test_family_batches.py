@@ -13,16 +13,16 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from medalign.pipeline.manifest import Record
 from medalign.pipeline.pixels import read_image
-from medalign.teacher_cache.gram import decode, encode
+from medalign.teacher_cache.gram.codec import decode, encode
 from medalign.teacher_cache.reader import TeacherCache, TeacherRow
-from medalign.trainer.batch import collate
-from medalign.trainer.data import Conversations
+from medalign.trainer.data.batch import collate
+from medalign.trainer.data.dataset import Conversations
+from medalign.trainer.data.teacher import Resampled
 from medalign.trainer.objective import Objective, Share, look
-from medalign.trainer.recipe_sections import LossSection
+from medalign.trainer.recipe.sections import LossSection
 from medalign.trainer.student import llava_of, load_base
 from medalign.trainer.students.families import FAMILIES, family_of
 from medalign.trainer.students.spec import read_config
-from medalign.trainer.teacher import Resampled
 
 PILLOW: dict[str, Any] = {
     "llava": LlavaImageProcessorPil,

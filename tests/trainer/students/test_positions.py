@@ -5,7 +5,7 @@ import pytest
 from transformers import Gemma3TextConfig, LlamaConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 
-from medalign.trainer.students.positions import positions_of
+from medalign.trainer.students.spec import positions_of
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from medalign.eval.decoders.specs import Greedy
+from medalign.eval.alignment import measure
+from medalign.eval.decoders.settings import Greedy
 from medalign.eval.generate import generate
-from medalign.eval.measure import measure
 from medalign.eval.source import find_source
 from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
-from medalign.trainer.agreement import AgreementError
-from medalign.trainer.data import Conversations
+from medalign.trainer.data.dataset import Conversations
 from medalign.trainer.loop import Step
-from medalign.trainer.prepare import with_paths
-from medalign.trainer.recipe import Recipe
+from medalign.trainer.prepare import AgreementError, with_paths
+from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.student import load_base, load_student
 from medalign.trainer.students.spec import StudentError, read_student
 from medalign.trainer.train import train

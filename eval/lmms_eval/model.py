@@ -1,0 +1,218 @@
+"""`--model medalign` of lmms-eval: a run, an adapter or a student, and a decoder."""
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final, NoReturn, Self
+
+import numpy as np
+import torch
+from lmms_eval.api.model import lmms
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...pipeline.manifest import IMAGE_PLACEHOLDER, Record, Turn
+from ...pipeline.pixels import Alpha, decode
+from ...trainer.data.batch import Sample, collate
+from ...trainer.student import llava_of
+from ...trainer.students.spec import StudentSpec
+from ..decoders import Spec, make_spec
+from ..decoders.limits import check_fit
+from ..generate import answer_batch
+from ..predictions import Answer
+from ..source import Source, find_source
+from .tasks import HarnessError
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question.
+
+    Attributes:
+        id: what is drawn depends on it and the seed alone.
+        text: the question; placeholders are put in front of it unless it has some.
+        images: any mode that Pillow knows.
+    """
+
+    id: str
+    text: str
+    images: tuple[Image.Image, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answerer:
+    """A loaded student.
+
+    Attributes:
+        model: the Hugging Face model, with the run's adapter and rotation.
+        student: what its folder says.
+        alpha: colour behind transparent pixels.
+    """
+
+    model: Any
+    student: StudentSpec
+    alpha: Alpha
+
+    @classmethod
+    def load(cls, source: Source, device: torch.device) -> Self:
+        """Load what answers; see `Source.load`."""
+        return cls(llava_of(source.load(device)), source.spec(), source.alpha)
+
+    def answer(self, asked: Sequence[Asked], spec: Spec, seed: int) -> list[Answer]:
+        """Answer a batch of questions, in their order.
+
+        Raises:
+            DecodingError: the decoder does not fit the student.
+            ConversationError: a question does not fit the student's template.
+            UnfitShapeError: the student cannot take an image of this shape.
+        """
+        check_fit(spec, self.student)
+        records = [_record(one) for one in asked]
+        samples = [self._sample(r, one) for r, one in zip(records, asked, strict=True)]
+        pad = self.student.processor.tokenizer.pad_token_id or 0
+        batch = collate(samples, pad, left=True)
+        return list(answer_batch(self.model, self.student, batch, records, spec, seed))
+
+    def _sample(self, record: Record, asked: Asked) -> Sample:
+        seen = [self.student.sight.see(rgb_of(image, self.alpha)) for image in asked.images]
+        encoded = self.student.encoder.prompt(record, [grid.size for _, grid in seen])
+        return Sample(
+            record.id,
+            encoded,
+            pixels=tuple(pixels for pixels, _ in seen),
+            teachers=(None,) * len(seen),
+            grids=tuple(grid for _, grid in seen),
+        )
+
+
+def rgb_of(image: Image.Image, alpha: Alpha) -> NDArray[np.uint8]:
+    """Pixels [H, W, 3] of an opened image, by the rules for files: depth, palette, transparency."""
+    if image.mode == "RGB":
+        return np.asarray(image)
+    held = io.BytesIO()
+    # Of Pillow's modes only colour spaces without transparency have no place in a PNG.
+    storable = image.mode in {"1", "L", "LA", "P", "RGBA", "I", "I;16"}
+    (image if storable else image.convert("RGB")).save(held, "PNG")
+    return decode(held.getvalue(), "image", alpha=alpha)
+
+
+def _record(asked: Asked) -> Record:
+    text = asked.text
+    if IMAGE_PLACEHOLDER not in text:
+        text = f"{IMAGE_PLACEHOLDER}\n" * len(asked.images) + text
+    return Record(
+        id=asked.id,
+        images=tuple(str(k) for k in range(len(asked.images))),
+        conversations=(Turn("human", text),),
+        answer_type=None,
+        fields={},
+        line=0,
+    )
+
+
+_OF_THE_HARNESS: Final = ("max_batch_size",)  # given to every model, of no use here
+
+
+class MedAlign(lmms):  # type: ignore[misc]
+    """Answers by generation; probabilities of given texts are refused.
+
+    Args:
+        source: run folder, adapter folder or a student's folder.
+        student: where the run's student is, if it moved.
+        decoder: name of one of the ten.
+        preset: whose settings.
+        seed: of decoders that draw.
+        batch_size: questions at a time.
+        device: as torch names it; None takes the GPU if there is one.
+        settings: of the decoder, by name; `max_new_tokens` overrides the task's.
+
+    Raises:
+        HarnessError: several processes were started.
+        ValueError: of the part that is wrong: folder, adapter, decoder, settings.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        source: str,
+        student: str | None = None,
+        decoder: str = "greedy",
+        preset: str | None = None,
+        seed: int = 0,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise HarnessError(
+                "medalign answers in one process here; start lmms-eval without a launcher, or "
+                "share the work with `medalign eval generate --part I/N`"
+            )
+        self._decoder, self._preset, self._seed = decoder, preset, int(seed)
+        self._settings = {
+            name: str(value) for name, value in settings.items() if name not in _OF_THE_HARNESS
+        }
+        self._spec({})  # a wrong setting is told before anything is loaded
+        self._batch_size = int(batch_size)
+        found = find_source(Path(source), None if student is None else Path(student))
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._answerer = Answerer.load(found, torch.device(place))
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """Answer every request; what the task says of sampling and beams is left to the decoder."""
+        answers: list[str] = []
+        # Requests of one task stand together and have equal settings.
+        for wanted, alike in groupby(requests, key=lambda request: _wanted(request.args[1])):
+            length, stops = wanted
+            spec = self._spec({} if length is None else {"max_new_tokens": length})
+            for batch in _batches([self._asked(one) for one in alike], self._batch_size):
+                found = self._answerer.answer(batch, spec, self._seed)
+                answers += [_cut(answer.text, stops) for answer in found]
+        return answers
+
+    def loglikelihood(self, requests: Sequence[Any]) -> NoReturn:  # noqa: ARG002
+        """Refuse."""
+        raise HarnessError(
+            "medalign answers by generation; tasks that compare probabilities of given texts "
+            "(output_type loglikelihood or multiple_choice) are not offered, since a decoder "
+            "changes what is generated and defines no probability of a text"
+        )
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> NoReturn:  # noqa: ARG002
+        """Refuse."""
+        raise HarnessError("medalign answers one question at a time, not rounds of them")
+
+    def _spec(self, of_task: Mapping[str, int]) -> Spec:
+        """The decoder's settings; the task's length counts where nobody else names one."""
+        task = {} if self._preset is not None else of_task
+        return make_spec(self._decoder, self._preset, {**task, **self._settings})
+
+    def _asked(self, request: Any) -> Asked:
+        text, _, visual_of, number, task, split = request.args
+        doc = self.task_dict[task][split][number]
+        images = visual_of(doc) or []
+        name = doc.get("id", f"{task}/{number}") if isinstance(doc, Mapping) else str(number)
+        return Asked(str(name), text, tuple(images))
+
+
+def _wanted(options: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]]:
+    """Longest answer and stop texts that a task asks for."""
+    stops = options.get("until") or ()
+    length = options.get("max_new_tokens")
+    return length, (stops,) if isinstance(stops, str) else tuple(stops)
+
+
+def _batches(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:
+    return (asked[k : k + size] for k in range(0, len(asked), size))
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    """What stands before the first stop text."""
+    for stop in stops:
+        text = text.partition(stop)[0] if stop else text
+    return text.strip()

@@ -1,0 +1,329 @@
+"""How each array of a cache lies on disk: names, shapes, codecs, files, sizes, checksums.
+
+Metadata is a pure function of the card and the number of rows, and bytes are a pure function of
+values. So both are made here rather than by zarr-python, whose spelling changes between versions,
+and reading compares metadata whole: a store whose shapes, types or codecs lie is refused before
+anything is allocated. Tests hold every byte against zarr-python's.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+from numcodecs import zstd
+
+from ..gram.codec import max_code_bytes
+from ..schema import CacheCard, TeacherCacheError
+from ..storage.local import Storage, read_json
+from ..storage.untrusted import MAX_ROWS, DamagedError, canonical_json, strict_fields, within
+
+_CRC_BYTES = 4
+_INDEX_ENTRY_BYTES = 16
+_ABSENT = 2**64 - 1
+_METADATA_BYTES = 2**16
+_TABLE_CHUNK = 2**22
+_PADDING_LEVEL = 1  # codes are entropy coded already; this makes their padding vanish
+_OPTIONAL = ("storage_transformers", "dimension_names")
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RowArray:
+    """An array with one inner chunk per row and one file per shard.
+
+    Attributes:
+        name: of the array in the group.
+        row_shape: shape of one row.
+        dtype: numpy's name of the type.
+        fill: what a row that was never written reads as in plain zarr.
+        shard_rows: S, rows per shard.
+        zstd_level: rows are compressed, so that a shard file has no size known beforehand;
+            None stores them as they are.
+    """
+
+    name: str
+    row_shape: tuple[int, ...]
+    dtype: str
+    fill: float | int | bool | str
+    shard_rows: int
+    zstd_level: int | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row in memory."""
+        return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def chunk_limit(self) -> int:
+        """Most bytes that a chunk may have on disk; exact where rows are not compressed."""
+        slack = 0 if self.zstd_level is None else self.row_bytes // 128 + 1024
+        return self.row_bytes + slack + _CRC_BYTES
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the index that ends every shard file, its checksum included."""
+        return self.shard_rows * _INDEX_ENTRY_BYTES + _CRC_BYTES
+
+    def split(self, data: bytes, rows: int) -> list[bytes]:
+        """Return the chunks of a shard file, one per row, for `assemble`.
+
+        Raises:
+            DamagedError: the index or a chunk fails its checksum.
+        """
+        whole = np.frombuffer(data, np.uint8)
+        index = _checked(whole[-self.index_bytes :], "the index").view("<u8").reshape(-1, 2)
+        chunks = []
+        for place, (start, length) in enumerate(index[:rows].tolist()):
+            _checked(whole[start : start + length], f"row {place} of the shard")
+            chunks.append(data[start : start + length])
+        return chunks
+
+    def metadata(self, rows: int) -> dict[str, Any]:
+        """Return `zarr.json` of the array with `rows` rows."""
+        shape = (rows, *self.row_shape)
+        serial, checksum = _codecs(self.dtype)
+        level = {"level": self.zstd_level, "checksum": False}
+        compressed = [] if self.zstd_level is None else [{"name": "zstd", "configuration": level}]
+        sharding = {
+            "name": "sharding_indexed",
+            "configuration": {
+                "chunk_shape": [1, *self.row_shape],
+                "codecs": [serial, *compressed, checksum],
+                "index_codecs": _codecs("uint64"),
+                "index_location": "end",
+            },
+        }
+        return _metadata(shape, self.dtype, self.fill, (self.shard_rows, *self.row_shape), sharding)
+
+    def file_of(self, shard: int) -> str:
+        """Return the path of `shard` below the store."""
+        return f"{self.name}/c.{shard}" + ".0" * len(self.row_shape)
+
+    def file_bytes(self, rows: int) -> int:
+        """Return the size of a shard file that holds `rows` rows; compressed, the most it has."""
+        return rows * self.chunk_limit + self.index_bytes
+
+    def may_have(self, size: int, rows: int) -> bool:
+        """Say whether a shard file of `rows` rows may have `size` bytes."""
+        most = self.file_bytes(rows)
+        return size == most if self.zstd_level is None else self.index_bytes < size <= most
+
+    def encode(self, values: Array | Sequence[Array]) -> bytes:
+        """Return the bytes of a shard file that holds `values` [R, ...]."""
+        return self._shard([self._body(row) for row in values])
+
+    def chunk(self, row: Array) -> bytes:
+        """Return the bytes of one row on disk, with its checksum."""
+        data = self._body(row)
+        return b"".join((data, _crc(data)))
+
+    def assemble(self, chunks: Sequence[bytes]) -> bytes:
+        """Return the bytes of a shard file that holds these chunks, one per row."""
+        return self._shard([memoryview(chunk)[:-_CRC_BYTES] for chunk in chunks])
+
+    def _body(self, row: Array) -> memoryview | bytes:
+        data = _little(row)
+        if len(data) != self.row_bytes:
+            raise ValueError(f"a row of {self.name} has {self.row_bytes} bytes, got {len(data)}")
+        return data if self.zstd_level is None else bytes(zstd.compress(data, self.zstd_level))
+
+    def _shard(self, bodies: Sequence[memoryview | bytes]) -> bytes:
+        # joined at once from views: fresh memory for 75 MB costs more than hashing them
+        index = np.full((self.shard_rows, 2), _ABSENT, "<u8")
+        lengths = np.array([len(body) + _CRC_BYTES for body in bodies], "<u8")
+        index[: len(bodies), 0] = np.cumsum(lengths) - lengths
+        index[: len(bodies), 1] = lengths
+        parts = [part for body in bodies for part in (body, _crc(body))]
+        return b"".join((*parts, index.tobytes(), _crc(index.tobytes())))
+
+
+def row_arrays(card: CacheCard) -> tuple[RowArray, ...]:
+    """Return the arrays that hold the rows of a cache with this card, in the order written."""
+    patches, shard_rows = card.grid.size, card.shard_rows
+    if card.codec == "gram":
+        codes = (max_code_bytes(card.expert.grid, card.grid),)
+        similarities: tuple[RowArray, ...] = (
+            RowArray("codes", codes, "uint8", 0, shard_rows, zstd_level=_PADDING_LEVEL),
+            RowArray("gram_error", (2,), "float32", "NaN", shard_rows),
+        )
+    else:
+        features = (patches, card.expert.width)
+        similarities = (RowArray("features", features, "float16", "NaN", shard_rows),)
+    return (
+        *similarities,
+        RowArray("attention", (patches,), "float32", "NaN", shard_rows),
+        RowArray("valid", (patches,), "bool", False, shard_rows),
+        RowArray("source_size", (2,), "int32", 0, shard_rows),
+    )
+
+
+def ensure_metadata(store: Storage, card: CacheCard, extent: int) -> None:
+    """Write the metadata of row arrays that is missing, damaged, or of fewer rows."""
+    for array in row_arrays(card):
+        name, metadata = f"{array.name}/zarr.json", array.metadata(extent)
+        try:
+            check_metadata(store, name, metadata, may_be_longer=True)
+        except TeacherCacheError:  # it follows from card and plans, so nothing is lost
+            store.write(name, metadata_bytes(metadata))
+
+
+def table_metadata(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
+    """Return `zarr.json` of a plain array: no shards, no compression, a checksum per chunk."""
+    chunk = _table_chunk(shape, dtype)
+    return _metadata(shape, dtype, 0, chunk, *_codecs(dtype))
+
+
+def table_files(values: Array) -> dict[str, bytes]:
+    """Return the chunk files of a plain array by their names inside the array's folder."""
+    shape, chunk = values.shape, _table_chunk(values.shape, values.dtype.name)
+    files = {}
+    for index in _chunk_places(shape, chunk):
+        part = values[_slices(index, chunk)]
+        padded = np.zeros(chunk, values.dtype)
+        padded[tuple(map(slice, part.shape))] = part
+        data = _little(padded)
+        files[_chunk_name(index)] = b"".join((data, _crc(data)))
+    return files
+
+
+def read_table(store: Storage, name: str, shape: tuple[int, ...], dtype: str) -> Array:
+    """Read a plain array whose metadata and file sizes were checked before.
+
+    Raises:
+        TeacherCacheError: a file is missing; a DamagedError if it fails its checksum.
+    """
+    chunk = _table_chunk(shape, dtype)
+    values = np.empty(shape, np.dtype(dtype).newbyteorder("<"))
+    for index in _chunk_places(shape, chunk):
+        file = f"{name}/{_chunk_name(index)}"
+        data = np.empty(int(np.prod(chunk)) * values.itemsize + _CRC_BYTES, np.uint8)
+        try:
+            store.read_into(file, 0, data.data)
+        except FileNotFoundError as error:
+            raise TeacherCacheError(f"{store}/{file} is missing") from error
+        part = _checked(data, f"{store}/{file}").view(values.dtype).reshape(chunk)
+        where = values[_slices(index, chunk)]
+        where[...] = part[tuple(map(slice, where.shape))]
+    return values.astype(dtype, copy=False)
+
+
+def table_file_bytes(shape: tuple[int, ...], dtype: str) -> Iterator[tuple[str, int]]:
+    """Yield name and exact size of those files; edge chunks are padded to the chunk's shape."""
+    chunk = _table_chunk(shape, dtype)
+    size = int(np.prod(chunk)) * np.dtype(dtype).itemsize + _CRC_BYTES
+    return ((_chunk_name(index), size) for index in _chunk_places(shape, chunk))
+
+
+def metadata_bytes(metadata: dict[str, Any]) -> bytes:
+    """Return the bytes of a `zarr.json`, one spelling per content."""
+    return canonical_json(metadata)
+
+
+def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return `zarr.json` of a group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def check_metadata(
+    storage: Storage, name: str, expected: dict[str, Any], *, may_be_longer: bool = False
+) -> None:
+    """Refuse a `zarr.json` that says anything but `expected`; attributes are free.
+
+    Args:
+        storage: where it lies.
+        name: of the file.
+        expected: what it has to say.
+        may_be_longer: the array may have more rows, which a later generation added.
+
+    Raises:
+        TeacherCacheError: missing, damaged or different; names file and key.
+    """
+    found = read_json(storage, name, _METADATA_BYTES)
+    with within(f"{storage}/{name}"):
+        found = strict_fields(found, expected, "zarr.json", _OPTIONAL)
+        for key, wanted in {**expected, "storage_transformers": []}.items():
+            value = found.get(key, wanted)
+            if key == "shape" and may_be_longer and _is_longer(value, wanted):
+                continue
+            if key != "attributes" and canonical_json(value) != canonical_json(wanted):
+                raise TeacherCacheError(f"{key} should be {wanted}, got {value!r:.200}")
+
+
+def _is_longer(shape: object, wanted: list[int]) -> bool:
+    if not isinstance(shape, list) or len(shape) != len(wanted) or type(shape[0]) is not int:
+        return False
+    rest = canonical_json(shape[1:]) == canonical_json(wanted[1:])
+    return rest and wanted[0] <= shape[0] <= MAX_ROWS
+
+
+def _metadata(
+    shape: tuple[int, ...],
+    dtype: str,
+    fill: float | int | bool | str,
+    chunk: tuple[int, ...],
+    *codecs: Any,
+) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": fill,
+        "codecs": list(codecs),
+        "attributes": {},
+    }
+
+
+def _codecs(dtype: str) -> list[dict[str, Any]]:
+    little = {"configuration": {"endian": "little"}} if np.dtype(dtype).itemsize > 1 else {}
+    return [{"name": "bytes", **little}, {"name": "crc32c"}]
+
+
+def _little(values: Array) -> memoryview:
+    """Return the bytes of values, little-endian and in C order."""
+    return (
+        np.ascontiguousarray(values, values.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
+    )
+
+
+def _crc(data: bytes | memoryview) -> bytes:
+    # google_crc32c takes arrays but no memoryview
+    return int(google_crc32c.value(np.frombuffer(data, np.uint8))).to_bytes(_CRC_BYTES, "little")
+
+
+def _checked(data: Array, what: str) -> Array:
+    """Return bytes without the CRC-32C that ends them."""
+    if len(data) < _CRC_BYTES or _crc(data[:-_CRC_BYTES].data) != data[-_CRC_BYTES:].tobytes():
+        raise DamagedError(f"{what} does not match its checksum")
+    return data[:-_CRC_BYTES]
+
+
+def _chunk_places(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterable[tuple[int, ...]]:
+    return np.ndindex(*(-(-length // step) for length, step in zip(shape, chunk, strict=True)))
+
+
+def _chunk_name(index: tuple[int, ...]) -> str:
+    return "c." + ".".join(map(str, index))
+
+
+def _slices(index: tuple[int, ...], chunk: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(
+        slice(place * step, (place + 1) * step) for place, step in zip(index, chunk, strict=True)
+    )
+
+
+def _table_chunk(shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
+    # along the longest axis, about 4 MiB a file: a small table is one file, padding stays small
+    axis = int(np.argmax(shape))
+    other = int(np.prod(shape)) // max(shape[axis], 1)
+    step = max(1, _TABLE_CHUNK // max(1, other * np.dtype(dtype).itemsize))
+    return tuple(
+        min(length, step) if index == axis else length for index, length in enumerate(shape)
+    )

@@ -1,0 +1,264 @@
+"""Where a cache lies: files below one place, read in ranges, written whole or not at all.
+
+Names are relative POSIX paths below the store, such as `features/c.3.0.0`; the empty name is the
+store itself. Everything else in this package goes through a `Storage`, so that a local folder and
+an object store keep the same promises.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from .durable import PARTIAL, make_folder, publish_once, sweep_partial, write_durably
+from .untrusted import DamagedError, TeacherCacheError
+
+_PIECE = 2**23
+_ATTEMPTS = 5
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Storage(Protocol):
+    """Files of one store. Picklable; no handle outlives a fork or travels with a pickle.
+
+    Attributes:
+        url: what a user typed to name the store, and what messages say.
+    """
+
+    @property
+    def url(self) -> str:
+        """What a user typed to name the store; `str(storage)` is the same."""
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return the file `name`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DamagedError: it is longer than `limit` bytes; no more than that was read.
+        """
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of `name` from `start` on.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DamagedError: it ends before the buffer is full.
+        """
+
+    def size(self, name: str) -> int | None:
+        """Return the size of a file in bytes, None when there is no such file."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put `data` at `name`, replacing what was there; durable when this returns.
+
+        Readers meet the old bytes or the new ones, never a mixture.
+        """
+
+    def publish(self, name: str, data: bytes) -> bool:
+        """Put `data` at `name` unless something is there already; say whether it was put."""
+
+    def delete(self, name: str) -> None:
+        """Delete a file; one that is absent is fine."""
+
+    def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """Yield name and size of every file below `folder`, at any depth.
+
+        Raises:
+            TeacherCacheError: a folder below the store is a link.
+        """
+
+    def sweep(self) -> int:
+        """Delete what killed writers left, and say how many files that were."""
+
+    def exists(self) -> bool:
+        """Say whether anything at all is there."""
+
+
+@dataclass(frozen=True)
+class LocalStorage:
+    """A folder of a local or network file system.
+
+    Attributes:
+        folder: the store.
+    """
+
+    folder: Path
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def url(self) -> str:
+        """The folder, as it was given."""
+        return str(self.folder)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return the file `name`."""
+        with _absent_as_one_error(), (self.folder / name).open("rb") as file:
+            # asked for the limit, Python would allocate all of it
+            data = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+        if len(data) > limit:
+            raise DamagedError(f"{self}/{name} is longer than the {limit} bytes it may have")
+        return data
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of `name` from `start` on."""
+        with _absent_as_one_error(), (self.folder / name).open("rb", buffering=0) as file:
+            file.seek(start)
+            place = 0
+            while place < len(buffer):  # one read gives at most 2 GiB
+                got = file.readinto(buffer[place:])
+                if not got:
+                    raise DamagedError(f"{self}/{name} ends at {start + place}, too early")
+                place += got
+
+    def size(self, name: str) -> int | None:
+        """Return the size of a file in bytes, None when there is no such file."""
+        path = self.folder / name
+        try:
+            return path.stat().st_size if path.is_file() else None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put `data` at `name`: temporary file, fsync, rename, fsync of the folder."""
+        path = self.folder / name
+        for attempt in range(_ATTEMPTS):
+            make_folder(path.parent)
+            try:
+                write_durably(path, data)
+                break
+            except FileNotFoundError:  # `delete` removed the folder just now
+                if attempt == _ATTEMPTS - 1:
+                    raise
+
+    def publish(self, name: str, data: bytes) -> bool:
+        """Put `data` at `name` unless something is there already; say whether it was put."""
+        path = self.folder / name
+        make_folder(path.parent)
+        return publish_once(path, data)
+
+    def delete(self, name: str) -> None:
+        """Delete a file, and the folders below the store that it leaves empty."""
+        path = self.folder / name
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty
+            for parent in path.parents:
+                if parent == self.folder:
+                    break
+                parent.rmdir()
+
+    def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """Yield name and size of every file below `folder`, at any depth."""
+        path = self.folder / folder
+        if folder and path.is_symlink():  # a stranger's may lead anywhere, and seals delete files
+            raise TeacherCacheError(
+                f"{path} is a link; put the folder that it leads to in its place, "
+                "only the cache as a whole may lie behind a link"
+            )
+        # scandir and plain text: with paths as objects 25,000 files take a second
+        try:
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir():
+                yield from self.files(name)
+            elif entry.is_file():
+                with contextlib.suppress(FileNotFoundError):  # a writer's, renamed just now
+                    yield name, entry.stat().st_size
+
+    def sweep(self) -> int:
+        """Delete what killed writers left, and say how many files that were."""
+        return sweep_partial(self.folder)
+
+    def exists(self) -> bool:
+        """Say whether anything at all is there."""
+        return self.folder.exists()
+
+
+def open_storage(store: Path | str | Storage) -> Storage:
+    """Return the storage of a folder or URL; a storage is returned as it is.
+
+    Raises:
+        TeacherCacheError: no library for such a URL is installed.
+    """
+    if not isinstance(store, str | Path):
+        return store
+    if "://" in str(store):
+        try:
+            from .remote import RemoteStorage
+        except ImportError as error:
+            raise TeacherCacheError(
+                f"{store}: remote stores need more packages ({error}); pip install fsspec"
+            ) from error
+        remote: Storage = RemoteStorage(str(store))
+        return remote
+    return LocalStorage(Path(store))
+
+
+def read_json(storage: Storage, name: str, limit: int) -> Any:
+    """Read a JSON file of at most `limit` bytes.
+
+    Raises:
+        TeacherCacheError: missing; a DamagedError if too long or not JSON.
+    """
+    try:
+        return json.loads(storage.read(name, limit))
+    except FileNotFoundError as error:
+        raise TeacherCacheError(f"{storage}/{name} is missing") from error
+    except DamagedError as error:
+        raise DamagedError(f"{storage}/{name} is damaged: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{storage}/{name} is damaged: {error}") from error
+
+
+def sha256_of(storage: Storage, name: str) -> str:
+    """Return the SHA-256 (hex) of a file, read in pieces.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedError: it became shorter meanwhile.
+    """
+    if (size := storage.size(name)) is None:
+        raise FileNotFoundError(f"{storage}/{name}")
+    sha = hashlib.sha256()
+    piece = memoryview(bytearray(min(size, _PIECE)))
+    for start in range(0, size, _PIECE):
+        part = piece[: size - start]
+        storage.read_into(name, start, part)
+        sha.update(part)
+    return sha.hexdigest()
+
+
+@contextlib.contextmanager
+def explaining_disk_errors(storage: Storage, doing: str) -> Iterator[None]:
+    """Turn an OSError into an error that says which store, what is safe, and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in _FULL
+        raise TeacherCacheError(
+            f"{'no space left' if full else 'failed'} while {doing} {storage} ({error}); shards "
+            f"that are committed stay, {'make room and' if full else 'mend the cause and'} run "
+            "the same command again to go on"
+        ) from error
+
+
+def is_leftover(name: str) -> bool:
+    """Say whether a file is what a killed writer leaves."""
+    return name.endswith(PARTIAL)
+
+
+@contextlib.contextmanager
+def _absent_as_one_error() -> Iterator[None]:
+    try:
+        yield
+    except (NotADirectoryError, IsADirectoryError) as error:
+        raise FileNotFoundError(*error.args) from error

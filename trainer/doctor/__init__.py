@@ -1,1 +1,0 @@
-"""What would fail, said before anything is spent: `medalign doctor`."""

@@ -1,1 +1,0 @@
-"""What a run will cost, found out before it starts: `medalign train --plan`."""

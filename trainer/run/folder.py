@@ -1,0 +1,298 @@
+"""The folder of one run: what it is, what it measured, what it can go on from."""
+
+import errno
+import fcntl
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from ...teacher_cache.storage.durable import make_folder, write_durably
+from ..recipe.recipe import Recipe, RecipeError
+from .best_checkpoint import Best, Contest
+from .checkpoint_files import (
+    append_lines,
+    drop_folder,
+    is_complete,
+    put_folder,
+    read_lines,
+    recover,
+    seal_folder,
+    step_of,
+)
+
+# Changing these leaves every number of the run as it was, or moves files about.
+FREE_KEYS: Final = frozenset(
+    {
+        "data.accumulation",  # what counts is the product with batch_size and ranks
+        "data.batch_size",
+        "data.cache_folder",
+        "data.cache_gb",
+        "data.images",
+        "data.manifest",  # its records are in the identity
+        "data.per_step",  # what it comes to is in the identity
+        "data.prefetch",
+        "data.start_method",
+        "data.workers",
+        "deepspeed.config",
+        "deepspeed.offload",
+        "deepspeed.stage",
+        "log.tensorboard",
+        "log.wandb",
+        "log.wandb_mode",
+        "run.keep",
+        "run.save_every",
+        "run.timeout_minutes",
+        "student.dtype",  # the precision that it comes to is in the identity
+        "student.path",  # the student's digest is in the identity
+        "validation.every",
+        "validation.images",
+        "validation.keep_best",
+        "validation.manifest",  # values of another held-out set are never compared
+        "validation.samples",
+    }
+)
+
+
+def check_same_run(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run of other numbers.
+
+    Args:
+        folder: of the run that is there.
+        recipe: of this run.
+        identity: what else must be equal.
+
+    Raises:
+        RecipeError: names what differs.
+    """
+    old = Recipe.from_yaml(folder / "recipe.yaml").flat()
+    new = recipe.flat()
+    differ = sorted(k for k in new if k not in FREE_KEYS and old.get(k) != new[k])
+    if differ:
+        changes = ", ".join(f"{k} was {old.get(k)!r}, is {new[k]!r}" for k in differ)
+        raise RecipeError(
+            f"{folder} holds a run of another recipe ({changes}); choose another --out, "
+            "or --no-resume to start over"
+        )
+    try:
+        before = json.loads((folder / "identity.json").read_text())
+    except (OSError, ValueError):
+        before = {}
+    for key, value in identity.items():
+        if before.get(key) != value:
+            raise RecipeError(
+                f"{folder} was trained with another {key} ({before.get(key)!r}, now "
+                f"{value!r}); choose another --out, or --no-resume to start over"
+            )
+
+
+_LINES: Final = ("metrics.jsonl", "skipped.jsonl", "validation.jsonl")
+
+
+class RunFolder:
+    """Files of a run below one folder; see `docs/run-folder.md` for the layout."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.moved: Path | None = None
+        self._lock: TextIO | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of complete checkpoints, `step-N` each, and of what is being written."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The finished run's adapter, of its last step."""
+        return self.path / "adapter"
+
+    @property
+    def best_adapter(self) -> Path:
+        """The adapter of a finished run's best checkpoint, where the recipe keeps one."""
+        return self.path / "adapter-best"
+
+    def begin(self, recipe: Recipe, identity: dict[str, Any], *, resume: bool) -> Path | None:
+        """Make the folder, or come back to it.
+
+        Args:
+            recipe: of this run.
+            identity: what else must be equal for a resumed run to be the same run.
+            resume: go on from the newest checkpoint; otherwise an earlier run's folder is renamed
+                out of the way.
+
+        Returns:
+            The newest complete checkpoint, or None to start at step 0.
+
+        Raises:
+            RecipeError: the folder holds another run, or something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RecipeError(f"{self.path} exists and is no folder; choose another --out")
+        marked = (self.path / "recipe.yaml").is_file()
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not marked:
+                raise RecipeError(
+                    f"{self.path} holds something else than a run; choose another --out"
+                )
+            if not resume:
+                self.moved = self._move_away()
+            else:
+                check_same_run(self.path, recipe, identity)
+        make_folder(self.checkpoints)
+        self._take()
+        recover(self.checkpoints, self._writing, is_complete)
+        write_durably(self.path / "identity.json", _json(identity))
+        write_durably(self.path / "recipe.yaml", recipe.to_yaml().encode())
+        return self.newest()
+
+    def newest(self) -> Path | None:
+        """Newest complete checkpoint; what a killed run left half written does not count."""
+        return next(reversed(self._complete()), None)
+
+    def append_metrics(self, values: Mapping[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`."""
+        append_lines(self.path / "metrics.jsonl", [values])
+
+    def append_validation(self, values: Mapping[str, Any]) -> None:
+        """Add one line to `validation.jsonl`."""
+        append_lines(self.path / "validation.jsonl", [values])
+
+    def rewind(self, step: int) -> None:
+        """Drop lines of steps after `step`, which a resumed run will measure again."""
+        for name in _LINES:
+            path = self.path / name
+            if path.is_file():
+                kept = [line for line in read_lines(path) if line["step"] <= step]
+                write_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every whole line of `metrics.jsonl`, in order of steps."""
+        return read_lines(self.path / "metrics.jsonl")
+
+    def validation(self) -> list[dict[str, Any]]:
+        """Every whole line of `validation.jsonl`, in order of steps."""
+        return read_lines(self.path / "validation.jsonl")
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """Every whole line of `skipped.jsonl`: step, id, reason."""
+        return read_lines(self.path / "skipped.jsonl")
+
+    def append_skipped(self, step: int, skipped: tuple[tuple[str, str], ...]) -> None:
+        """Note conversations that carried no weight, and why, in `skipped.jsonl`."""
+        lines = [{"step": step, "id": record, "reason": reason} for record, reason in skipped]
+        append_lines(self.path / "skipped.jsonl", lines)
+
+    def publish(self, partial: Path, step: int, keep: int, contest: Contest | None = None) -> Path:
+        """Turn a fully written folder into checkpoint `step-N` and drop old ones.
+
+        `last` points at it, and `best` at the winner of the contest, which is never dropped. A
+        kill at any time leaves every checkpoint that counts whole.
+
+        Args:
+            partial: from `partial_checkpoint`, with everything in it.
+            step: N.
+            keep: complete checkpoints to keep, the newest ones.
+            contest: which checkpoint is best; None knows no best one.
+        """
+        target = self.checkpoints / f"step-{step}"
+        seal_folder(partial)
+        put_folder(partial, target)
+        _point(self.checkpoints / "last", target.name)
+        complete = self._complete()
+        best = self.best(contest)
+        self._point_at_best(best)
+        for old in complete[:-keep]:
+            if best is None or old != best.checkpoint:
+                drop_folder(old)
+        return target
+
+    def best(self, contest: Contest | None) -> Best | None:
+        """The complete checkpoint that is lowest so far; None when none was measured."""
+        return None if contest is None else contest.winner(self._complete())
+
+    def is_best(self, contest: Contest, value: float | None) -> bool:
+        """Whether a value is lower than that of every complete checkpoint."""
+        return contest.is_won_by(value, self._complete())
+
+    def _complete(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        found = (path for path in self.checkpoints.glob("step-*") if is_complete(path))
+        return sorted(found, key=step_of)
+
+    @property
+    def _writing(self) -> Path:
+        return self.checkpoints / ".writing"
+
+    def partial_checkpoint(self) -> Path:
+        """An empty folder to write a checkpoint into."""
+        shutil.rmtree(self._writing, ignore_errors=True)
+        make_folder(self._writing)
+        return self._writing
+
+    def finish(self, last: Path, best: Best | None = None) -> None:
+        """Copy the adapters of the last and the best checkpoint to where users look for them.
+
+        Without a best one, that of an earlier contest is taken away.
+        """
+        self._copy_adapter(last, self.adapter)
+        self._point_at_best(best)
+        if best is not None:
+            self._copy_adapter(best.checkpoint, self.best_adapter)
+        elif self.best_adapter.is_dir():
+            shutil.rmtree(self.best_adapter)
+
+    def _point_at_best(self, best: Best | None) -> None:
+        link = self.checkpoints / "best"
+        if best is None:
+            link.unlink(missing_ok=True)
+        else:
+            _point(link, best.checkpoint.name)
+
+    def _copy_adapter(self, checkpoint: Path, target: Path) -> None:
+        partial = self.path / f".{target.name}.writing"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(checkpoint / "adapter", partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+
+    def release(self) -> None:
+        """Let another process train here."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take(self) -> None:
+        """Keep a second process out; the lock goes with this process, however it ends."""
+        self.release()
+        self._lock = (self.path / ".lock").open("a+")
+        try:
+            # Not flock: forked workers would inherit it, and hold it after a kill of the parent.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            self.release()
+            raise RecipeError(
+                f"another process trains in {self.path}; wait for it, or choose another --out"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+                raise  # a file system without locks is used without one
+
+    def _move_away(self) -> Path:
+        number = 1
+        while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.path.rename(old)
+        return old
+
+
+def _point(link: Path, target: str) -> None:
+    temporary = link.with_name(f".{link.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,257 @@
+"""The student on conversations it never learns from: every loss term, now and then during a run."""
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Sampler
+
+from ..teacher_cache.schema import TeacherCacheError
+from .data.batch import Batch, Sample
+from .data.conversation import IGNORED
+from .data.dataset import Conversations
+from .data.loader import micro_batches
+from .distributed.engine import Engine
+from .distributed.ranks import Ranks
+from .objective import Share
+from .recipe.recipe import Recipe
+from .run.best_checkpoint import Contest
+from .run.folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutOrder(Sampler[list[int]]):
+    """Sample numbers of one rank's batches; every rank has the same number of batches.
+
+    Numbers of `samples` and above are padding: under ZeRO 3 a rank that did fewer forward passes
+    would leave the others waiting.
+    """
+
+    samples: int
+    batch_size: int
+    rank: int
+    world: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in range(len(self)):
+            begin = (number * self.world + self.rank) * self.batch_size
+            yield list(range(begin, begin + self.batch_size))
+
+    def __len__(self) -> int:
+        return -(-self.samples // (self.batch_size * self.world))
+
+
+class Padded(Dataset[Sample]):
+    """Conversations, then as many copies of the first one as are asked for, without any weight."""
+
+    def __init__(self, samples: Conversations) -> None:
+        self._samples = samples
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index] if index < len(self._samples) else _weightless(self._samples[0])
+
+
+def _weightless(sample: Sample) -> Sample:
+    """The same work for the model, with nothing to sum."""
+    encoded = sample.encoded
+    if encoded is not None:
+        encoded = replace(encoded, labels=np.full_like(encoded.labels, IGNORED), cut=0)
+    teachers = (None,) * len(sample.teachers)
+    return replace(sample, encoded=encoded, teachers=teachers, skipped="", refused="")
+
+
+class NothingHeldOutError(ValueError):
+    """No held-out conversation can be read, or none has an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What one evaluation measured, over all ranks; means as in training.
+
+    Attributes:
+        step: updates done before it.
+        loss: lm + alpha * vis + beta * att.
+        lm: mean over all answer tokens, in nats.
+        vis, att: means over all images; None when no image has a teacher. Any value that is not
+            finite is None, too.
+        samples: conversations that were measured.
+        skipped: conversations that could not be read.
+        seconds: it took.
+        records: digest of the conversations; values of other ones are not comparable.
+    """
+
+    step: int
+    loss: float | None
+    lm: float | None
+    vis: float | None
+    att: float | None
+    samples: int
+    skipped: int
+    seconds: float
+    records: str
+
+    def values(self) -> dict[str, Any]:
+        """Everything by name, as `validation.jsonl` holds it."""
+        return asdict(self)
+
+
+def choose(records: int, at_most: int) -> list[int]:
+    """Numbers of the records that are measured, in order: all, or the same random choice always."""
+    if not 0 < at_most < records:
+        return list(range(records))
+    return sorted(np.random.default_rng(0).permutation(records)[:at_most].tolist())
+
+
+class HeldOut:
+    """Held-out conversations and when to measure them.
+
+    Args:
+        samples: those that `choose` chose.
+        records: digest of them.
+        recipe: of the run.
+        steps: updates of the whole run.
+        pad_id: token for the padding.
+    """
+
+    def __init__(
+        self, samples: Conversations, records: str, recipe: Recipe, steps: int, pad_id: int
+    ) -> None:
+        self._samples = samples
+        self.records = records
+        self._recipe = recipe
+        self._steps = steps
+        self._pad_id = pad_id
+
+    @property
+    def contest(self) -> Contest | None:
+        """What decides between checkpoints; None keeps no best one."""
+        by = self._recipe.validation.keep_best
+        return None if by is None else Contest(by, self.records)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to measure after an update."""
+        return step % self._recipe.validation.every == 0 or step == self._steps
+
+    def is_lacking(self, step: int, folder: RunFolder, ranks: Ranks) -> bool:
+        """Whether a measurement was due at a step and is not in the run folder. All ranks.
+
+        A run that is asked to stop saves first, and is measured when it goes on.
+        """
+
+        def look() -> bool:
+            measured = [(line["step"], line["records"]) for line in folder.validation()]
+            return (step, self.records) not in measured
+
+        return self.is_due(step) and ranks.first(look)
+
+    def measure(
+        self, engine: Engine, dtype: torch.dtype, step: int, asked: Callable[[], bool]
+    ) -> Validation | None:
+        """Measure every loss term; training goes on after it as if nothing had been. All ranks.
+
+        Args:
+            engine: holds the objective.
+            dtype: of pixels on the device.
+            step: updates done.
+            asked: whether this process was asked to stop.
+
+        Returns:
+            None when any rank was asked to stop.
+
+        Raises:
+            TeacherCacheError: an image changed since the cache was built, or a row is damaged.
+            NothingHeldOutError: nothing can be read.
+        """
+        begun = time.perf_counter()
+        with _evaluating(engine.engine), torch.no_grad():
+            sums = self._sums(engine, dtype, asked)
+        if sums is None:
+            return None
+        lm, vis, att, tokens, images, skipped = engine.ranks.sum(sums)
+        lm /= tokens
+        vis, att = vis / max(1, images), att / max(1, images)
+        weights = self._recipe.loss
+        loss = lm + weights.alpha * vis + weights.beta * att
+        return Validation(
+            step=step,
+            loss=_finite(loss),
+            lm=_finite(lm),
+            vis=_finite(vis) if images else None,
+            att=_finite(att) if images else None,
+            samples=len(self._samples) - int(skipped),
+            skipped=int(skipped),
+            seconds=time.perf_counter() - begun,
+            records=self.records,
+        )
+
+    def _sums(
+        self, engine: Engine, dtype: torch.dtype, asked: Callable[[], bool]
+    ) -> list[float] | None:
+        """Sums of lm, vis and att of this rank, then answer tokens, images, skipped samples."""
+        ranks = engine.ranks
+        terms = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+        counts = np.zeros(2)
+        skipped: list[tuple[str, str]] = []
+        with closing(self._batches(ranks)) as batches:
+            for batch in batches:
+                refused, stopping = ranks.sum([float(len(batch.refused)), float(asked())])
+                if refused:
+                    _refuse(batch, ranks)
+                if stopping:
+                    return None
+                _, part = engine(batch.to(ranks.device, dtype), Share(1.0, 1.0))
+                terms += part
+                counts += (batch.answer_tokens, batch.teacher_images)
+                skipped += batch.skipped
+        if not ranks.sum([float(counts[0])])[0]:
+            everywhere = [item for items in ranks.gather(skipped) for item in items]
+            why = "no answers"
+            if everywhere:
+                why = f"record {everywhere[0][0]!r}: {everywhere[0][1]}"
+            raise NothingHeldOutError(f"nothing to validate on, for instance {why}")
+        return [*terms.tolist(), *counts.tolist(), float(len(skipped))]
+
+    def _batches(self, ranks: Ranks) -> Generator[Batch]:
+        order = HeldOutOrder(
+            samples=len(self._samples),
+            batch_size=self._recipe.data.batch_size,
+            rank=ranks.rank,
+            world=ranks.world,
+        )
+        data = self._recipe.data
+        return micro_batches(
+            Padded(self._samples),
+            order,
+            self._pad_id,
+            data.workers,
+            prefetch=data.prefetch,
+            start_method=data.start_method,
+        )
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, then every module's own mode again: a frozen part may never train."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _refuse(batch: Batch, ranks: Ranks) -> None:
+    """Stop all ranks together on images that are not those of the cache."""
+    reasons = [reason for found in ranks.gather(batch.refused) for reason in found]
+    raise TeacherCacheError(f"held out: {reasons[0]}")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
