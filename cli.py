@@ -15,17 +15,17 @@ from typer.core import TyperGroup
 
 from . import __version__
 from .demo.commands import demo
-from .eval.bench.commands import bench
+from .eval.commands.bench import bench
 from .eval.commands.eval import app as eval_app
 from .eval.commands.eval import cache_show
 from .pipeline.commands.cache import cache
 from .pipeline.commands.prepare_data import data
-from .pipeline.runtime.signals import REPEATED, handled_by
-from .trainer.commands import train
-from .trainer.convert.commands import student
-from .trainer.export.commands import export
-from .trainer.preflight.commands import doctor
-from .trainer.recipe.commands import recipes
+from .runtime.signals import REPEATED, handled_by
+from .trainer.commands.doctor import doctor
+from .trainer.commands.export import export
+from .trainer.commands.recipes import recipes
+from .trainer.commands.student import student
+from .trainer.commands.train import train
 
 INTERRUPTED = "interrupted; run the same command again to go on"
 

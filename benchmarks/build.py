@@ -112,11 +112,11 @@ class Bench:
     def decode(self) -> float:
         from functools import partial
 
+        from medalign.pipeline.build_options import STUDENT_GRID
         from medalign.pipeline.decode import Source, View, read_squares
         from medalign.pipeline.geometry import mean_colour
-        from medalign.pipeline.options import STUDENT_GRID
         from medalign.pipeline.pixels import sha256_file
-        from medalign.pipeline.runtime.workers import Workers
+        from medalign.runtime.processes import Workers
 
         view = View(
             root=self.folder,
@@ -139,7 +139,7 @@ class Bench:
     def write(self) -> float:
         import numpy as np
 
-        from medalign.pipeline.options import BuildOptions, make_card
+        from medalign.pipeline.build_options import BuildOptions, make_card
         from medalign.teacher_cache.schema import Plan
         from medalign.teacher_cache.writer import TeacherCacheWriter
 

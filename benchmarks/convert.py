@@ -88,8 +88,8 @@ def hash_twice(source: Path, out: Path) -> None:
 
 
 def converter() -> Callable[[Path, Path], object]:
+    from medalign.trainer.convert.checkpoint_families import ORIGINALS
     from medalign.trainer.convert.convert import Wish, convert
-    from medalign.trainer.convert.families import ORIGINALS
     from medalign.trainer.machine import quiet_libraries
 
     quiet_libraries()

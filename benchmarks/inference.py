@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from medalign.eval.bench.inference import Wanted, bench_inference
-from medalign.eval.bench.report import as_table
+from medalign.eval.bench.cost_table import as_table
+from medalign.eval.bench.inference_cost import Wanted, bench_inference
 from medalign.trainer.machine import quiet_libraries
 from medalign.trainer.recipe.sections import LoraSection
 from medalign.trainer.student import add_adapter, load_base, save_adapter

@@ -27,7 +27,7 @@ def demo(
     quiet_libraries()
     from rich.console import Console
 
-    from ..trainer.commands import live_view
+    from ..trainer.run.live import live_view
     from .run import run_demo
     from .show import draw, report, table
 

@@ -17,17 +17,17 @@ from ..eval.result_file import result_json, write_result
 from ..eval.score import Scores, score
 from ..eval.source import Source
 from ..pipeline.build import build
+from ..pipeline.build_options import BuildOptions
 from ..pipeline.experts import load_expert
 from ..pipeline.manifest import read_manifest
-from ..pipeline.options import BuildOptions
 from ..pipeline.recompute import certifier
+from ..runtime.files import make_folder, write_durably
 from ..teacher_cache.audit import info
 from ..teacher_cache.origin import Origin
 from ..teacher_cache.reader import TeacherCache
 from ..teacher_cache.seal import seal
-from ..teacher_cache.storage.durable import make_folder, write_durably
 from ..trainer.loop import Step
-from ..trainer.prepare import Say, with_paths
+from ..trainer.prepared import Say, with_paths
 from ..trainer.recipe.compose import find_recipe
 from ..trainer.recipe.recipe import Recipe
 from ..trainer.student import load_base, load_student

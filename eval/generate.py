@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..pipeline.manifest import IMAGE_PLACEHOLDER, Record, read_manifest
-from ..pipeline.runtime.parts import Part
+from ..runtime.parts import Part
 from ..trainer.data.batch import Batch, Sample
 from ..trainer.data.dataset import Conversations
 from ..trainer.data.loader import micro_batches

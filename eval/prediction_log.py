@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from ..pipeline.manifest import Record
-from ..pipeline.runtime.parts import Part
-from ..teacher_cache.storage.durable import write_durably
+from ..runtime.files import write_durably
+from ..runtime.parts import Part
 from .predictions import SHOWN, Answer, AnswersError, parse_answers
 
 

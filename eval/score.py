@@ -1,5 +1,6 @@
 """Score a predictions file against its manifest, with intervals and definitions."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from .metrics.definitions import (
 from .metrics.interval import LEVEL, RESAMPLES, SEED, Interval, bootstrap_interval
 from .metrics.statistic import Int64, Statistic
 from .predictions import Answer, AnswersError, Pair, Task, join, read_answers
-from .result_file import identify_file, package_version
+from .result_file import identify_file, package_version, write_result
 from .vqa_scores import question_type, vqa_scores
 
 if TYPE_CHECKING:
@@ -394,3 +395,31 @@ def _counts(pairs: Sequence[Pair], answers: Sequence[Answer]) -> dict[str, int]:
         "missing": sum(pair.missing for pair in pairs),
         "blank_answers": sum(not answer.text.strip() for answer in answers),
     }
+
+
+def write_texts(predictions: Sequence[Path], manifest: Path, out: Path) -> int:
+    """Write every distinct predicted and reference report that is not blank, as a JSON array.
+
+    Args:
+        predictions: files that answer the manifest.
+        manifest: holds the references.
+        out: file to write.
+
+    Returns:
+        How many texts were written.
+
+    Raises:
+        AnswersError: as `score.score`; a record without an answer is left out.
+        ManifestError: the manifest is broken.
+    """
+    from .metrics.report_text import clinical_text
+    from .report_scores import PROTOCOLS
+
+    texts: set[str] = set()
+    for path in predictions:
+        _, pairs = read_pairs(path, manifest, "report", allow_missing=True)
+        texts |= {pair.reference for pair in pairs}
+        texts |= {clinical_text(pair.prediction, p) for pair in pairs for p in PROTOCOLS}
+    found = sorted(text for text in texts if text.strip())
+    write_result(out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return len(found)

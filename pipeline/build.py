@@ -11,23 +11,23 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from ..runtime.processes import Workers
+from ..runtime.progress import NoProgress, Progress
 from ..teacher_cache.audit import status
 from ..teacher_cache.damage import Damage
-from ..teacher_cache.gram.errors import GramErrors
+from ..teacher_cache.gram.gram_error import GramErrors
 from ..teacher_cache.origin import Origin, load_origin, save_origin
 from ..teacher_cache.schema import Failure, Plan, TeacherCacheError
 from ..teacher_cache.storage.local import Storage, open_storage
 from ..teacher_cache.writer import TeacherCacheWriter, check_claimable
+from .build_options import BuildOptions, make_card
 from .decode import Source, Square, Unreadable, View, read_squares
 from .encode import RowBatch, Shard, encode_batches, row_batches, row_form
 from .experts import Expert
 from .geometry import mean_colour
 from .manifest import iter_records
-from .options import BuildOptions, make_card
 from .pixels import PixelsError
 from .planning import BuildError, ManifestImages, list_images, make_plan, refuse_empty, to_hash
-from .runtime.progress import NoProgress, Progress
-from .runtime.workers import Workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

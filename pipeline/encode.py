@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..runtime.processes import Workers, result_of
 from ..teacher_cache.format.arrays import row_arrays
 from ..teacher_cache.gram.codec import encode
 from ..teacher_cache.schema import CacheCard, ExpertCard, PatchGrid, TeacherCacheError
 from .decode import Square, Unreadable
 from .experts import Expert, ExpertError
 from .resample import ExpertOutput, to_grid
-from .runtime.workers import Workers, result_of
 from .weights import listed
 
 

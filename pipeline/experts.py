@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..teacher_cache.schema import ExpertCard, FeatureChoice
+from .expert_names import CONFIG_NAME, EXPERT_NAMES, UNIMED, is_folder
 from .resample import ExpertOutput, to_grid
-from .tower import CONFIG_NAME, Tower, TowerConfig, architectures, named_config, read_config
+from .tower import Tower, TowerConfig, architectures, named_config, read_config
 from .weights import ExpertError, find_checkpoint, listed, read_visual_weights, weights_sha256
 
 # Queries and keys this much above unit variance make [cls] attention prefer some patches
@@ -52,16 +53,6 @@ def _fan_in(name: str, shape: tuple[int, ...]) -> int:
     if name in ("class_embedding", "positional_embedding"):
         return 4 * shape[-1]  # content must outweigh position
     return math.prod(shape[1:]) if name != "proj" else shape[0]
-
-
-UNIMED = {"unimed-l": "ViT-L-14-336-quickgelu", "unimed-b": "ViT-B-16-quickgelu"}
-"""The UniMed-CLIP towers and open_clip's names of their architectures."""
-
-
-def is_folder(name: str) -> bool:
-    """Say whether an expert's name is the path of a folder that is there."""
-    known = name in (*UNIMED, "biomedclip", "demo") or name.startswith("openclip:")
-    return not known and Path(name).is_dir()
 
 
 _BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")
@@ -140,9 +131,6 @@ def _signature(config: TowerConfig) -> tuple[object, ...]:
 
 
 __all__ = ["EXPERT_NAMES", "Expert", "ExpertError", "ExpertOutput", "load_expert", "to_grid"]
-
-EXPERT_NAMES = (*UNIMED, "biomedclip", "demo", "openclip:ARCH", f"a folder with {CONFIG_NAME}")
-"""What `load_expert` takes."""
 
 _UNIMED_LICENCE = "UniMed-CLIP weights: CC BY-NC 4.0 (non-commercial)"
 _BIOMEDCLIP_LICENCE = "BiomedCLIP weights: MIT; published for research use"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..runtime.processes import Workers
+from ..runtime.progress import Progress
 from ..teacher_cache.audit import list_known_failures
 from ..teacher_cache.generations import PlanChain
 from ..teacher_cache.schema import Failure, Plan
@@ -13,8 +15,6 @@ from ..teacher_cache.storage.local import Storage
 from .decode import Unreadable, hash_files
 from .manifest import ManifestError, checked_records
 from .pixels import PixelsError
-from .runtime.progress import Progress
-from .runtime.workers import Workers
 
 _FILES_A_TASK = 16
 

@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..runtime.progress import NoProgress, Progress
 from ..teacher_cache.certificate import Certificate, Deviation, Skipped, Tolerance, read_certificate
-from ..teacher_cache.gram.errors import GramErrors
+from ..teacher_cache.gram.gram_error import GramErrors
 from ..teacher_cache.origin import load_origin
 from ..teacher_cache.reader import TeacherCache, TeacherRow
 from ..teacher_cache.schema import CacheCard
+from .build_options import library_versions
 from .decode import Source, Square, View, read_squares
 from .encode import look, on_grid
 from .experts import DtypeName, Expert, ExpertError, dtype_name, load_asked
 from .geometry import GeometryName
-from .options import library_versions
 from .pixels import Alpha
-from .runtime.progress import NoProgress, Progress
 from .weights import listed
 
 _FLOAT32 = Tolerance(cosine=1 - 0.008**2 / 2, gram=0.008, attention=0.01)

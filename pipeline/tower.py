@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..teacher_cache.schema import PatchGrid
+from .expert_names import CONFIG_NAME
 from .geometry import CLIP_MEAN, CLIP_STD
 from .resample import ExpertOutput
 from .weights import ExpertError
@@ -76,7 +77,6 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(batch, tokens, heads, width // heads).transpose(1, 2)
 
 
-CONFIG_NAME = "open_clip_config.json"
 Colour = tuple[float, float, float]
 
 

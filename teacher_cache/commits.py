@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..runtime.files import sha256_bytes
 from .format.arrays import Array, RowArray, row_arrays
 from .generations import Layout, PlanChain, order_of
 from .origin import finishing
 from .plan_file import FOLDER, check_format
 from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
-from .storage.durable import sha256_bytes
 from .storage.local import Storage, read_json, sha256_of
 from .storage.untrusted import (
     canonical_json,

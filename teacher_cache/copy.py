@@ -8,12 +8,12 @@ from typing import Literal
 import numpy as np
 
 from .attributes import Seal, load_attributes
+from .build_plan import Failure, Plan
 from .commits import ROW_DIGEST_BYTES, row_digests_of
 from .format.arrays import row_arrays
 from .format.shard_file import RowReader
 from .generations import next_generation
 from .index import StoredIndex
-from .plan import Failure, Plan
 from .plan_file import has_plan, load_plans
 from .reader import InFlight, TeacherCache
 from .schema import CacheCard, TeacherCacheError

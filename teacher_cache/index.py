@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..runtime.files import sha256_bytes
 from .attributes import ROOT, Seal
 from .commits import ROW_DIGEST_BYTES
 from .format.arrays import (
@@ -27,7 +28,6 @@ from .format.arrays import (
     table_metadata,
 )
 from .generations import DIGEST_BYTES, Layout, PlanChain, prefix_of
-from .storage.durable import sha256_bytes
 from .storage.local import Storage
 from .storage.untrusted import DamagedError, TeacherCacheError, check_relative, within
 

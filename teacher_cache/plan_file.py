@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.files import sha256_bytes
+from .build_plan import Failure
 from .generations import (
     MAX_GENERATIONS,
     Generation,
@@ -13,9 +15,7 @@ from .generations import (
     check_distinct,
     check_generation,
 )
-from .plan import Failure
 from .schema import FORMAT, CacheCard, TeacherCacheError
-from .storage.durable import sha256_bytes
 from .storage.local import Storage, sha256_of
 from .storage.untrusted import (
     MAX_ROWS,

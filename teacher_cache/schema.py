@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self, get_args
 
-from .plan import Failure as Failure
-from .plan import Plan as Plan
+from .build_plan import Failure as Failure
+from .build_plan import Plan as Plan
 from .storage.untrusted import TeacherCacheError as TeacherCacheError
 from .storage.untrusted import (
     canonical_json,

@@ -13,7 +13,7 @@ from .commits import CommitLog, RecordSums, ShardState, content_hash, list_failu
 from .damage import Damage, DamageFoundError, description_damages, incomplete_damages, plan_damages
 from .format.arrays import ensure_metadata
 from .generations import Layout, PlanChain
-from .gram.errors import measured_errors
+from .gram.gram_error import measured_errors
 from .index import PlanIndex, drop_tables, save_tables, tables_of, values_digest
 from .plan_file import has_newer_plan, load_plans
 from .reader import TeacherCache

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..runtime.signals import StopRequest
 from ..teacher_cache.schema import TeacherCacheError
 from .data.batch import Batch
 from .distributed.engine import Engine
@@ -22,7 +23,6 @@ from .run.best_checkpoint import Contest
 from .run.checkpoint import save_checkpoint
 from .run.folder import RunFolder
 from .run.loggers import Loggers
-from .run.signals import StopRequest
 from .validation import HeldOut, Validation
 
 

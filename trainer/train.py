@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from ..teacher_cache.storage.durable import write_durably
+from ..runtime.files import write_durably
 from .data.batch import Batch
 from .data.dataset import Conversations
 from .data.loader import micro_batches
@@ -22,7 +22,7 @@ from .distributed.zero_config import zero_config, zero_stage
 from .loop import Loop, Step
 from .memory import explained
 from .objective import Objective
-from .prepare import (
+from .prepared import (
     Prepared,
     Say,
     attention_kernel,

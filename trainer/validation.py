@@ -4,66 +4,24 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset, Sampler
 
 from ..teacher_cache.schema import TeacherCacheError
-from .data.batch import Batch, Sample
-from .data.conversation import IGNORED
-from .data.dataset import Conversations
+from .data.batch import Batch
+from .data.dataset import Conversations, Padded
 from .data.loader import micro_batches
+from .data.order import HeldOutOrder
 from .distributed.engine import Engine
 from .distributed.ranks import Ranks
 from .objective import Share
 from .recipe.recipe import Recipe
 from .run.best_checkpoint import Contest
 from .run.folder import RunFolder
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOutOrder(Sampler[list[int]]):
-    """Sample numbers of one rank's batches; every rank has the same number of batches.
-
-    Numbers of `samples` and above are padding: under ZeRO 3 a rank that did fewer forward passes
-    would leave the others waiting.
-    """
-
-    samples: int
-    batch_size: int
-    rank: int
-    world: int
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for number in range(len(self)):
-            begin = (number * self.world + self.rank) * self.batch_size
-            yield list(range(begin, begin + self.batch_size))
-
-    def __len__(self) -> int:
-        return -(-self.samples // (self.batch_size * self.world))
-
-
-class Padded(Dataset[Sample]):
-    """Conversations, then as many copies of the first one as are asked for, without any weight."""
-
-    def __init__(self, samples: Conversations) -> None:
-        self._samples = samples
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._samples[index] if index < len(self._samples) else _weightless(self._samples[0])
-
-
-def _weightless(sample: Sample) -> Sample:
-    """The same work for the model, with nothing to sum."""
-    encoded = sample.encoded
-    if encoded is not None:
-        encoded = replace(encoded, labels=np.full_like(encoded.labels, IGNORED), cut=0)
-    teachers = (None,) * len(sample.teachers)
-    return replace(sample, encoded=encoded, teachers=teachers, skipped="", refused="")
 
 
 class NothingHeldOutError(ValueError):

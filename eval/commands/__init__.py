@@ -1,1 +1,1 @@
-"""eval/commands."""
+"""Command line of eval and bench."""

@@ -108,7 +108,7 @@ def generate(
     from ...trainer.machine import quiet_libraries
 
     quiet_libraries()
-    from ...pipeline.runtime.parts import Part
+    from ...runtime.parts import Part
     from ..decoders.presets import make_spec, read_assignments
     from ..generate import generate as answer
     from ..source import find_source

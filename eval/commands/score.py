@@ -1,17 +1,12 @@
 """Command line of `medalign eval score`, `compare`, `table` and `report-texts`."""
 
 import enum
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..metrics.report_text import clinical_text
-from ..report_scores import PROTOCOLS
-from ..result_file import write_result
-from ..score import read_pairs
 from .options import (
     JsonOption,
     ManifestPath,
@@ -22,32 +17,6 @@ from .options import (
     metric_names,
     with_model_options,
 )
-
-
-def write_texts(predictions: Sequence[Path], manifest: Path, out: Path) -> int:
-    """Write every distinct predicted and reference report that is not blank, as a JSON array.
-
-    Args:
-        predictions: files that answer the manifest.
-        manifest: holds the references.
-        out: file to write.
-
-    Returns:
-        How many texts were written.
-
-    Raises:
-        AnswersError: as `score.score`; a record without an answer is left out.
-        ManifestError: the manifest is broken.
-    """
-    texts: set[str] = set()
-    for path in predictions:
-        _, pairs = read_pairs(path, manifest, "report", allow_missing=True)
-        texts |= {pair.reference for pair in pairs}
-        texts |= {clinical_text(pair.prediction, p) for pair in pairs for p in PROTOCOLS}
-    found = sorted(text for text in texts if text.strip())
-    write_result(out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    return len(found)
-
 
 if TYPE_CHECKING:
     from ..compare import Compared
@@ -206,6 +175,8 @@ def report_texts(
 ) -> None:
     """Write every distinct report, predicted or reference, for RadGraph to annotate elsewhere."""
     _keep_inputs(out, "read", manifest, *predictions)
+    from ..score import write_texts
+
     count = write_texts(predictions, manifest, out)
     typer.echo(f"{out}: {count} texts; docs/metrics.md says how RadGraph annotates them")
 

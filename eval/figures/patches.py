@@ -17,8 +17,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
 
+from ...runtime.files import write_durably
 from ...teacher_cache.schema import PatchGrid
-from ...teacher_cache.storage.durable import write_durably
 
 GREY = "#555555"
 """Colour of captions."""

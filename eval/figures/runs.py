@@ -15,7 +15,7 @@ from ...pipeline.pixels import PixelsError, read_image
 from ...teacher_cache.reader import TeacherCache
 from ...trainer.run.folder import RunFolder
 from ...trainer.students.spec import StudentSpec
-from ..html_report.attention import AttentionMap
+from ..html_report.attention_maps import AttentionMap
 from ..html_report.cards import question
 from ..html_report.images import Pictures
 from ..html_report.student_attention import StudentAttention, layer_of_runs, student_attention

@@ -7,7 +7,7 @@ from ...pipeline.manifest import IMAGE_PLACEHOLDER, Record
 from ..metrics.definitions import Key
 from ..metrics.wording import strict_words
 from ..predictions import reference
-from .attention import AttentionMap
+from .attention_maps import AttentionMap
 from .gather import Answers, Gathered
 from .images import EXPERT, Picture
 from .markup import Markup, joined, opened, tag

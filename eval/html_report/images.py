@@ -15,7 +15,7 @@ from ...pipeline.manifest import ManifestError, resolve_image
 from ...pipeline.pixels import Alpha, DecodedImage, PixelsError, read_image
 from ...teacher_cache.reader import TeacherCache
 from ...teacher_cache.schema import TeacherCacheError
-from .attention import AttentionMap
+from .attention_maps import AttentionMap
 
 EXPERT = "expert"
 """What a report calls the attention that comes from a teacher cache."""

@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Iterable, Sequence
 
-from .attention import AttentionMap, Rectangle, common_top, heat_png, square_of
+from .attention_maps import AttentionMap, Rectangle, common_top, heat_png, square_of
 from .images import Picture
 from .markup import Markup, joined, tag
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ... import __version__
 from ..tables import headline
-from .attention import heat_gradient
+from .attention_maps import heat_gradient
 from .gather import Answers, Gathered
 from .images import Picture
 from .markup import Markup, joined, opened, tag
 from .overlay import shared
-from .tables import (
+from .score_tables import (
     comparison_table,
     definitions,
     every_metric,

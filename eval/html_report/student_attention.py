@@ -21,7 +21,7 @@ from ...trainer.students.question_attention import Look
 from ...trainer.students.spec import StudentError, StudentSpec
 from ..alignment import Float32
 from ..source import Source
-from .attention import AttentionMap
+from .attention_maps import AttentionMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

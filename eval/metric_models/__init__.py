@@ -1,1 +1,1 @@
-"""Instruments: models and annotations that metrics of reports need."""
+"""The models that report metrics need: BERTScore, CheXbert, RadGraph, RaTEScore."""

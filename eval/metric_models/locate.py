@@ -10,12 +10,12 @@ from typing import Final, TypeVar
 from huggingface_hub import constants, try_to_load_from_cache
 
 from ..predictions import AnswersError
-from .bertscore import BertScorer
-from .chexbert import Chexbert, read_bert, read_checkpoint
+from .bertscore_model import BertScorer
+from .chexbert_model import Chexbert, read_bert, read_checkpoint
 from .local_model import identify
-from .radgraph import RadGraphReader, read_archive, read_radgraph_bert
 from .radgraph_annotations import Annotations
-from .ratescore import RateReader, load_recogniser, load_synonyms
+from .radgraph_model import RadGraphReader, read_archive, read_radgraph_bert
+from .ratescore_model import RateReader, load_recogniser, load_synonyms
 
 FOLDER_VARIABLE = "MEDALIGN_METRICS"
 """Environment variable: a folder that holds models of metrics under the names of `Need.name`."""

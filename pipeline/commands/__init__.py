@@ -1,1 +1,1 @@
-"""pipeline/commands."""
+"""Command line of cache and data."""

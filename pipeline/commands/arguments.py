@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..experts import is_folder
+from ..expert_names import is_folder
 
 FAILED = 1
 INTERRUPTED = 130
@@ -20,7 +20,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @contextmanager
 def stopping(message: str) -> Iterator[None]:
     """Say so on Ctrl-C, SIGTERM and SIGHUP, and end with exit code 130."""
-    from ..runtime.interrupt import interruptible
+    from ...runtime.processes import interruptible
 
     try:
         with interruptible():

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..report import build_facts, info_facts, plural, print_facts, status_facts
+from ...runtime.text import plural
 from .arguments import FAILED, INTERRUPTED, Json, Store, quoted, retyped
-from .check import seal_command, verify_command
-from .copy import diff_command, merge_command, subset_command
+from .cache_checks import seal_command, verify_command
+from .cache_copies import diff_command, merge_command, subset_command
+from .facts import build_facts, info_facts, print_facts, status_facts
 
 if TYPE_CHECKING:
     from ...teacher_cache.schema import CacheCard
@@ -110,21 +111,21 @@ def build_command(
     Images that a cache does not know yet are added to it, and nothing that is
     there is moved.
     """
-    from ..runtime.signals import held_back
+    from ...runtime.signals import held_back
 
     origin = retyped(context)
     command = quoted(origin.command) if origin else "the same command"
     with _resumable(out, command):
         with held_back():
+            from ...runtime.parts import Part
+            from ...runtime.processes import default_workers
+            from ...runtime.progress import ConsoleProgress
             from ...teacher_cache.schema import PatchGrid
             from ...teacher_cache.storage.local import open_storage
             from ...teacher_cache.writer import TeacherCacheWriter, check_begun
             from ..build import BuildError, BuildOptions, build, check_folders
+            from ..build_options import with_options
             from ..experts import describe, load_asked
-            from ..options import with_options
-            from ..runtime.parts import Part
-            from ..runtime.progress import ConsoleProgress
-            from ..runtime.workers import default_workers
 
         if mode == "paper" and geometry not in (None, "crop"):
             raise BuildError("mode paper always crops the expert's input; leave --geometry away")
@@ -198,7 +199,7 @@ def _gram_error(codec: str | None, asked: float | None, card: "CacheCard | None"
 @contextmanager
 def _resumable(out: str, command: str) -> Iterator[None]:
     """Say on Ctrl-C, SIGTERM and SIGHUP, whenever they come, what is kept and how to go on."""
-    from ..runtime.interrupt import interruptible
+    from ...runtime.processes import interruptible
 
     try:
         with interruptible():

@@ -12,7 +12,7 @@ from .arguments import FAILED, Json, stopping
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..hygiene.check import Finding, Findings
+    from ..hygiene.manifest_check import Finding, Findings
 
 SHOWN = 5
 """Findings of each kind that the table lists."""
@@ -45,9 +45,9 @@ def check(
 
     from rich.console import Console
 
-    from ..hygiene.check import check_manifest
-    from ..runtime.progress import ConsoleProgress
-    from ..runtime.workers import default_workers
+    from ...runtime.processes import default_workers
+    from ...runtime.progress import ConsoleProgress
+    from ..hygiene.manifest_check import check_manifest
 
     if images is not None and not images.is_dir():
         raise CheckError(f"--images: {images} is no folder")
@@ -76,7 +76,7 @@ def _count(text: str) -> int | None:
 
 
 def _to_json(manifest: Path, found: "Findings") -> dict[str, Any]:
-    from ..hygiene.check import KINDS
+    from ..hygiene.manifest_check import KINDS
 
     return {
         "manifest": str(manifest),
@@ -104,7 +104,7 @@ def _to_json(manifest: Path, found: "Findings") -> dict[str, Any]:
 def _print(manifest: Path, found: "Findings", console: "Console") -> None:
     from rich.table import Table
 
-    from ..hygiene.check import KINDS
+    from ..hygiene.manifest_check import KINDS
 
     facts = f"{manifest}: {found.records:,} records, {found.images:,} images"
     _say(console, f"{facts}, {found.decoded:,} of them decoded")
@@ -233,11 +233,11 @@ def _compare(
     keep: Path | None,
     workers: int | None,
 ) -> "LeakageReport":
+    from ...runtime.processes import default_workers
+    from ...runtime.progress import ConsoleProgress
     from ..hygiene.fingerprints import fingerprint_file, read_contents
     from ..hygiene.leakage import find_leaks, read_side
     from ..hygiene.leakage_report import Comparison, LeakageReport
-    from ..runtime.progress import ConsoleProgress
-    from ..runtime.workers import default_workers
 
     roots = image_folders([train, *tests], images)
     here, *others = (read_side(path, roots[path]) for path in (train, *tests))

@@ -3,22 +3,24 @@
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..datasets.prepare import Prepared
-from ..report import aligned, plural
+from ...runtime.text import aligned, plural
 from .arguments import FAILED, INTERRUPTED
 from .check_data import check, leakage
+
+if TYPE_CHECKING:
+    from ..datasets.prepare import Prepared
 
 _COLUMNS = ("records", "open", "closed", "images")
 
 
-def show(prepared: Prepared, console: Console) -> None:
+def show(prepared: "Prepared", console: Console) -> None:
     """Print counts beside the published ones, what was noticed, and what to run next."""
     report = prepared.report
     console.print(_table(report), markup=False)
@@ -59,7 +61,7 @@ def _number(count: int) -> str:
     return f"{count:,}"
 
 
-def _facts(prepared: Prepared) -> Iterator[tuple[str, str]]:
+def _facts(prepared: "Prepared") -> Iterator[tuple[str, str]]:
     report, out = prepared.report, prepared.out
     yield "found", f"{report['made_from']['layout']} in {report['folder']}"
     if any(any(d.values()) for e in report["published"] for d in _differing(e)):
@@ -114,7 +116,7 @@ def _duplicate_facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "ids", f"{count:,} {were} used before and got a number at the end"
 
 
-def _next_steps(prepared: Prepared, out: Path) -> Iterator[tuple[str, str]]:
+def _next_steps(prepared: "Prepared", out: Path) -> Iterator[tuple[str, str]]:
     states = {
         "written": "written",
         "unchanged": "there already, nothing changed",
@@ -174,11 +176,11 @@ def prepare_command(
     """
     from rich.console import Console
 
-    from ..datasets.dataset import DataSetError
+    from ...runtime.processes import interruptible
+    from ...runtime.progress import ConsoleProgress
+    from ..datasets.definition import DataSetError
     from ..datasets.prepare import Asked, prepare
     from ..datasets.registry import find_data_set
-    from ..runtime.interrupt import interruptible
-    from ..runtime.progress import ConsoleProgress
 
     data_set = find_data_set(name)
     choices = dict[str, str]()

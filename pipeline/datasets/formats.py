@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from .dataset import DataSetError
+from .definition import DataSetError
 
 
 def read_json(path: Path) -> Any:

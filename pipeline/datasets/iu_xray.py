@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..manifest import IMAGE_PLACEHOLDER
-from .dataset import (
+from .definition import (
     SPLITS,
     Choice,
     Counts,
@@ -21,7 +21,7 @@ from .dataset import (
     Split,
 )
 from .formats import as_text, kept, read_items, read_json, read_json_lines
-from .wording import QUESTION, leading_yes_no
+from .same_text import QUESTION, leading_yes_no
 
 _STUDY = re.compile(r"(CXR\d+)_IM-[\d-]+")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TextIO, cast
 
 from ..manifest import ManifestError, resolve_image
-from .dataset import (
+from .definition import (
     Choice,
     Counts,
     DataSet,
@@ -31,8 +31,8 @@ from .dataset import (
 )
 from .formats import as_text
 from .iu_xray import ANNOTATION, read_annotation
+from .same_text import QUESTION
 from .split import SAMPLE, SAMPLE_SEED, take
-from .wording import QUESTION
 
 _SPLIT, _METADATA = "mimic-cxr-2.0.0-split.csv*", "mimic-cxr-2.0.0-metadata.csv*"
 _SPLITS: Final[Mapping[str, Split]] = {"train": "train", "validate": "val", "test": "test"}

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .dataset import (
+from .definition import (
     Choice,
     Counts,
     DataSet,
@@ -17,7 +17,7 @@ from .dataset import (
     Source,
 )
 from .formats import as_text, kept, read_items
-from .wording import plain_words
+from .same_text import plain_words
 
 _PARTS: Final = {"open": "Open-access", "restricted": "Restricted-access"}
 _EXTRA: Final = ("dataset", "question_id", "question_type")

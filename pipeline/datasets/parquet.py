@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .dataset import SPLITS, DataSetError, Item, Layout, LeftOut, Sample, Source, Split, files_of
+from .definition import SPLITS, DataSetError, Item, Layout, LeftOut, Sample, Source, Split, files_of
 from .formats import as_text
 from .outputs import Draft, digest_of
-from .wording import yes_no_type
+from .same_text import yes_no_type
 
 _SPLITS: Final[dict[str, Split]] = {"train": "train", "validation": "val", "test": "test"}
 _SHARD: Final = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b")

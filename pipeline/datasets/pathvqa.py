@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from .dataset import (
+from .definition import (
     SPLITS,
     Counts,
     DataSet,
@@ -20,7 +20,7 @@ from .dataset import (
 from .formats import as_text
 from .parquet import parquet_layouts, read_parquet
 from .plain_pickle import read_plain_pickle
-from .wording import yes_no_type
+from .same_text import yes_no_type
 
 _OFFICIAL: Final = Layout(
     name="official release",

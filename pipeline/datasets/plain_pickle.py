@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from .dataset import DataSetError
+from .definition import DataSetError
 from .outputs import naming
 
 LONGEST_NUMBER: Final = 128

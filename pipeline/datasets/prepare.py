@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from ...runtime.progress import NoProgress, Progress
+from ...runtime.text import plural
 from ..manifest import (
     IMAGE_PLACEHOLDER,
     ManifestError,
@@ -21,9 +23,7 @@ from ..manifest import (
     resolve_image,
     shorten,
 )
-from ..report import plural
-from ..runtime.progress import NoProgress, Progress
-from .dataset import (
+from .definition import (
     SPLITS,
     DataSet,
     DataSetError,
@@ -36,11 +36,10 @@ from .dataset import (
     find_layout,
     image_folder,
 )
-from .earlier import Earlier
-from .outputs import Draft, digest_of, is_held, read_contents
-from .report import REPORT, Facts, LeftOuts, Listed, Tally, report_of, report_text
+from .outputs import Draft, Earlier, digest_of, is_held, read_contents
+from .prepare_report import REPORT, Facts, LeftOuts, Listed, Tally, report_of, report_text
+from .same_text import plain_words
 from .split import cut_samples
-from .wording import plain_words
 
 LINK = "images"
 """Its name in the output folder; images out of Parquet are written into a folder of this name."""

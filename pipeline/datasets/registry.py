@@ -1,6 +1,6 @@
 """The data sets that medalign can prepare, by name."""
 
-from .dataset import DataSet, DataSetError
+from .definition import DataSet, DataSetError
 from .iu_xray import IU_XRAY_REPORT, IU_XRAY_VQA
 from .mimic_cxr import MIMIC_CXR_REPORT
 from .omnimedvqa import OMNIMEDVQA

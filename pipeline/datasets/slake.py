@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from .dataset import (
+from .definition import (
     Choice,
     Counts,
     DataSet,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-from .dataset import Choice, DataSetError, Item, LeftOut, Sample, Split
+from .definition import Choice, DataSetError, Item, LeftOut, Sample, Split
 
 Contents = Callable[[Sequence[str]], Mapping[str, str]]
 """Gives the content of images, by path; those that cannot be read are left away."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from .dataset import Counts, DataSet, Item, Layout, LeftOut, Published, Sample, Source, Split
+from .definition import Counts, DataSet, Item, Layout, LeftOut, Published, Sample, Source, Split
 from .formats import answer_type, as_text, kept, read_items
 from .parquet import parquet_layouts, read_parquet
 

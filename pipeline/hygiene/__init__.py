@@ -1,1 +1,1 @@
-"""pipeline/hygiene."""
+"""What is wrong with a manifest, and what train and test share."""

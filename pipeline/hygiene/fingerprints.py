@@ -18,10 +18,10 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 import PIL
 
+from ...runtime.processes import WorkerDiedError, Workers
+from ...runtime.progress import Progress
 from ..decode import Unreadable
 from ..pixels import PixelsError, sha256_file
-from ..runtime.progress import Progress
-from ..runtime.workers import WorkerDiedError, Workers
 from .leakage import Side
 from .near_duplicates import BITS, DEAD_ZONE, Fingerprint, read_fingerprint
 

@@ -10,9 +10,9 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..datasets.wording import plain_words
+from ...runtime.progress import Progress
+from ..datasets.same_text import plain_words
 from ..manifest import IMAGE_PLACEHOLDER, Record, checked_records, find_images
-from ..runtime.progress import Progress
 from .near_duplicates import Fingerprint, near_images
 
 

@@ -1,1 +1,1 @@
-"""teacher_cache/format."""
+"""Zarr arrays and sharded files, written and read row by row."""

@@ -111,7 +111,6 @@ _TRIANGLE_ROUND_UP_FROM = 0.52
 _MOST = 32767
 
 
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Triangle:
     """Hold components [K, n] in the order of their patches.

@@ -1,1 +1,1 @@
-"""teacher_cache/storage."""
+"""Where a store lies: a local folder, a URL, or a URL through a local cache."""

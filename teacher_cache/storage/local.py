@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .durable import PARTIAL, make_folder, publish_once, sweep_partial, write_durably
+from ...runtime.files import PARTIAL, make_folder, publish_once, sweep_partial, write_durably
 from .untrusted import DamagedError, TeacherCacheError
 
 _PIECE = 2**23

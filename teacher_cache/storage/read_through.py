@@ -19,8 +19,8 @@ from pathlib import Path
 
 import google_crc32c
 
+from ...runtime.files import PARTIAL
 from ..format.shard_file import Ranges
-from .durable import PARTIAL
 
 NEARBY_BYTES = 50 * 10**9
 """How large the folder may become unless a user says otherwise."""

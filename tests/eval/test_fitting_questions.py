@@ -16,7 +16,7 @@ from medalign.eval.decoders import DecodingError, decode, make_spec
 from medalign.eval.generate import Answered, generate
 from medalign.eval.source import Source
 from medalign.pipeline.manifest import read_manifest
-from medalign.pipeline.runtime.parts import Part
+from medalign.runtime.parts import Part
 from medalign.trainer.student import load_base
 
 NEW = 3

@@ -16,7 +16,7 @@ from medalign.eval.generate import Answered, generate
 from medalign.eval.prediction_log import Joined, identity_path, join_parts, part_path
 from medalign.eval.predictions import AnswersError, read_answers
 from medalign.eval.source import Source, find_source
-from medalign.pipeline.runtime.parts import Part
+from medalign.runtime.parts import Part
 from medalign.trainer.machine import quiet_libraries
 from medalign.trainer.students.spec import StudentError
 from medalign.trainer.students.tiny import DEMO_TEXTS, TinyStudent, make_student

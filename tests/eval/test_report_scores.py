@@ -6,11 +6,11 @@ from typing import Any, cast
 import pytest
 import torch
 
-from medalign.eval.metric_models.bertscore import BertScorer
-from medalign.eval.metric_models.chexbert import Chexbert, ReadReport
+from medalign.eval.metric_models.bertscore_model import BertScorer
+from medalign.eval.metric_models.chexbert_model import Chexbert, ReadReport
 from medalign.eval.metric_models.locate import Instruments
 from medalign.eval.metric_models.radgraph_annotations import Annotations
-from medalign.eval.metric_models.ratescore import RateReader
+from medalign.eval.metric_models.ratescore_model import RateReader
 from medalign.eval.metrics.bertscore import Matched
 from medalign.eval.metrics.definitions import REPORT_METRICS, VQA_METRICS
 from medalign.eval.metrics.ratescore import Entities

@@ -17,7 +17,7 @@ from PIL import Image
 from medalign.pipeline.encode import ImageCode, Patches, code_image
 from medalign.pipeline.experts import Expert, ExpertError, ExpertOutput
 from medalign.pipeline.pixels import PixelsError
-from medalign.pipeline.runtime.workers import WorkerDiedError
+from medalign.runtime.processes import WorkerDiedError
 from medalign.teacher_cache.audit import seal, status, verify
 from medalign.teacher_cache.commits import CommitLog
 from medalign.teacher_cache.reader import TeacherCache

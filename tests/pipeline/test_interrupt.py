@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from medalign.pipeline.runtime.interrupt import interruptible
-from medalign.pipeline.runtime.signals import held_back
-from medalign.pipeline.runtime.workers import WorkerDiedError
+from medalign.runtime.processes import WorkerDiedError, interruptible
+from medalign.runtime.signals import held_back
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +69,7 @@ def test_a_signal_that_reaches_the_workers_first_still_stops_the_build() -> None
 
 
 def test_a_worker_that_died_by_itself_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medalign.pipeline.runtime.interrupt._LATE_SECONDS", 0.01)
+    monkeypatch.setattr("medalign.runtime.processes._LATE_SECONDS", 0.01)
     with pytest.raises(WorkerDiedError), interruptible():
         raise WorkerDiedError("out of memory")
 

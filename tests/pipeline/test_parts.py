@@ -1,6 +1,6 @@
 import pytest
 
-from medalign.pipeline.runtime.parts import Part, PartError
+from medalign.runtime.parts import Part, PartError
 
 
 def slurm(task: int, count: int, first: int, last: int) -> dict[str, str]:

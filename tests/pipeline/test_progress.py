@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from medalign.pipeline.runtime.progress import ConsoleProgress, NoProgress, Progress
+from medalign.runtime.progress import ConsoleProgress, NoProgress, Progress
 
 
 def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
@@ -22,7 +22,7 @@ def test_a_terminal_gets_a_bar_with_rate_and_count() -> None:
 
 def test_a_log_file_gets_plain_lines_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 10.0, 30.0, 31.0, 60.0])
-    monkeypatch.setattr("medalign.pipeline.runtime.progress.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("medalign.runtime.progress.time.monotonic", lambda: next(times))
     screen, file = console(terminal=False)
     progress = ConsoleProgress(screen)
     with progress.stage("encoding", total=1000, done=100):

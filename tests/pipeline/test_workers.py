@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medalign.pipeline.runtime.interrupt import interruptible
-from medalign.pipeline.runtime.workers import WorkerDiedError, Workers, default_workers
+from medalign.runtime.processes import WorkerDiedError, Workers, default_workers, interruptible
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -94,7 +93,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     code = (
         "import os, pathlib, time\n"
-        "from medalign.pipeline.runtime.workers import Workers\n"
+        "from medalign.runtime.processes import Workers\n"
         "with Workers(2) as workers:\n"
         "    found = workers.map(os.path.realpath, ['/proc/self'] * 8, 8)\n"
         f"    pathlib.Path({str(pids)!r}).write_text(' '.join({{p[6:] for p in found}}))\n"
@@ -118,7 +117,7 @@ def test_a_closed_terminal_does_not_end_what_keeps_track_of_semaphores() -> None
     code = (
         "from multiprocessing.resource_tracker import _resource_tracker\n"
         "from pathlib import Path\n"
-        "from medalign.pipeline.runtime.workers import Workers\n"
+        "from medalign.runtime.processes import Workers\n"
         "with Workers(1):\n"
         "    print(Path(f'/proc/{_resource_tracker._pid}/status').read_text())\n"
     )

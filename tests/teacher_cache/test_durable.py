@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medalign.teacher_cache.storage.durable import (
+from medalign.runtime.files import (
     make_folder,
     publish_once,
     sweep_partial,

@@ -16,9 +16,10 @@ from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
 from medalign.trainer.data.dataset import Conversations
+from medalign.trainer.data.order import HeldOutOrder
 from medalign.trainer.loop import Step
 from medalign.trainer.objective import Objective
-from medalign.trainer.prepare import describe, prepare, with_paths
+from medalign.trainer.prepared import describe, prepare, with_paths
 from medalign.trainer.recipe.recipe import Recipe, RecipeError
 from medalign.trainer.run.checkpoint import save_checkpoint
 from medalign.trainer.student import add_adapter, load_base
@@ -26,7 +27,6 @@ from medalign.trainer.students.spec import read_student
 from medalign.trainer.train import Result, train
 from medalign.trainer.validation import (
     HeldOut,
-    HeldOutOrder,
     NothingHeldOutError,
     Validation,
     choose,

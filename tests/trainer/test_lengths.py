@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from medalign.pipeline.manifest import Record, Turn
-from medalign.trainer.preflight.dataset import VisualTokens, measure_lengths
+from medalign.trainer.preflight.data_checks import VisualTokens, measure_lengths
 from medalign.trainer.students.spec import StudentSpec, read_student
 
 

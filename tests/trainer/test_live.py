@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from medalign.trainer.commands import LiveView
 from medalign.trainer.loop import Step
 from medalign.trainer.run.best_checkpoint import Best
+from medalign.trainer.run.live import LiveView
 
 
 def step(number: int, **changes: float) -> Step:

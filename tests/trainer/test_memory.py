@@ -26,7 +26,7 @@ from medalign.trainer.memory import (
 from medalign.trainer.objective import Objective, Share
 from medalign.trainer.preflight import measure as held
 from medalign.trainer.preflight.shapes import count_parameters, load_of, settings_of, shape_of
-from medalign.trainer.prepare import Prepared, prepare, with_paths
+from medalign.trainer.prepared import Prepared, prepare, with_paths
 from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.student import checkpoint_activations, load_base
 from medalign.trainer.train import adapted, load_engine, pad_id, samples_of

@@ -5,7 +5,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from medalign.trainer.prepare import prepare, with_paths
+from medalign.trainer.prepared import prepare, with_paths
 from medalign.trainer.recipe.recipe import Recipe, RecipeError
 
 Dataset = Callable[..., tuple[Path, Path, Path]]

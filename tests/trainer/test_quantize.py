@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medalign.trainer.prepare import prepare, with_paths
+from medalign.trainer.prepared import prepare, with_paths
 from medalign.trainer.recipe.recipe import Recipe, RecipeError
 from medalign.trainer.student import load_base
 from medalign.trainer.students.spec import StudentError

@@ -9,7 +9,7 @@ from medalign.eval.commands.generate import DecoderChoice
 from medalign.eval.commands.options import TaskName
 from medalign.eval.metrics.definitions import report_definitions, vqa_definitions
 from medalign.pipeline.datasets.registry import DATA_SETS
-from medalign.trainer.convert.families import ORIGINALS
+from medalign.trainer.convert.checkpoint_families import ORIGINALS
 from medalign.trainer.recipe.compose import (
     find_recipe,
     first_comment,

@@ -21,7 +21,7 @@ from medalign.trainer.loop import (
     dropout_seed,
 )
 from medalign.trainer.memory import DeviceMemoryError
-from medalign.trainer.prepare import describe, prepare, with_paths
+from medalign.trainer.prepared import describe, prepare, with_paths
 from medalign.trainer.recipe.recipe import Recipe, RecipeError
 from medalign.trainer.train import Result, adapted, train
 
@@ -224,7 +224,7 @@ def test_images_lost_while_a_run_is_under_way_end_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     manifest, images, store = dataset()
-    monkeypatch.setattr("medalign.trainer.prepare._check_folder", lambda *_: None)
+    monkeypatch.setattr("medalign.trainer.prepared._check_folder", lambda *_: None)
     for path in images.iterdir():
         path.unlink()
     with pytest.raises(NothingToLearnError, match=r"step 1 has nothing to learn .*\.png"):
@@ -232,7 +232,7 @@ def test_images_lost_while_a_run_is_under_way_end_it(
 
 
 def test_spawned_workers_import_no_student(tmp_path: Path) -> None:
-    code = "import sys; import medalign.trainer.validation; print('peft' in sys.modules)"
+    code = "import sys; import medalign.trainer.data.dataset; print('peft' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
@@ -354,7 +354,7 @@ def test_a_run_of_a_gpu_goes_on_without_one_only_in_its_own_precision(
         return recipe(**{"student.dtype": dtype, "deepspeed.stage": 1})
 
     with monkeypatch.context() as patch:  # what auto comes to on a GPU
-        for file in ("train", "load_engine", "prepare"):
+        for file in ("train", "prepared"):
             patch.setattr(f"medalign.trainer.{file}.uses_bf16", lambda _recipe: True)
         run(chosen("auto"), data, student, out, stop_after=3)
     with pytest.raises(RecipeError, match=r"another precision \('bf16', now 'fp32'\)"):

@@ -9,19 +9,15 @@ from typing import Any, Final, Literal
 
 import torch
 
-from ...teacher_cache.storage.durable import write_durably
+from ...runtime.files import write_durably
 from ..machine import of_bytes
+from .checkpoint_families import Original
+from .checkpoint_weights import SAFETENSORS_INDEX, Weights
+from .conversion_report import setting_facts, tensor_facts
 from .describe import as_json, llava_config, rows_to_add, write_card, write_description
 from .errors import ConvertError, Stage, read_object
-from .families import Original
-from .plan import DTYPES, Piece, Plan, check_claims, plan
-from .report import setting_facts, tensor_facts
-from .safetensors_writer import Written, write_shard
-from .settings import Settings, read_settings
-from .tokenizer import Tokens, read_tokens
-from .tower import Choice, Tower, find_tower
-from .weights import SAFETENSORS_INDEX, Weights
-from .workplace import (
+from .model_config import Settings, read_settings
+from .output_folder import (
     RECORD,
     Identity,
     Workplace,
@@ -33,6 +29,10 @@ from .workplace import (
     stamps,
     unchanged,
 )
+from .safetensors_writer import Written, write_shard
+from .tensor_plan import DTYPES, Piece, Plan, check_claims, plan
+from .tokenizer import Tokens, read_tokens
+from .vision_tower import Choice, Tower, find_tower
 
 _SPARE: Final = 50_000_000
 """Bytes left over for tokenizer and report."""

@@ -10,15 +10,15 @@ import yaml
 from transformers import GenerationConfig, LlavaConfig, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from ...teacher_cache.storage.durable import write_durably
+from ...runtime.files import write_durably
 from ..export.card import copy_terms
+from .checkpoint_families import Original
+from .checkpoint_weights import Weights
 from .errors import ConvertError, told_of
-from .families import Original
-from .plan import SOURCE_EMBEDDING, SOURCE_HEAD
-from .settings import Settings
+from .model_config import Settings
+from .tensor_plan import SOURCE_EMBEDDING, SOURCE_HEAD
 from .tokenizer import IMAGE_TOKEN, Tokens
-from .tower import Tower
-from .weights import Weights
+from .vision_tower import Tower
 
 _CLASS_TOKEN: Final = 1
 

@@ -12,9 +12,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ...teacher_cache.storage.durable import PARTIAL
+from ...runtime.files import PARTIAL
 from .errors import FruitlessError
-from .plan import Piece
+from .tensor_plan import Piece
 
 CHUNK: Final = 4_000_000
 """Numbers that are converted at a time."""

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from ...pipeline.manifest import IMAGE_PLACEHOLDER
 from ..data.conversation import content_form, content_of
+from .checkpoint_families import Original
 from .errors import ConvertError, read_object, told_of
-from .families import Original
 from .sentencepiece import read_fast
 
 _LIST: Final = "added_tokens.json"

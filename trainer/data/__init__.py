@@ -1,1 +1,1 @@
-"""trainer/data."""
+"""From manifest lines and cache rows to batches."""

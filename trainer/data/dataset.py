@@ -4,7 +4,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast, overload
 
@@ -19,7 +19,7 @@ from ...teacher_cache.schema import PatchGrid, TeacherCacheError
 from ..students.family import UnfitShapeError
 from ..students.spec import StudentSpec
 from .batch import Float32, Sample
-from .conversation import ConversationError, images_of_prompt
+from .conversation import IGNORED, ConversationError, images_of_prompt
 from .teacher import ResampledRow, resample_row
 
 
@@ -237,3 +237,22 @@ class Conversations(Dataset[Sample]):
         card = self.cache.card
         geometry = cast(GeometryName, card.geometry)
         return pixels, grid, resample_row(self.cache[row], geometry, card.grid, grid)
+
+
+class Padded(Dataset[Sample]):
+    """Conversations, then as many copies of the first one as are asked for, without any weight."""
+
+    def __init__(self, samples: Conversations) -> None:
+        self._samples = samples
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index] if index < len(self._samples) else _weightless(self._samples[0])
+
+
+def _weightless(sample: Sample) -> Sample:
+    """The same work for the model, with nothing to sum."""
+    encoded = sample.encoded
+    if encoded is not None:
+        encoded = replace(encoded, labels=np.full_like(encoded.labels, IGNORED), cut=0)
+    teachers = (None,) * len(sample.teachers)
+    return replace(sample, encoded=encoded, teachers=teachers, skipped="", refused="")

@@ -139,3 +139,25 @@ def estimated_lengths(
         for record in records
     )
     return np.minimum(np.fromiter(found, np.int64), max_length).astype(np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutOrder(Sampler[list[int]]):
+    """Sample numbers of one rank's batches; every rank has the same number of batches.
+
+    Numbers of `samples` and above are padding: under ZeRO 3 a rank that did fewer forward passes
+    would leave the others waiting.
+    """
+
+    samples: int
+    batch_size: int
+    rank: int
+    world: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in range(len(self)):
+            begin = (number * self.world + self.rank) * self.batch_size
+            yield list(range(begin, begin + self.batch_size))
+
+    def __len__(self) -> int:
+        return -(-self.samples // (self.batch_size * self.world))

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ...pipeline.geometry import GeometryName, mapping
-from ...teacher_cache.gram.code import resample_matrix
-from ...teacher_cache.gram.codec import GramCode
+from ...teacher_cache.gram.code import GramCode, resample_matrix
 from ...teacher_cache.reader import TeacherRow
 from ...teacher_cache.schema import PatchGrid
 from ..losses import cosine_gram

@@ -1,1 +1,1 @@
-"""trainer/distributed."""
+"""Ranks, the DeepSpeed engine and where ZeRO keeps parameters."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 import yaml
 
 from .gate import Checked
-from .origin import Origin
+from .provenance import Origin
 from .samples import Manifest
 
 _TERMS: Final = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")

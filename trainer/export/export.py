@@ -11,14 +11,14 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from ...teacher_cache.storage.durable import write_durably
+from ...runtime.files import write_durably
 from ..student import llava_of, load_base, load_student
 from ..students.spec import StudentSpec, read_config, read_student
 from .card import Card, copy_terms, model_card
 from .gate import KL_LIMIT, Checked, fingerprints, judge, logits_of, same_tensors
 from .merge import as_json, check_target, merge, published, record, write_model
-from .origin import Origin, find_origin
 from .processor import write_processor
+from .provenance import Origin, find_origin
 from .read_back import compare, device_here, read_back
 from .samples import GateSample, find_manifest, take
 

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...teacher_cache.storage.durable import make_folder, write_durably
+from ...runtime.files import make_folder, write_durably
 from ..machine import disk_errors
-from .origin import ExportError
+from .provenance import ExportError
 
 RECORD: Final = "export.json"
 

@@ -13,7 +13,7 @@ from ..data.batch import Batch, collate
 from ..data.conversation import images_of_prompt
 from ..data.dataset import Conversations
 from ..students.spec import StudentSpec
-from .origin import ExportError, Origin
+from .provenance import ExportError, Origin
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""trainer/preflight."""
+"""What would fail or cost too much, before anything is spent: doctor and train --plan."""

@@ -13,16 +13,18 @@ from ...teacher_cache.reader import TeacherCache
 from ..data.conversation import Encoded
 from ..distributed.zero_config import zero_config
 from ..machine import counted
-from ..prepare import check_precision, disagreements, uses_bf16
+from ..prepared import check_precision, disagreements, uses_bf16
 from ..recipe.compose import find_recipe
 from ..recipe.recipe import Recipe, RecipeError, for_ranks
 from ..recipe.sections import DataSection
 from ..run.loggers import check_installed
 from ..students.spec import StudentSpec
 from ..students.tiny import make_demo_student
-from . import dataset, machine, model
-from .check import Check
-from .dataset import SCANNED, VisualTokens, measure_lengths
+from . import data_checks as dataset
+from . import machine_checks as machine
+from . import student_checks as model
+from .data_checks import SCANNED, VisualTokens, measure_lengths
+from .finding import Check
 
 PREVIEWED: Final = 3
 """Conversations that are shown."""

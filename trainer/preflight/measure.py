@@ -21,7 +21,7 @@ from ..distributed.ranks import RankError, Ranks
 from ..machine import memory_bytes, of_bytes, peak_bytes
 from ..memory import Memory
 from ..objective import Share
-from ..prepare import Prepared
+from ..prepared import Prepared
 from ..students.spec import StudentError
 from ..train import load_engine, precision, read_ahead, step_order
 from . import measure as held

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..machine import counted, of_bytes, of_seconds
 from ..memory import PEAK_OPERATIONS, UTILISATION, Memory
-from .plan import GPU_BYTES, GPU_RANKS, Plan
+from .train_plan import GPU_BYTES, GPU_RANKS, Plan
 
 _PARTS = {
     "frozen": "frozen weights",

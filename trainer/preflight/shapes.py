@@ -9,7 +9,7 @@ from ..data.batch import Batch
 from ..distributed.engine import group_of
 from ..distributed.zero_config import zero_config, zero_stage
 from ..memory import Load, Offload, Parameters, Settings, Shape, Stage
-from ..prepare import attention_kernel
+from ..prepared import attention_kernel
 from ..recipe.recipe import Recipe
 from ..student import unloaded_model
 from ..students.spec import StudentSpec, read_config

@@ -1,1 +1,1 @@
-"""trainer/recipe."""
+"""Recipes: sections, composition, the paper's rows, cost and the generated reference."""

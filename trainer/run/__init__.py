@@ -1,1 +1,1 @@
-"""trainer/run."""
+"""The run folder: checkpoints, the best one, loggers, environment."""

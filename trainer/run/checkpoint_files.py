@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ...teacher_cache.storage.durable import write_durably
+from ...runtime.files import write_durably
 from ..recipe.recipe import RecipeError
 
 _MARK: Final = "checkpoint.json"

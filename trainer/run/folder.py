@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from ...teacher_cache.storage.durable import make_folder, write_durably
+from ...runtime.files import make_folder, write_durably
 from ..recipe.recipe import Recipe, RecipeError
 from .best_checkpoint import Best, Contest
 from .checkpoint_files import (

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from ...teacher_cache.storage.durable import write_durably
+from ...runtime.files import write_durably
 from ..recipe.recipe import Recipe, RecipeError
 from ..recipe.sections import LogSection
 from .best_checkpoint import Best

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from medalign.eval.bench import inference
-from medalign.eval.bench.inference import (
+from medalign.eval.bench import inference_cost as inference
+from medalign.eval.bench.cost_table import as_json, as_table
+from medalign.eval.bench.inference_cost import (
     BenchError,
     Measured,
     Report,
@@ -21,7 +22,6 @@ from medalign.eval.bench.inference import (
     sample_images,
     time_answer,
 )
-from medalign.eval.bench.report import as_json, as_table
 from medalign.eval.source import find_source
 from medalign.trainer.student import llava_of, load_base
 from medalign.trainer.students.probe import without_rotation

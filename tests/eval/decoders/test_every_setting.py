@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from medalign.eval.decoders import SPECS, decode, finite, make_spec, opera
+from medalign.eval.decoders import SPECS, decode, make_spec, opera
+from medalign.eval.decoders import call as finite
 from medalign.eval.decoders.settings import settings_of
 
 OPEN_GATE = {"gate": 1.0}

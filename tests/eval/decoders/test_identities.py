@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
-from medalign.eval.decoders import DecodingError, decode, last_row, m3id, make_spec, vcd
+from medalign.eval.decoders import DecodingError, decode, m3id, make_spec, vcd
+from medalign.eval.decoders import attention as last_row
 from medalign.eval.decoders.call import cache_keyword
 from medalign.eval.decoders.pai import boosted
 

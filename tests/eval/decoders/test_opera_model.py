@@ -96,7 +96,7 @@ def test_every_token_costs_one_pass_and_one_for_each_candidate(
         answers.append(len(found))
         return found
 
-    monkeypatch.setattr("medalign.eval.decoders.decode.search", counted)
+    monkeypatch.setattr("medalign.eval.decoders.dispatch.search", counted)
     decode(bench.model, bench.inputs(0), Opera(max_new_tokens=4))
     assert passes == [answers[0] * (1 + 5)]
 
@@ -160,7 +160,7 @@ def test_the_reference_counts_one_column_too_many_as_image(
             columns[name] = model.visual.nonzero()[:, 0].tolist()
             return [1]
 
-        monkeypatch.setattr("medalign.eval.decoders.decode.search", keep)
+        monkeypatch.setattr("medalign.eval.decoders.dispatch.search", keep)
         decode(bench.model, bench.inputs(0), make_spec("opera", None, {"variant": variant}))
     assert columns["published"] == list(range(3, 19))
     assert columns["reference"] == list(range(3, 20))

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medalign.eval.decoders import SPECS, DecodingError, decode, make_spec, stream
+from medalign.eval.decoders import SPECS, DecodingError, decode, make_spec
+from medalign.eval.decoders import streams as stream
 from medalign.eval.decoders.settings import Greedy, check_family
 from medalign.trainer.recipe.sections import LoraSection
 from medalign.trainer.student import add_adapter, llava_of

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from medalign.eval.decoders import SPECS, decode, finite, make_spec, opera, vcd
+from medalign.eval.decoders import SPECS, decode, make_spec, opera, vcd
+from medalign.eval.decoders import call as finite
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medalign.cli import app
-from medalign.pipeline.hygiene.check import KINDS
+from medalign.pipeline.hygiene.manifest_check import KINDS
 
 SECRET = "XXCANARYXX"
 Check = Callable[..., tuple[int, dict[str, Any]]]

@@ -9,7 +9,7 @@ import pytest
 from medalign.pipeline.hygiene.leakage import LISTED, Kind, Leaks, Member, Side, find_leaks
 from medalign.pipeline.hygiene.leakage_report import Comparison, LeakageReport
 from medalign.pipeline.hygiene.near_duplicates import Fingerprint
-from medalign.pipeline.runtime.progress import NoProgress
+from medalign.runtime.progress import NoProgress
 
 MANY = 3 * LISTED
 WHOLE = b"\xff" * 32

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from medalign.pipeline.commands.prepare_data import show
-from medalign.pipeline.datasets.dataset import DataSetError
+from medalign.pipeline.datasets.definition import DataSetError
 from medalign.pipeline.datasets.prepare import Asked, Prepared, prepare
 from medalign.pipeline.datasets.registry import DATA_SETS
 

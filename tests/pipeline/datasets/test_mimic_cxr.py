@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from medalign.cli import app
-from medalign.pipeline.datasets.dataset import DataSetError
+from medalign.pipeline.datasets.definition import DataSetError
 from medalign.pipeline.datasets.prepare import Prepared
 
 CANARY = "XXCANARYXX"

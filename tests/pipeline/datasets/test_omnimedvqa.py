@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from medalign.pipeline.datasets.dataset import DataSetError
+from medalign.pipeline.datasets.definition import DataSetError
 from medalign.pipeline.datasets.prepare import Prepared
 
 Lines = Callable[[Path], list[dict[str, Any]]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from medalign.pipeline.datasets.dataset import (
+from medalign.pipeline.datasets.definition import (
     Choice,
     Counts,
     DataSet,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from medalign.pipeline.datasets import prepare as usable
-from medalign.pipeline.datasets.dataset import DataSetError
+from medalign.pipeline.datasets.definition import DataSetError
 from medalign.pipeline.datasets.prepare import Prepared
 
 Folder = Callable[..., Path]

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from medalign.cli import app
-from medalign.pipeline.datasets.dataset import DataSetError
+from medalign.pipeline.datasets.definition import DataSetError
 
 Folder = Callable[..., Path]
 SlakeItem = Callable[..., dict[str, Any]]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from medalign.pipeline.datasets.dataset import DataSetError
+from medalign.pipeline.datasets.definition import DataSetError
 from medalign.pipeline.datasets.prepare import Prepared
 from medalign.pipeline.manifest import read_manifest
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.pipeline.datasets.dataset import Sample, Split
+from medalign.pipeline.datasets.definition import Sample, Split
 from medalign.pipeline.datasets.split import cut_samples, groups_of, split_of
 
 NAMES = st.sampled_from("abcdefgh")

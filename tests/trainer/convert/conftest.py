@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from medalign.trainer.convert.checkpoint_families import ORIGINALS
 from medalign.trainer.convert.convert import Converted, Wish, convert
-from medalign.trainer.convert.families import ORIGINALS
 
 SHARD = 120_000
 

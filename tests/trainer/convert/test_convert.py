@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from medalign.trainer.convert import convert as shards
 from medalign.trainer.convert import safetensors_writer as shard
+from medalign.trainer.convert.checkpoint_weights import Weights
 from medalign.trainer.convert.convert import Converted
 from medalign.trainer.convert.errors import ConvertError
-from medalign.trainer.convert.plan import Piece
-from medalign.trainer.convert.weights import Weights
+from medalign.trainer.convert.tensor_plan import Piece
 
 Converts = Callable[..., Converted]
 Made = Callable[..., Path]
@@ -156,7 +156,7 @@ import os, signal, sys
 from contextlib import contextmanager
 from pathlib import Path
 from medalign.trainer.convert.convert import Wish, convert
-from medalign.trainer.convert.families import ORIGINALS
+from medalign.trainer.convert.checkpoint_families import ORIGINALS
 
 @contextmanager
 def stage(what, total):

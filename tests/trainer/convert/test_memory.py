@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import torch
 from medalign.trainer.convert.convert import Wish, convert
-from medalign.trainer.convert.families import ORIGINALS
+from medalign.trainer.convert.checkpoint_families import ORIGINALS
 
 WISH = Wish(shard_bytes=50_000_000)
 

@@ -235,7 +235,7 @@ def test_places_that_would_cost_somebody_elses_files(
 
 
 def test_two_conversions_to_one_place(source: Path, converts: Converts, tmp_path: Path) -> None:
-    from medalign.trainer.convert.workplace import Workplace
+    from medalign.trainer.convert.output_folder import Workplace
 
     with (
         Workplace(tmp_path / "out").held(),

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, LlavaProcessor
 
 from medalign.pipeline.manifest import Record, Turn
+from medalign.trainer.convert.checkpoint_families import HUATUO_VISION, LLAVA_MED
 from medalign.trainer.convert.convert import Converted
 from medalign.trainer.convert.errors import ConvertError
-from medalign.trainer.convert.families import HUATUO_VISION, LLAVA_MED
 from medalign.trainer.convert.sentencepiece import read_fast
 from medalign.trainer.convert.tokenizer import read_tokens
 from medalign.trainer.students.spec import read_student

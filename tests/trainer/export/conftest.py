@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medalign.trainer.prepare import with_paths
+from medalign.trainer.prepared import with_paths
 from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.run.folder import RunFolder
 from medalign.trainer.student import add_adapter, load_base, save_adapter

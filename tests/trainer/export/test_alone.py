@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medalign.trainer.export.export import Wish, export
-from medalign.trainer.export.origin import find_origin
 from medalign.trainer.export.processor import read_processor
+from medalign.trainer.export.provenance import find_origin
 from medalign.trainer.student import llava_of, load_base, load_student
 
 KINDS = ("mistral", "qwen2", "plain")

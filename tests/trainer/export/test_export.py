@@ -13,9 +13,9 @@ from medalign.cli import app
 from medalign.trainer.export import export as job
 from medalign.trainer.export.export import Wish, export
 from medalign.trainer.export.modeling_medalign_llava import MedAlignLlavaForConditionalGeneration
-from medalign.trainer.export.origin import ExportError
+from medalign.trainer.export.provenance import ExportError
 from medalign.trainer.loop import Step
-from medalign.trainer.prepare import with_paths
+from medalign.trainer.prepared import with_paths
 from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.train import train
 

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 
 from medalign.trainer.export import merge
 from medalign.trainer.export.export import Wish, export
-from medalign.trainer.export.origin import ExportError
+from medalign.trainer.export.provenance import ExportError
 
 FAST = Wish(images_checked=0)
 

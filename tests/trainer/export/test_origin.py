@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from medalign.trainer.export.export import Wish, export
-from medalign.trainer.export.origin import ExportError, find_origin
+from medalign.trainer.export.provenance import ExportError, find_origin
 from medalign.trainer.recipe.recipe import RecipeError
 
 FAST = Wish(images_checked=0)

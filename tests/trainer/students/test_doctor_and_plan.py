@@ -14,7 +14,7 @@ from medalign.trainer.memory import kept_bytes
 from medalign.trainer.objective import Objective, Share
 from medalign.trainer.preflight import measure as held
 from medalign.trainer.preflight.shapes import count_parameters, load_of, settings_of, shape_of
-from medalign.trainer.prepare import prepare, with_paths
+from medalign.trainer.prepared import prepare, with_paths
 from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.student import load_base
 from medalign.trainer.train import adapted, pad_id, samples_of

@@ -16,7 +16,7 @@ from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.trainer.data.dataset import Conversations
 from medalign.trainer.loop import Step
-from medalign.trainer.prepare import AgreementError, with_paths
+from medalign.trainer.prepared import AgreementError, with_paths
 from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.student import load_base, load_student
 from medalign.trainer.students.spec import StudentError, read_student

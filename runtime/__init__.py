@@ -1,0 +1,1 @@
+"""The ground floor: files, signals, processes, progress. Knows nothing of medalign."""

@@ -1,0 +1,1 @@
+"""Command line of train, student, export, doctor and recipes."""
