@@ -20,9 +20,22 @@ from .definition import (
     Source,
     Split,
 )
-from .formats import as_text, kept, read_items, read_json, read_json_lines
-from .same_text import QUESTION, leading_yes_no
+from .formats import (
+    as_text,
+    fields_of,
+    leading_yes_no,
+    read_items,
+    read_json,
+    read_json_lines,
+)
 
+QUESTION: Final = Choice(
+    name="question",
+    # Our own words: MedAlign's instruction is not published.
+    default="Describe the findings of this chest X-ray as a radiologist would report them.",
+    values=(),
+    help="the instruction in front of every report",
+)
 _STUDY = re.compile(r"(CXR\d+)_IM-[\d-]+")
 
 
@@ -175,7 +188,7 @@ def _samples(
             modality="X-ray",
             patient=patient_of(study),
             study=own or study,
-            extra=kept(item, ("impression",)),
+            extra=fields_of(item, ("impression",)),
         )
 
 

@@ -30,8 +30,7 @@ from .definition import (
     Split,
 )
 from .formats import as_text
-from .iu_xray import ANNOTATION, read_annotation
-from .same_text import QUESTION
+from .iu_xray import ANNOTATION, QUESTION, read_annotation
 from .split import SAMPLE, SAMPLE_SEED, take
 
 _SPLIT, _METADATA = "mimic-cxr-2.0.0-split.csv*", "mimic-cxr-2.0.0-metadata.csv*"

@@ -16,8 +16,7 @@ from .definition import (
     Sample,
     Source,
 )
-from .formats import as_text, kept, read_items
-from .same_text import plain_words
+from .formats import as_text, fields_of, plain_words, read_items
 
 _PARTS: Final = {"open": "Open-access", "restricted": "Restricted-access"}
 _EXTRA: Final = ("dataset", "question_id", "question_type")
@@ -57,7 +56,7 @@ def _sample(item: Mapping[str, Any], where: str, path: Path) -> Item:
         options=options,
         # One item of `Chest CT Scan.json` has the other name.
         modality=as_text(item.get("modality_type") or item.get("modality")) or None,
-        extra=kept(item, _EXTRA),
+        extra=fields_of(item, _EXTRA),
     )
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from .definition import SPLITS, DataSetError, Item, Layout, LeftOut, Sample, Source, Split, files_of
-from .formats import as_text
+from .formats import as_text, yes_no_type
 from .outputs import Draft, digest_of
-from .same_text import yes_no_type
 
 _SPLITS: Final[dict[str, Split]] = {"train": "train", "validation": "val", "test": "test"}
 _SHARD: Final = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b")

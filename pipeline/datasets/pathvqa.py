@@ -17,10 +17,9 @@ from .definition import (
     Source,
     Split,
 )
-from .formats import as_text
+from .formats import as_text, yes_no_type
 from .parquet import parquet_layouts, read_parquet
 from .plain_pickle import read_plain_pickle
-from .same_text import yes_no_type
 
 _OFFICIAL: Final = Layout(
     name="official release",

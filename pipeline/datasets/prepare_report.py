@@ -56,14 +56,14 @@ class LeftOuts:
         else:
             self.unusable[item.reason].add(shorten(item.where, _WHERE), item.image)
 
-    def told(self) -> str:
+    def listed(self) -> str:
         """Return every reason with its number and first item, each on a line that is set in."""
         lines = [
-            f"{plural(listed.count, 'item')}: {why} ({listed.first[0]})"
-            for why, listed in self.unusable.items()
+            f"{plural(items.count, 'item')}: {why} ({items.first[0]})"
+            for why, items in self.unusable.items()
         ]
         lines += [f"{plural(count, 'item')}: {why}" for why, count in self.by_rule.items()]
-        return "".join(f"\n  {each}" for each in lines)
+        return "".join(f"\n  {line}" for line in lines)
 
 
 @dataclass(slots=True)

@@ -16,8 +16,8 @@ from .definition import (
     Source,
     Split,
 )
-from .formats import answer_type, as_text, kept, read_items
-from .prepare import LEADS_OUT, file_problem
+from .formats import answer_type, as_text, fields_of, read_items
+from .records import LEADS_OUT, file_problem
 
 _RELEASE: Final = Layout(
     name="Slake1.0 release",
@@ -74,7 +74,7 @@ def _sample(item: Mapping[str, Any], where: str, split: Split, mask: str | None)
         answer_type=kind,
         modality=as_text(item.get("modality")) or None,
         mask=mask,
-        extra=kept(item, _EXTRA),
+        extra=fields_of(item, _EXTRA),
     )
 
 

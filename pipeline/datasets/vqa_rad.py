@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from .definition import Counts, DataSet, Item, Layout, LeftOut, Published, Sample, Source, Split
-from .formats import answer_type, as_text, kept, read_items
+from .formats import answer_type, as_text, fields_of, read_items
 from .parquet import parquet_layouts, read_parquet
 
 _OSF_FILE: Final = "VQA_RAD Dataset Public.json"
@@ -60,7 +60,7 @@ def _sample(item: Mapping[str, Any], where: str, split: Split) -> Item:
         answer=as_text(item.get("answer")),
         answer_type=kind,
         study=as_text(item.get("image_case_url")).strip() or None,
-        extra=kept(item, _EXTRA),
+        extra=fields_of(item, _EXTRA),
     )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from medalign.pipeline.datasets.definition import DataSetError
-from medalign.pipeline.datasets.iu_xray import patient_of, study_of
+from medalign.pipeline.datasets.formats import leading_yes_no
+from medalign.pipeline.datasets.iu_xray import QUESTION, patient_of, study_of
 from medalign.pipeline.datasets.prepare import Asked, Prepared, prepare
 from medalign.pipeline.datasets.registry import DATA_SETS
-from medalign.pipeline.datasets.same_text import QUESTION, leading_yes_no
 from medalign.pipeline.hygiene.leakage import find_leaks, read_side
 from medalign.runtime.progress import NoProgress
 
