@@ -363,7 +363,7 @@ MIMIC_CXR_REPORT: Final = DataSet(
             name="views",
             default="frontal",
             values=("frontal", "all"),
-            help="frontal keeps ViewPosition AP and PA; R2Gen's file does not tell views",
+            help="frontal keeps ViewPosition AP and PA; R2Gen's file names no views",
         ),
         Choice(
             name="texts",
