@@ -40,7 +40,8 @@ def measure(rows: int, workers: int) -> dict[str, float]:
     import torch
 
     from medalign.pipeline.build import BuildOptions, build
-    from medalign.pipeline.experts import Expert, ExpertOutput, load_expert
+    from medalign.pipeline.experts import Expert, load_expert
+    from medalign.pipeline.resample import ExpertOutput
     from medalign.teacher_cache.schema import ExpertCard, PatchGrid
     from medalign.teacher_cache.seal import seal
 

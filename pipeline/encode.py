@@ -18,9 +18,9 @@ from ..teacher_cache.format.arrays import row_arrays
 from ..teacher_cache.gram.codec import encode
 from ..teacher_cache.schema import CacheCard, ExpertCard, PatchGrid, TeacherCacheError
 from .decode import Square, Unreadable
-from .experts import Expert, ExpertError
+from .experts import Expert
 from .resample import ExpertOutput, to_grid
-from .weights import listed
+from .weights import ExpertError, listed
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,10 @@ from ..teacher_cache.schema import CacheCard
 from .build_options import library_versions
 from .decode import Source, Square, View, read_squares
 from .encode import look, on_grid
-from .experts import DtypeName, Expert, ExpertError, dtype_name, load_asked
+from .experts import DtypeName, Expert, dtype_name, load_asked
 from .geometry import GeometryName
 from .pixels import Alpha
-from .weights import listed
+from .weights import ExpertError, listed
 
 _FLOAT32 = Tolerance(cosine=1 - 0.008**2 / 2, gram=0.008, attention=0.01)
 _BFLOAT16 = Tolerance(cosine=1 - 0.12**2 / 2, gram=0.08, attention=0.18)

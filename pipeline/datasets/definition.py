@@ -153,10 +153,6 @@ class Choice:
     help: str
 
 
-def _as_it_is(item: Item) -> Item:
-    return item
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Hold where a reader finds a data set.
@@ -175,7 +171,7 @@ class Source:
     layout: Layout
     images: Path
     progress: Progress = field(default_factory=NoProgress)
-    usable: Callable[[Item], Item] = _as_it_is
+    usable: Callable[[Item], Item] = lambda item: item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import nn
 
 from medalign.pipeline.build import BuildOptions, BuildReport, build
-from medalign.pipeline.experts import Expert, demo_weights, load_expert, to_grid
+from medalign.pipeline.experts import Expert, demo_weights, load_expert
 from medalign.pipeline.geometry import GeometryName, apply_geometry
+from medalign.pipeline.resample import to_grid
 from medalign.pipeline.tower import Tower, TowerConfig
 from medalign.pipeline.weights import weights_sha256
 from medalign.teacher_cache.schema import ExpertCard, PatchGrid

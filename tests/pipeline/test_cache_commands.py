@@ -15,8 +15,8 @@ from typer.testing import CliRunner, Result
 
 from medalign.pipeline.build import BuildError
 from medalign.pipeline.commands.cache import cache
-from medalign.pipeline.experts import ExpertError
 from medalign.pipeline.pixels import PixelsError
+from medalign.pipeline.weights import ExpertError
 from medalign.runtime.parts import PartError
 from medalign.teacher_cache.origin import load_origin, save_origin
 from medalign.teacher_cache.schema import TeacherCacheError
