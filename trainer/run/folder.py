@@ -13,6 +13,7 @@ from ...runtime.files import (
     drop_folder,
     make_folder,
     put_folder,
+    put_link,
     read_lines,
     recover_folders,
     whole_folder,
@@ -199,7 +200,7 @@ class RunFolder:
         target = self.checkpoints / f"step-{step}"
         seal_folder(partial)
         put_folder(partial, target)
-        _point(self.checkpoints / "last", target.name)
+        put_link(self.checkpoints / "last", target.name)
         complete = self._complete()
         best = self.best(contest)
         self._point_at_best(best)
@@ -248,7 +249,7 @@ class RunFolder:
         if best is None:
             link.unlink(missing_ok=True)
         else:
-            _point(link, best.checkpoint.name)
+            put_link(link, best.checkpoint.name)
 
     def _copy_adapter(self, checkpoint: Path, target: Path) -> None:
         with whole_folder(target) as partial:
@@ -282,13 +283,6 @@ class RunFolder:
             number += 1
         self.path.rename(old)
         return old
-
-
-def _point(link: Path, target: str) -> None:
-    temporary = link.with_name(f".{link.name}.new")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)
 
 
 def _json(value: Any) -> bytes:
