@@ -1,9 +1,15 @@
-"""What the pages name exists: files, links, tests, modules."""
+"""What the pages name exists: files, links, tests, modules, commands and their options."""
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from medalign.cli import app
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("demo", "eval", "pipeline", "runtime", "teacher_cache", "trainer")
@@ -52,6 +58,23 @@ def is_there(dotted: str) -> bool:
     return False
 
 
+def commands_of(page: Path) -> Iterator[list[str]]:
+    """Words of every line of a page that is a command of medalign."""
+    text = page.read_text().replace("\\\n", " ")
+    for line in re.findall(r"^ *(medalign .+)$", text, re.MULTILINE):
+        yield shlex.split(re.split(r" (?:\|\||&&|;|#) ", line)[0])
+
+
+def strange_options(words: list[str]) -> set[str]:
+    """Options that a command does not have; KeyError where there is no such command."""
+    command: Any = typer.main.get_command(app)
+    rest = words[1:]
+    while rest and hasattr(command, "commands"):
+        command, rest = command.commands[rest[0]], rest[1:]
+    known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+    return {word for word in rest if word.startswith("--")} - known
+
+
 def test_the_readme_is_a_doorway() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 120
@@ -94,6 +117,14 @@ def test_every_link_within_the_repository_resolves(page: Path) -> None:
 def test_every_module_that_a_page_names_exists(page: Path) -> None:
     named = _MODULE.findall(page.read_text())
     assert not [name for name in named if not is_there(name)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_command_line_has_every_option_that_a_page_shows(page: Path) -> None:
+    shown = list(commands_of(page))
+    assert not {
+        " ".join(words): strange_options(words) for words in shown if strange_options(words)
+    }
 
 
 def test_every_page_is_in_the_index() -> None:
