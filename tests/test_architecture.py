@@ -20,11 +20,16 @@ LOWER_HALF = {  # what the trainer may take of the pipeline: it never sees an ex
     "pipeline.manifest",
     "pipeline.pixels",
 }
+CHECKERS = {  # doctor and train name what `data check` names, by the same code
+    "pipeline.hygiene.finding",
+    "pipeline.hygiene.image_check",
+    "pipeline.hygiene.manifest_check",
+}
 MAY_IMPORT = {
     "runtime": set[str](),
     "teacher_cache": {"runtime"},
     "pipeline": {"runtime", "teacher_cache"},
-    "trainer": {"runtime", "teacher_cache", *LOWER_HALF},
+    "trainer": {"runtime", "teacher_cache", *LOWER_HALF, *CHECKERS},
     "eval": {"runtime", "teacher_cache", "trainer", *LOWER_HALF},
     "demo": {"runtime", "eval", "pipeline", "teacher_cache", "trainer"},
     "cli.py": set(FOLDERS),
