@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from ...runtime.files import naming
 from .definition import DataSetError
-from .outputs import naming
 
 LONGEST_NUMBER: Final = 128
 """Digits or bytes of a whole number; longer ones only serve to keep a reader busy."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...runtime.files import sha256_file
 from ..machine import counted
 from ..preflight.finding import Check, first
 from ..student import load_base, unloaded_model
@@ -17,7 +18,7 @@ from .checkpoint_families import ORIGINALS
 from .checkpoint_weights import Stored, Weights
 from .describe import name_of
 from .errors import ConvertError, Stage, read_object, reason
-from .output_folder import RECORD, sha256_file
+from .output_folder import RECORD
 from .safetensors_writer import look, parts_of
 from .template_check import check_text, guarded
 from .tensor_plan import FLOATS, HEAD, bare, reason_unused
