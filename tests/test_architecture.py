@@ -39,6 +39,8 @@ ONLY_IN = {  # each heavy library has one door
     "lmms_eval": {"eval/lmms_eval/model.py", "eval/lmms_eval/register.py"},
     "open_clip": {"pipeline/tower.py"},
     "peft": {"trainer/student.py"},
+    # Nothing is ever unpickled but PathVQA's questions, by a reader that looks no name up.
+    "pickle": {"pipeline/datasets/plain_pickle.py"},
     "pyarrow": {"pipeline/datasets/parquet.py"},
     "pydicom": {"pipeline/dicom.py"},
     "timm": {"pipeline/tower.py"},
@@ -79,7 +81,6 @@ def test_imports_point_downwards(path: Path) -> None:
             assert where.as_posix() in ONLY_IN[head], f"{where} may not import {head}"
         if level == 0 and head == "zarr":
             assert where.parts[0] == "teacher_cache", f"{where} may not import zarr"
-        assert head != "pickle", f"{where}: nothing is ever unpickled"
 
 
 def test_every_package_is_shipped() -> None:
