@@ -115,8 +115,8 @@ def check_command(
     from ..machine import quiet_libraries
 
     quiet_libraries()
-    from ..convert.student_check import check_student
-    from ..preflight.finding import worst
+    from ...pipeline.hygiene.finding import lines, worst
+    from ..preflight.student_check import check_student
 
     checks = check_student(folder, _stage, forward=forward)
     if as_json:
@@ -125,8 +125,6 @@ def check_command(
         values = {"status": worst(checks), "checks": [asdict(check) for check in checks]}
         typer.echo(json.dumps(values, indent=2))
     else:
-        from ..convert.student_check import lines
-
         for line in lines(checks):
             typer.echo(line)
     if worst(checks) == "failed":
