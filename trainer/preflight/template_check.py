@@ -1,34 +1,22 @@
 """Do a student's tokenizer, template, images and generation settings fit its model?"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from transformers import GenerationConfig
 
+from ...pipeline.hygiene.finding import Check, first, guarded
 from ...pipeline.manifest import IMAGE_PLACEHOLDER, Record, Turn
+from ..convert.errors import read_object
+from ..convert.tokenizer import compare, rendered
 from ..data.conversation import IGNORED, ConversationError, content_form, content_of
-from ..preflight.finding import Check, first
 from ..students.spec import OWN_CODE, StudentSpec
-from .errors import read_object, reason
-from .tokenizer import compare, rendered
-
-
-def guarded(name: str, look: Callable[[], Check]) -> Check:
-    """Run a check; whatever it raises is its failure.
-
-    Args:
-        name: of the check.
-        look: the check.
-    """
-    try:
-        return look()
-    except Exception as error:  # a folder may hold anything, and libraries raise what they like
-        text = f"cannot be looked at: {reason(error)}"
-        return Check(name, "failed", text, "mend or copy the file that is at fault")
-
 
 _ROOM: Final = 100_000
+_SOME_TOKENS: Final = 4
+"""Visual tokens of the image, where they depend on an image's shape."""
 _CLASS: Final = "LlavaProcessor"
 _NAMING: Final = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """Where transformers' AutoProcessor looks for the name of the class."""
@@ -44,16 +32,19 @@ def check_text(folder: Path, config: Any, spec: StudentSpec) -> Iterator[Check]:
         config: of the student.
         spec: of the student.
     """
-    yield guarded("tokenizer", lambda: _tokens(config, spec))
-    yield guarded("token ids", lambda: _parity(spec))
-    yield guarded("images", lambda: _images(folder, spec))
-    yield guarded("template", lambda: _template(spec))
-    yield guarded("generation", lambda: _generation(folder, config, spec))
+    looks = {"tokenizer": partial(_tokens, config, spec)}
+    if config.model_type == "llava":  # the two that LLaVA's own code decides
+        looks |= {"token ids": partial(_parity, spec), "images": partial(_images, folder, spec)}
+    looks["template"] = partial(_template, spec)
+    looks["generation"] = partial(_generation, folder, config, spec)
+    for name, look in looks.items():
+        yield from guarded(name, look, "mend or copy the file that is at fault")
 
 
 def _tokens(config: Any, spec: StudentSpec) -> Check:
     tokenizer, rows = spec.encoder.tokenizer, config.text_config.vocab_size
-    token, number = spec.encoder.image_token, spec.encoder.image_token_id
+    token = spec.encoder.frame.visual or spec.encoder.image_token
+    number = spec.encoder.image_token_id
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         text = f"the tokenizer has ids up to {largest}, the embedding {rows} rows"
@@ -73,33 +64,33 @@ def _tokens(config: Any, spec: StudentSpec) -> Check:
 def _parity(spec: StudentSpec) -> Check:
     """Compare with tokenising the texts around an image one by one, as LLaVA's own code does."""
     tokenizer = spec.encoder.tokenizer
-    found = compare(
+    parity = compare(
         lambda text: list(tokenizer(text).input_ids),
         tokenizer,
         spec.encoder.chat_template,
         spec.encoder.image_token,
     )
-    same = f"{found.prompts - len(found.differing)} of {found.prompts} prompts have the same ids"
-    if not found.differing:
+    same = f"{parity.prompts - len(parity.differing)} of {parity.prompts} prompts have the same ids"
+    if not parity.differing:
         return Check("token ids", "ok", f"{same} whole and cut at the image, as LLaVA's code does")
     advice = "the model saw others in its own training; convert the original again"
-    cases = [repr(text) for text, _, _ in found.differing]
+    cases = [repr(text) for text, _, _ in parity.differing]
     return Check("token ids", "warning", f"{same} as when cut at the image", advice, first(cases))
 
 
 def _images(folder: Path, spec: StudentSpec) -> Check:
     square, processor = spec.square, spec.processor
     for key, least in (("patch_size", 1), ("num_additional_image_tokens", 0)):
-        found = getattr(processor, key)
-        if not isinstance(found, int) or found < least:
-            text = f"{key} is {found!r}, expected a whole number from {least}"
+        number = getattr(processor, key)
+        if not isinstance(number, int) or number < least:
+            text = f"{key} is {number!r}, expected a whole number from {least}"
             return Check("images", "failed", text, "mend processor_config.json")
-    given = (square.image_size // processor.patch_size) ** 2
-    given += processor.num_additional_image_tokens
-    given -= processor.vision_feature_select_strategy == "default"
-    if given != square.grid.size:
+    tokens = (square.image_size // processor.patch_size) ** 2
+    tokens += processor.num_additional_image_tokens
+    tokens -= processor.vision_feature_select_strategy == "default"
+    if tokens != square.grid.size:
         text = (
-            f"the processor writes {given} tokens for an image, the tower gives "
+            f"the processor writes {tokens} tokens for an image, the tower gives "
             f"{square.grid.size}: patch_size {processor.patch_size}, num_additional_image_tokens "
             f"{processor.num_additional_image_tokens}, vision_feature_select_strategy "
             f"{processor.vision_feature_select_strategy!r}"
@@ -118,9 +109,9 @@ def _images(folder: Path, spec: StudentSpec) -> Check:
 def _other_class(folder: Path) -> str:
     for name in _NAMING:
         path = folder / name
-        found = read_object(path).get("processor_class") if path.is_file() else None
-        if found not in (None, _CLASS):
-            return f"{name} names the class {found!r}"
+        named = read_object(path).get("processor_class") if path.is_file() else None
+        if named not in (None, _CLASS):
+            return f"{name} names the class {named!r}"
     return ""
 
 
@@ -130,18 +121,19 @@ def _template(spec: StudentSpec) -> Check:
         id="check", images=("x.png",), conversations=turns, answer_type=None, fields={}, line=1
     )
     advice = "mend chat_template.jinja"
+    sizes = [spec.encoder.tokens_per_image or _SOME_TOKENS]
     try:
-        encoded = spec.encoder.training(record, _ROOM)
-        asked = spec.encoder.prompt(record)
+        encoded = spec.encoder.training(record, _ROOM, sizes)
+        prompt = spec.encoder.prompt(record, sizes).input_ids.tolist()
     except ConversationError as error:
         return Check("template", "failed", str(error), advice)
     learnt = encoded.labels[encoded.labels != IGNORED]
-    if encoded.input_ids[: len(asked.input_ids)].tolist() != asked.input_ids.tolist():
+    if encoded.input_ids[: len(prompt)].tolist() != prompt:
         text = "the tokens of a question are not the beginning of those with its answer"
         return Check("template", "failed", text, advice)
-    shown = spec.encoder.tokenizer.decode(learnt.tolist())
+    answer = spec.encoder.tokenizer.decode(learnt.tolist())
     if int(learnt[-1]) not in spec.encoder.end_ids:
-        text = f"an answer is learnt as {shown!r}, without a token that ends generation"
+        text = f"an answer is learnt as {answer!r}, without a token that ends generation"
         return Check("template", "failed", text, "set eos_token_id in generation_config.json to it")
     if unended := _unended(spec):
         text = f"the template writes no end token behind an answer: {unended!r}"
@@ -149,7 +141,7 @@ def _template(spec: StudentSpec) -> Check:
             "medalign adds it to the last answer alone, other programs to none: mend the template"
         )
         return Check("template", "warning", text, advice)
-    return Check("template", "ok", f"an answer is learnt as {shown!r}")
+    return Check("template", "ok", f"an answer is learnt as {answer!r}")
 
 
 def _unended(spec: StudentSpec) -> str:
@@ -157,7 +149,7 @@ def _unended(spec: StudentSpec) -> str:
     encoder, tokenizer = spec.encoder, spec.encoder.tokenizer
     template, token = encoder.chat_template, encoder.image_token
     turns = (_QUESTIONS[0], _ANSWERS[0], _QUESTIONS[1], _ANSWERS[1])
-    form = content_form(tokenizer, template, token) or "text"
+    form = encoder.frame.content or content_form(tokenizer, template, token) or "text"
     text = rendered(tokenizer, template, [content_of(turn, form, token) for turn in turns])
     if not all(part in text for part in (*_ANSWERS, _QUESTIONS[1])):
         return ""  # a template that changes words: what follows an answer cannot be told
