@@ -49,7 +49,7 @@ class Card:
     """What a card shows.
 
     Attributes:
-        place: of the record in the manifest, from 0.
+        index: of the record in the manifest, from 0.
         record: the record.
         kind: type of the question, as the scores count it; None of a report.
         reference: the text that answers are compared with.
@@ -61,7 +61,7 @@ class Card:
         values: of every metric, the text of its value in each file.
     """
 
-    place: int
+    index: int
     record: Record
     kind: str | None
     reference: str
@@ -90,7 +90,7 @@ class Card:
 
 
 def make_card(
-    place: int,
+    index: int,
     gathered: Gathered,
     pictures: Sequence[Picture],
     students: Sequence[StudentAttention],
@@ -98,14 +98,14 @@ def make_card(
     """Return the card of one record.
 
     Args:
-        place: of the record in the manifest, from 0.
+        index: of the record in the manifest, from 0.
         gathered: predictions and scores.
         pictures: the record's images.
         students: whose attention is shown.
     """
-    record, vqa = gathered.records[place], gathered.task == "vqa"
+    record, vqa = gathered.records[index], gathered.task == "vqa"
     return Card(
-        place=place,
+        index=index,
         record=record,
         kind=_answer_type(record) if vqa else None,
         reference=reference(record, gathered.task),
@@ -116,9 +116,9 @@ def make_card(
             if picture.jpeg
         ],
         remarks=_remarks(record, pictures, students),
-        answers=[_answer(file, place) for file in gathered.files],
-        differ=_differ(gathered.files, place),
-        values=_values(gathered.files, place),
+        answers=[_answer(file, index) for file in gathered.files],
+        differ=_differ(gathered.files, index),
+        values=_values(gathered.files, index),
     )
 
 
@@ -149,19 +149,19 @@ def _remarks(
     remarks += [
         f"{record.id}: no attention of {student.label}: {problem}"
         for student in (students if pictures else ())
-        if (problem := student.seen[record.id].problem)
+        if (problem := student.questions[record.id].problem)
     ]
     return list(dict.fromkeys(remarks))
 
 
-def _answer(file: Answers, place: int) -> CardAnswer:
-    pair = file.pairs[place]
-    values = {key: file.values[key][place] for key in _INLINE if place in file.values.get(key, {})}
+def _answer(file: Answers, index: int) -> CardAnswer:
+    pair = file.pairs[index]
+    values = {key: file.values[key][index] for key in _INLINE if index in file.values.get(key, {})}
     return CardAnswer(
         label=file.label,
         text=pair.prediction,
         missing=pair.missing,
-        right=file.right(place),
+        right=file.right(index),
         values=[
             f"{name.removeprefix('open_').replace('_', ' ')} {_percent(value)}"
             for (_, name), value in values.items()
@@ -169,13 +169,13 @@ def _answer(file: Answers, place: int) -> CardAnswer:
     )
 
 
-def _differ(files: Sequence[Answers], place: int) -> bool:
-    return len({tuple(strict_words(file.pairs[place].prediction)) for file in files}) > 1
+def _differ(files: Sequence[Answers], index: int) -> bool:
+    return len({tuple(strict_words(file.pairs[index].prediction)) for file in files}) > 1
 
 
-def _values(files: Sequence[Answers], place: int) -> dict[Key, list[str]]:
+def _values(files: Sequence[Answers], index: int) -> dict[Key, list[str]]:
     keys = dict.fromkeys(key for file in files for key in file.scored.definitions)
-    rows = {key: [file.values.get(key, {}).get(place) for file in files] for key in keys}
+    rows = {key: [file.values.get(key, {}).get(index) for file in files] for key in keys}
     return {
         key: ["-" if value is None else _percent(value) for value in row]
         for key, row in rows.items()
