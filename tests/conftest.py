@@ -25,8 +25,8 @@ from hypothesis import settings
 
 from medalign.cli import main
 from medalign.runtime.libraries import ADVICE
-from medalign.teacher_cache.audit import seal
 from medalign.teacher_cache.schema import CacheCard, ExpertCard, Failure, PatchGrid, Plan
+from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.writer import TeacherCacheWriter
 
 # Time limits belong to benchmarks; a loaded machine must not fail a law.
