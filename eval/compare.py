@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .clusters import cluster_records, clustered_by
-from .metrics.definitions import Better, Unit
+from .metrics.definitions import Better, Key, Unit
 from .metrics.interval import LEVEL, RESAMPLES, SEED, Interval
 from .metrics.paired import SWAPS, McNemar, compare_statistics
 from .metrics.statistic import Int64
@@ -69,6 +69,11 @@ class Compared:
     definition: str
     package: str
     version: str
+
+    @property
+    def key(self) -> Key:
+        """Protocol and name, which no two metrics share."""
+        return self.protocol, self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -200,6 +200,11 @@ class Score:
     clusters: int
     better: Better
 
+    @property
+    def key(self) -> Key:
+        """Protocol and name, which no two metrics share."""
+        return self.protocol, self.name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:

@@ -10,7 +10,7 @@ from ..predictions import AnswersError, Task
 from ..result_file import write_result
 from ..source import Source
 from ..tables import not_computed
-from .cards import Sample, card
+from .cards import make_card
 from .gather import Gathered, gather
 from .images import EXPERT, Pictures
 from .page import page
@@ -118,13 +118,11 @@ def write_report(
     pictures = Pictures(images, side, alpha, cache)
     cards, problems = [], _without_value(gathered, metrics)
     for place, record in zip(places, records, strict=True):
-        sample = Sample(
-            place=place, record=record, pictures=pictures.of(record.images), students=students
-        )
-        cards.append(card(sample, gathered))
-        problems += sample.remarks()
+        cards.append(make_card(place, gathered, pictures.of(record.images), students))
+        problems += cards[-1].remarks
         steps.within(len(cards), len(records))
-    looks = [EXPERT if cache is not None else "", *(label for label, _ in sources)]
+    looks = {} if cache is None else {0: EXPERT}
+    looks |= {number: label for number, (label, _) in enumerate(sources, start=1)}
     html = page(gathered, cards, pictures.every(), looks, manifest)
     write_result(out, html)
     return Written(
