@@ -17,6 +17,7 @@ from ..teacher_cache.certificate import read_certificate
 from ..teacher_cache.reader import TeacherCache
 from .data.dataset import PackedRecords, Selection, select
 from .distributed.zero_config import zero_config, zero_stage
+from .preflight.student_check import refuse_unfit
 from .recipe.recipe import Recipe, RecipeError, for_ranks
 from .run.loggers import check_installed
 from .students.families import FAMILIES
@@ -174,6 +175,7 @@ def prepare(
         if not folder.is_dir():
             raise RecipeError(f"--images {folder} is no folder")
     check_installed(recipe.log)
+    refuse_unfit(student)
     opened = None if cache is None else _open(cache, recipe, keep_rows)
     check_agreement(recipe, opened, student)
     check_precision(recipe)

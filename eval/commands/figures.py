@@ -58,7 +58,7 @@ def figures(
     quiet_libraries()
     from ...runtime.progress import ConsoleProgress
     from ...teacher_cache.reader import TeacherCache
-    from ..figures.runs import Asked, Drawn, draw_attention, draw_curves
+    from ..figures.runs import Drawn, Questions, draw_attention, draw_curves
     from ..predictions import AnswersError
     from ..source import find_source, kind_of, source_names
 
@@ -77,7 +77,7 @@ def figures(
         for note in filter(None, (each.unfinished for each in found.values())):
             typer.echo(note, err=True)
         store = None if cache is None else TeacherCache.open(cache, allow_building=True)
-        asked = Asked(manifest, images, found, store, layer, 8 if samples is None else samples)
+        asked = Questions(manifest, images, found, store, layer, 8 if samples is None else samples)
         with ConsoleProgress(unit="samples").counting("drawing") as bar:
             overlays = draw_attention(asked, out, form.value, bar)
     runs = {name: path for name, path in folders.items() if kinds[name] == "run"}

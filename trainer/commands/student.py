@@ -112,9 +112,9 @@ def check_command(
     from ..machine import quiet_libraries
 
     quiet_libraries()
+    from ...pipeline.hygiene.finding import lines, worst
     from ...runtime.progress import ConsoleProgress
-    from ..convert.student_check import check_student
-    from ..preflight.finding import worst
+    from ..preflight.student_check import check_student
 
     checks = check_student(folder, ConsoleProgress(unit="bytes").stage, forward=forward)
     if as_json:
@@ -123,8 +123,6 @@ def check_command(
         values = {"status": worst(checks), "checks": [asdict(check) for check in checks]}
         typer.echo(json.dumps(values, indent=2))
     else:
-        from ..convert.student_check import lines
-
         for line in lines(checks):
             typer.echo(line)
     if worst(checks) == "failed":

@@ -14,7 +14,15 @@ from ...runtime.files import sha256_file, whole_folder, write_durably
 from ..student import llava_of, load_base, load_student
 from ..students.spec import StudentSpec, read_config, read_student
 from .card import Card, copy_terms, model_card
-from .gate import KL_LIMIT, Checked, fingerprints, judge, logits_of, same_tensors
+from .gate import (
+    KL_LIMIT,
+    Checked,
+    fingerprints,
+    judge,
+    logits_of,
+    require_known_transformers,
+    same_tensors,
+)
 from .merge import as_json, check_target, merge, record, write_model
 from .processor import write_processor
 from .provenance import Origin, find_origin
@@ -84,6 +92,8 @@ def export(run: Path, out: Path, wish: Wish, say: Callable[[str], None]) -> Expo
     """
     origin = find_origin(run, wish.checkpoint, wish.student)
     check_target(out, run, origin.student, overwrite=wish.overwrite)
+    if origin.recipe.loss.rotation:
+        require_known_transformers()  # known now, not after gigabytes are written
     geometry = origin.recipe.student.geometry
     spec = read_student(origin.student, geometry)
     data = find_manifest(origin, wish.manifest, wish.images)

@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from .modeling_medalign_llava import MedAlignLlavaConfig, name_weights_as_llava
 from .samples import GateSample
 
 KL_LIMIT: Final = {torch.float32: 1e-7, torch.bfloat16: 2e-2}
@@ -77,6 +78,20 @@ class Checked:
             f"exported: max {exported.max_abs:.2g}, KL {exported.kl:.2g}; "
             f"pixels: max {self.pixels:.2g}"
         )
+
+
+def require_known_transformers() -> None:
+    """Refuse to export a rotation that this version of transformers could not load again.
+
+    The one private interface that an export depends on; call it to learn of a change early.
+
+    Raises:
+        GateError: names what is missing, and the versions that have it.
+    """
+    try:
+        name_weights_as_llava(MedAlignLlavaConfig.model_type)
+    except ImportError as error:
+        raise GateError(f"{error}; nothing was exported") from error
 
 
 @torch.inference_mode()

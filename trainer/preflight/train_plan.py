@@ -26,7 +26,7 @@ from ..prepared import Prepared, prepare, uses_bf16
 from ..recipe.recipe import Recipe
 from ..train import pad_id, samples_of
 from .advice import Advice, Case, advise
-from .data_checks import Lengths, VisualTokens, measure_lengths
+from .lengths import Lengths, VisualTokens, measure_lengths
 from .measure import FullError, Measured, Votes, measure
 from .shapes import count_parameters, load_of, settings_of, shape_of
 
