@@ -4,7 +4,7 @@ import errno
 import fcntl
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -180,7 +180,7 @@ class RunFolder:
         """Every whole line of `skipped.jsonl`: step, id, reason."""
         return read_lines(self.path / "skipped.jsonl")
 
-    def append_skipped(self, step: int, skipped: tuple[tuple[str, str], ...]) -> None:
+    def append_skipped(self, step: int, skipped: Sequence[tuple[str, str]]) -> None:
         """Note conversations that carried no weight, and why, in `skipped.jsonl`."""
         lines = [{"step": step, "id": record, "reason": reason} for record, reason in skipped]
         append_lines(self.path / "skipped.jsonl", lines)
