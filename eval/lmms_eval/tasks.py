@@ -13,7 +13,7 @@ from ...pipeline.manifest import IMAGE_PLACEHOLDER, Record, Turn, read_manifest,
 from ...pipeline.pixels import read_image
 from ..clusters import cluster_records
 from ..metrics.report_text import (
-    ReportProtocol,
+    PROTOCOLS,
     Synonyms,
     bleu,
     clean_report,
@@ -48,10 +48,8 @@ VQA_SCORES: Final = (
 )
 """(protocol, name) of the metrics of tasks with questions."""
 
-REPORT_PROTOCOLS: Final[tuple[ReportProtocol, ...]] = ("medalign", "authors")
-
 REPORT_SCORES: Final = tuple(
-    (protocol, name) for protocol in REPORT_PROTOCOLS for name in ("bleu", "rouge_l", "meteor")
+    (protocol, name) for protocol in PROTOCOLS for name in ("bleu", "rouge_l", "meteor")
 )
 """(protocol, name) of the metrics of tasks with reports."""
 
@@ -181,7 +179,7 @@ def score_report(doc: Doc, results: Sequence[str]) -> Scored:
     """Score one report by the metrics that need no model."""
     pair = _pair(doc, results)
     values = {}
-    for protocol in REPORT_PROTOCOLS:
+    for protocol in PROTOCOLS:
         text = clean_report(pair.prediction, protocol)
         values[protocol, "bleu"] = bleu(text, pair.reference)
         values[protocol, "rouge_l"] = rouge_l(text, pair.reference)
