@@ -39,7 +39,8 @@ def pictures(folder: Path, rows: int) -> Path:
 def measure(rows: int, workers: int) -> dict[str, float]:
     import torch
 
-    from medalign.pipeline.build import BuildOptions, build
+    from medalign.pipeline.build import build
+    from medalign.pipeline.build_options import BuildOptions
     from medalign.pipeline.experts import Expert, load_expert
     from medalign.pipeline.resample import ExpertOutput
     from medalign.teacher_cache.schema import ExpertCard, PatchGrid

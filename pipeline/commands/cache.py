@@ -123,9 +123,10 @@ def build_command(
             from ...teacher_cache.schema import PatchGrid
             from ...teacher_cache.storage.local import open_storage
             from ...teacher_cache.writer import TeacherCacheWriter, check_begun
-            from ..build import BuildError, BuildOptions, build, check_folders
-            from ..build_options import with_options
+            from ..build import build, check_folders
+            from ..build_options import BuildOptions, with_options
             from ..experts import describe, load_asked
+            from ..planning import BuildError
 
         if mode == "paper" and geometry not in (None, "crop"):
             raise BuildError("mode paper always crops the expert's input; leave --geometry away")
@@ -186,7 +187,7 @@ def info_command(store: Store, as_json: Json = False) -> None:
 
 def _gram_error(codec: str | None, asked: float | None, card: "CacheCard | None") -> float | None:
     """Return the error limit that was asked for, else the store's own; None is codec fp16."""
-    from ..build import BuildError
+    from ..planning import BuildError
 
     if codec == "fp16" and asked is not None:
         raise BuildError("codec fp16 makes no error to limit; leave --max-gram-error away")
@@ -199,7 +200,7 @@ def _gram_error(codec: str | None, asked: float | None, card: "CacheCard | None"
 @contextmanager
 def _resumable(out: str, command: str) -> Iterator[None]:
     """Say on Ctrl-C, SIGTERM and SIGHUP, whenever they come, what is kept and how to go on."""
-    from ...runtime.processes import interruptible
+    from ...runtime.signals import interruptible
 
     try:
         with interruptible():

@@ -14,9 +14,9 @@ import pickletools
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from ...runtime.files import naming
 from ..manifest import shorten
 from .definition import DataSetError
-from .outputs import naming
 
 LARGEST_BYTES: Final = 16 * 2**20
 """A larger file is refused; PathVQA's have 3 MB."""

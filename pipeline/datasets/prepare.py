@@ -1,15 +1,15 @@
 """Prepare a data set: find it, read it, cut it, write manifests and a report."""
 
 import contextlib
-import os
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from ...runtime.files import Draft, drafted, is_held, put_link, sha256_file
 from ...runtime.progress import NoProgress, Progress
 from ...runtime.text import plural
 from ..manifest import shorten
@@ -24,7 +24,7 @@ from .definition import (
     find_layout,
     image_folder,
 )
-from .outputs import Draft, Earlier, digest_of, is_held, read_contents
+from .outputs import OUTPUT_NAMES, Earlier, read_contents
 from .prepare_report import REPORT, Facts, LeftOuts, Tally, report_of, report_text
 from .records import Ids, Usable, line_of, record_of
 from .split import cut_samples
@@ -32,10 +32,7 @@ from .split import cut_samples
 LINK = "images"
 """Its name in the output folder; images out of Parquet are written into a folder of this name."""
 
-_DRAFT: Final = re.compile(r"(?:(?:train|val|test)\.jsonl|report\.json)\.\d+\.partial")
-_LINK_DRAFT: Final = re.compile(rf"{LINK}\.\d+\.partial")
 _IMAGE: Final = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,5}")
-_IMAGE_DRAFT: Final = re.compile(rf"{_IMAGE.pattern}\.\d+\.partial")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +107,7 @@ def prepare(
             **choices,
         },
         "files": {
-            path.relative_to(root).as_posix(): digest_of(path) for path in files_of(root, layout)
+            path.relative_to(root).as_posix(): sha256_file(path) for path in files_of(root, layout)
         },
     }
     earlier = _earlier(out, made_from, source_images, asked)
@@ -251,12 +248,8 @@ def _link_images(out: Path, images: Path) -> Path:
     if _leads(link, images):
         return link
     if link.is_symlink() or not link.exists():
-        draft = out / f"{LINK}.{os.getpid()}.partial"
-        try:
-            draft.symlink_to(images.absolute())
-            draft.replace(link)
-        except OSError:
-            draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            put_link(link, images.absolute())
     return link if _leads(link, images) else images
 
 
@@ -269,13 +262,14 @@ def _remove_drafts(out: Path) -> bool:
     """Remove drafts that no living run holds; return whether a manifest's was among them."""
     manifests = False
     for path in list(out.iterdir()):
+        name = drafted(path.name)
         if path.is_symlink():
-            if _LINK_DRAFT.fullmatch(path.name):
+            if name == LINK:
                 path.unlink(missing_ok=True)
-        elif _DRAFT.fullmatch(path.name) and not is_held(path):
+        elif name in OUTPUT_NAMES and not is_held(path):
             path.unlink(missing_ok=True)
             manifests = True
-    for path in list(_in_images(out, _IMAGE_DRAFT)):
+    for path in list(_in_images(out, drafted)):
         if not is_held(path):
             path.unlink(missing_ok=True)
     return manifests
@@ -288,7 +282,7 @@ def _remove_images(out: Path, named: Container[str]) -> None:
         out: the output folder.
         named: paths below `out/images` that stay.
     """
-    for path in list(_in_images(out, _IMAGE)):
+    for path in list(_in_images(out, str)):
         if path.relative_to(out / LINK).as_posix() not in named:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty yet, or never
@@ -296,10 +290,12 @@ def _remove_images(out: Path, named: Container[str]) -> None:
                 path.parent.parent.rmdir()
 
 
-def _in_images(out: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
+def _in_images(out: Path, name_of: Callable[[str], str]) -> Iterator[Path]:
+    """Yield the images under `out/images` that a run wrote, or their drafts with `drafted`."""
     images = out / LINK
     if images.is_symlink() or not images.is_dir():
         return
     for path in images.glob("[0-9a-f][0-9a-f]/*"):
-        if pattern.fullmatch(path.name) and path.name[:2] == path.parent.name:
+        name = name_of(path.name)
+        if _IMAGE.fullmatch(name) and name[:2] == path.parent.name:
             yield path

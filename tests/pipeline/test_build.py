@@ -13,9 +13,9 @@ from medalign.pipeline.experts import Expert
 from medalign.pipeline.geometry import valid_patches
 from medalign.pipeline.resample import ExpertOutput
 from medalign.runtime.parts import Part
-from medalign.teacher_cache.audit import seal
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import PatchGrid
+from medalign.teacher_cache.seal import seal
 
 GRID = PatchGrid(6, 6)
 FILL = (122, 116, 104)

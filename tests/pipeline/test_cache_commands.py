@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from medalign.pipeline.build import BuildError
 from medalign.pipeline.commands.cache import cache
 from medalign.pipeline.pixels import PixelsError
+from medalign.pipeline.planning import BuildError
 from medalign.pipeline.weights import ExpertError
 from medalign.runtime.parts import PartError
 from medalign.teacher_cache.origin import load_origin, save_origin
