@@ -31,65 +31,9 @@ from pydicom.uid import (
 
 from .bit_depth import UnfitPixelsError, Values, by_level, quantise, stretch
 
-_NO_FRAME = (0xFFC4, 0xFFC8, 0xFFCC)  # Huffman tables, reserved, arithmetic conditioning
-
-
-def check_frame_size(frame: bytes, dataset: Dataset) -> None:
-    """Refuse a coded frame of another size than the data set announces.
-
-    The decoders believe the frame, and would make room for 65535 x 65535 pixels and more.
-
-    Args:
-        frame: the coded bytes of one frame.
-        dataset: with Rows, Columns and a transfer syntax.
-
-    Raises:
-        UnfitPixelsError: if the sizes differ or a JPEG 2000 frame is damaged.
-        struct.error: if the frame ends before it says its size.
-    """
-    if frame[:2] == b"\xff\xd8":
-        size = _jpeg_size(frame)
-    elif dataset.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes:
-        size = _jpeg2000_size(frame)
-    else:
-        return  # run lengths, which pydicom decodes to the header's size
-    if size != (dataset.Rows, dataset.Columns):
-        raise UnfitPixelsError(
-            f"announces {dataset.Rows} x {dataset.Columns} pixels but its coded frame has "
-            f"{size[0]} x {size[1]}"
-        )
-
-
-def _jpeg_size(frame: bytes) -> tuple[int, int]:
-    """Return height and width from the frame header of a JPEG, lossless JPEG or JPEG-LS."""
-    offset = 2
-    while True:
-        marker, length = struct.unpack_from(">HH", frame, offset)
-        if marker == 0xFFF7 or (0xFFC0 <= marker <= 0xFFCF and marker not in _NO_FRAME):
-            height, width = struct.unpack_from(">HH", frame, offset + 5)
-            return height, width
-        offset += length + 2
-
-
-def _jpeg2000_size(frame: bytes) -> tuple[int, int]:
-    """Return height and width from a JPEG 2000 codestream, bare or in boxes."""
-    start = 0
-    if frame.startswith(b"\0\0\0\x0cjP  "):
-        start = 12
-        while frame[start + 4 : start + 8] != b"jp2c":
-            (length,) = struct.unpack_from(">I", frame, start)
-            if length < 8:  # pydicom would walk on the spot for ever
-                raise UnfitPixelsError("holds a damaged JPEG 2000 frame")
-            start += length
-        start += 8
-    if frame[start : start + 4] != b"\xff\x4f\xff\x51":
-        raise UnfitPixelsError("holds a damaged JPEG 2000 frame")
-    right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
-    return bottom - top, right - left
-
-
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _EXTRA = "pip install 'medalign[dicom]'"
+_NO_FRAME = (0xFFC4, 0xFFC8, 0xFFCC)  # Huffman tables, reserved, arithmetic conditioning
 
 
 def is_dicom(data: bytes, name: str) -> bool:
@@ -157,16 +101,70 @@ def _stored(dataset: Dataset) -> tuple[Values, str]:
     if not decoder.is_available:
         raise UnfitPixelsError(f"holds {syntax.name} pixels, which need a decoder: {_EXTRA}")
     if syntax.is_encapsulated:
-        check_frame_size(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
+        _check_frame_size(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
     try:
         array, properties = decoder.as_array(dataset, index=0, **as_pixel_options(dataset))
     except RuntimeError as error:
         # One plugin tried and failed; another one, not installed, may read it.
-        lacking = any("pylibjpeg" in each for each in decoder.missing_dependencies)
+        lacking = any("pylibjpeg" in name for name in decoder.missing_dependencies)
         hint = f"; another decoder may read it: {_EXTRA}" if lacking else ""
         reason = " ".join(str(error).split())
         raise UnfitPixelsError(f"holds {syntax.name} pixels: {reason}{hint}") from error
     return array, str(properties["photometric_interpretation"])
+
+
+def _check_frame_size(frame: bytes, dataset: Dataset) -> None:
+    """Refuse a coded frame of another size than the data set announces.
+
+    The decoders believe the frame, and would make room for 65535 x 65535 pixels and more.
+
+    Args:
+        frame: the coded bytes of one frame.
+        dataset: with Rows, Columns and a transfer syntax.
+
+    Raises:
+        UnfitPixelsError: if the sizes differ or a JPEG 2000 frame is damaged.
+        struct.error: if the frame ends before it says its size.
+    """
+    if frame[:2] == b"\xff\xd8":
+        size = _jpeg_size(frame)
+    elif dataset.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes:
+        size = _jpeg2000_size(frame)
+    else:
+        return  # run lengths, which pydicom decodes to the header's size
+    if size != (dataset.Rows, dataset.Columns):
+        raise UnfitPixelsError(
+            f"announces {dataset.Rows} x {dataset.Columns} pixels but its coded frame has "
+            f"{size[0]} x {size[1]}"
+        )
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int]:
+    """Return height and width from the frame header of a JPEG, lossless JPEG or JPEG-LS."""
+    offset = 2
+    while True:
+        marker, length = struct.unpack_from(">HH", frame, offset)
+        if marker == 0xFFF7 or (0xFFC0 <= marker <= 0xFFCF and marker not in _NO_FRAME):
+            height, width = struct.unpack_from(">HH", frame, offset + 5)
+            return height, width
+        offset += length + 2
+
+
+def _jpeg2000_size(frame: bytes) -> tuple[int, int]:
+    """Return height and width from a JPEG 2000 codestream, bare or in boxes."""
+    start = 0
+    if frame.startswith(b"\0\0\0\x0cjP  "):
+        start = 12
+        while frame[start + 4 : start + 8] != b"jp2c":
+            (length,) = struct.unpack_from(">I", frame, start)
+            if length < 8:  # pydicom would walk on the spot for ever
+                raise UnfitPixelsError("holds a damaged JPEG 2000 frame")
+            start += length
+        start += 8
+    if frame[start : start + 4] != b"\xff\x4f\xff\x51":
+        raise UnfitPixelsError("holds a damaged JPEG 2000 frame")
+    right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
+    return bottom - top, right - left
 
 
 def _grey(dataset: Dataset, stored: Values) -> NDArray[np.uint8]:
@@ -229,7 +227,7 @@ def _lookup(dataset: Dataset, item: Dataset, values: Values) -> tuple[Values, in
     pydicom's own lookup indexes with the type of the entries, which fails on the common table of
     4096 entries of 8 bits.
     """
-    entries, first, bits = (int(each) for each in item.LUTDescriptor)
+    entries, first, bits = (int(number) for number in item.LUTDescriptor)
     entries = entries or 1 << 16
     raw = item.LUTData
     if isinstance(raw, bytes):
@@ -241,8 +239,8 @@ def _lookup(dataset: Dataset, item: Dataset, values: Values) -> tuple[Values, in
             f"has a lookup table of {len(table)} entries of {bits} bits, announced as {entries}"
         )
     # In float64: unsigned values below `first` must not wrap round.
-    place = np.clip(np.floor(values.astype(np.float64)) - first, 0, entries - 1)
-    return table[place.astype(np.intp)], bits
+    index = np.clip(np.floor(values.astype(np.float64)) - first, 0, entries - 1)
+    return table[index.astype(np.intp)], bits
 
 
 def _colour(dataset: Dataset, stored: Values, photometric: str) -> NDArray[np.uint8]:

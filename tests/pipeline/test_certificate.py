@@ -114,7 +114,7 @@ def test_weights_that_lie_about_their_digest_are_found_by_their_numbers(
 ) -> None:
     job.build()
     other_weights.card = job.expert.card
-    with pytest.raises(DriftError, match=r"row \d \(\d\.png\) is not what the expert says"):
+    with pytest.raises(DriftError, match=r"row \d \(\d\.png\) is not what the expert gives"):
         seal(job.store, certify=certifier(job.root, other_weights))
     assert status(job.store).state == "building"
 
