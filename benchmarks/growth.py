@@ -5,7 +5,8 @@ is left is what the build itself spends on a row; each size in a process of its 
 a second and the peak memory of the building process beside that of the smallest size.
 
 Each size is built twice: with shards encoded by this package, and by zarr-python to the same
-bytes. `encode` is the share of a build that passes while its shards are encoded.
+bytes. `CPU ms` is the building process' computing time a row without its decoding workers', which
+other work on the machine hardly changes; `encode` the share of a build in which it encodes shards.
 
 Usage: python benchmarks/growth.py [--rows 100 1000 10000 100000] [--workers 2]
 """
@@ -74,10 +75,10 @@ def measure(rows: int, workers: int, encoder: str) -> dict[str, float | str]:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         options = BuildOptions(grid=PatchGrid(SIDE, SIDE), workers=workers)
         encoding = shards_by_zarr() if encoder == "zarr" else contextlib.nullcontext()
-        begun = time.perf_counter()
+        begun, computing = time.perf_counter(), time.process_time()
         with encoding, timed(RowArray, "encode") as encode:
             build(manifest, folder, folder / "cache", cast(Expert, Cheap()), options)
-        built = time.perf_counter()
+        built, computing = time.perf_counter(), time.process_time() - computing
         seal(folder / "cache")
         sealed = time.perf_counter()
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -85,6 +86,7 @@ def measure(rows: int, workers: int, encoder: str) -> dict[str, float | str]:
         "rows": rows,
         "encoder": encoder,
         "build": built - begun,
+        "cpu_ms": computing / rows * 1000,
         "encode": sum(encode) / (built - begun),
         "seal": sealed - built,
         "before": before / 1024,
@@ -108,13 +110,23 @@ def main() -> None:
         words += ["--encoder", encoder]
         done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
         results.append(json.loads(done.stdout.splitlines()[-1]))
-    names = ("rows", "encoder", "build s", "rows/s", "encode", "seal s", "peak MB", "more MB")
+    names = (
+        "rows",
+        "encoder",
+        "build s",
+        "rows/s",
+        "CPU ms",
+        "encode",
+        "seal s",
+        "peak MB",
+        "more MB",
+    )
     print(" ".join(f"{name:>8}" for name in names))
     for one in results:
         print(
             f"{one['rows']:8.0f} {one['encoder']:>8} {one['build']:8.1f} "
-            f"{one['rows'] / one['build']:8.0f} {one['encode']:8.3f} {one['seal']:8.2f} "
-            f"{one['peak']:8.0f} {one['peak'] - one['before']:8.0f}"
+            f"{one['rows'] / one['build']:8.0f} {one['cpu_ms']:8.3f} {one['encode']:8.3f} "
+            f"{one['seal']:8.2f} {one['peak']:8.0f} {one['peak'] - one['before']:8.0f}"
         )
     print(json.dumps(results))
 

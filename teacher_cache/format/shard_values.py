@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ..gram.gram_error import GRAM_ERROR
 from .arrays import Array, RowArray
@@ -37,9 +38,9 @@ def check_values(
         raise ValueError(f"shard {shard} holds {rows}, got failures of rows {strangers}")
     decoded = np.array([row not in failed for row in rows])
 
-    def refuse(wrong: Array, reason: str) -> None:
-        if (wrong & decoded).any():
-            raise ValueError(f"row {rows[int(np.argmax(wrong & decoded))]}: {reason}")
+    def refuse(wrong: npt.ArrayLike, reason: str) -> None:
+        if (stored := np.logical_and(wrong, decoded)).any():
+            raise ValueError(f"row {rows[int(np.argmax(stored))]}: {reason}")
 
     for name, values in arrays.items():
         # row by row, so that what is computed on the way stays in the processor's cache
