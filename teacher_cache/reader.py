@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ..runtime.untrusted import is_sha256
 from .attributes import Seal, State, load_attributes
 from .commits import CommitLog, ShardState, list_failures
 from .format.arrays import check_metadata, row_arrays
@@ -26,7 +27,7 @@ from .schema import CacheCard, Failure, TeacherCacheError
 from .storage.local import LocalStorage, Storage, open_storage
 from .storage.open_files import keep_open
 from .storage.read_through import NEARBY_BYTES, NearbyFiles
-from .storage.untrusted import DamagedError, is_sha256, within
+from .storage.untrusted import DamagedError, within
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

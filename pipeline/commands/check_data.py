@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..manifest import printable, shorten
+from ..manifest import printable
 from .arguments import FAILED, Json, stopping
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..hygiene.manifest_check import Finding, Findings
+    from ..hygiene.manifest_check import Findings
 
 SHOWN = 5
 """Findings of each kind that the table lists."""
@@ -47,12 +47,12 @@ def check(
 
     from ...runtime.processes import default_workers
     from ...runtime.progress import ConsoleProgress
-    from ..hygiene.manifest_check import check_manifest
+    from ..hygiene.image_check import check_data
 
     if images is not None and not images.is_dir():
         raise CheckError(f"--images: {images} is no folder")
     with stopping("stopped; nothing is written by this command, run it again"):
-        found = check_manifest(
+        found = check_data(
             manifest,
             images,
             decode=_count(decode),
@@ -84,7 +84,7 @@ def _to_json(manifest: Path, found: "Findings") -> dict[str, Any]:
         "images": found.images,
         "decoded": found.decoded,
         "errors": found.errors,
-        "warnings": len(found.found) - found.errors,
+        "warnings": len(found.all) - found.errors,
         "kinds": {
             name: {
                 "severity": kind.severity,
@@ -119,15 +119,11 @@ def _print(manifest: Path, found: "Findings", console: "Console") -> None:
     for name, findings in grouped.items():
         _say(console, f"{KINDS[name].what}:")
         for each in findings[:SHOWN]:
-            _say(console, f"  {_where(found.unit, each)}: {each.text}")
+            _say(console, f"  {found.place(each)}: {each.text}")
         if len(findings) > SHOWN:
             _say(console, f"  and {len(findings) - SHOWN:,} more (--json has all)")
-    warnings = len(found.found) - found.errors
+    warnings = len(found.all) - found.errors
     _say(console, f"{found.errors:,} errors, {warnings:,} warnings")
-
-
-def _where(unit: str, finding: "Finding") -> str:
-    return f"{unit} {finding.line}" + ("" if finding.id is None else f", {shorten(finding.id)}")
 
 
 def _say(console: "Console", line: str) -> None:
@@ -217,12 +213,10 @@ def refuse_to_replace(path: Path, inputs: Mapping[str, list[Path]]) -> None:
 def _write(path: Path, report: "LeakageReport") -> None:
     import json
 
-    from ..datasets.outputs import Draft
+    from ...runtime.files import make_folder, write_durably
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Draft(path) as draft:
-        draft.write(json.dumps(report.to_json(), indent=2).encode() + b"\n")
-        draft.place()
+    make_folder(path.parent)
+    write_durably(path, json.dumps(report.to_json(), indent=2).encode() + b"\n")
 
 
 def _compare(
