@@ -56,11 +56,11 @@ def figures(
     from ...trainer.machine import quiet_libraries
 
     quiet_libraries()
+    from ...runtime.progress import ConsoleProgress
     from ...teacher_cache.reader import TeacherCache
-    from ..figures.runs import Asked, Drawn, draw_attention, draw_curves
+    from ..figures.runs import Drawn, Questions, draw_attention, draw_curves
     from ..predictions import AnswersError
     from ..source import find_source, kind_of, source_names
-    from .generate import answer_bar
 
     attention = (manifest, images, cache, samples, student, layer)
     if (manifest is None or images is None) and attention != (None,) * 6:
@@ -77,8 +77,8 @@ def figures(
         for note in filter(None, (each.unfinished for each in found.values())):
             typer.echo(note, err=True)
         store = None if cache is None else TeacherCache.open(cache, allow_building=True)
-        asked = Asked(manifest, images, found, store, layer, 8 if samples is None else samples)
-        with answer_bar("samples") as bar:
+        asked = Questions(manifest, images, found, store, layer, 8 if samples is None else samples)
+        with ConsoleProgress(unit="samples").counting("drawing") as bar:
             overlays = draw_attention(asked, out, form.value, bar)
     runs = {name: path for name, path in folders.items() if kinds[name] == "run"}
     curves = draw_curves(runs, out, form.value)

@@ -1,29 +1,11 @@
 """Command line of `medalign eval generate`."""
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-
-@contextmanager
-def answer_bar(what: str = "answers") -> Iterator[Callable[[int, int], None]]:
-    """Open a bar of `what`; call what it gives with records done and records in all."""
-    console = Console(stderr=True)
-    columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-
-        def advance(done: int, of: int) -> None:
-            progress.update(task, completed=done, total=of)
-
-        yield advance
-
 
 if TYPE_CHECKING:
     from ..generate import Answered
@@ -109,6 +91,7 @@ def generate(
 
     quiet_libraries()
     from ...runtime.parts import Part
+    from ...runtime.progress import ConsoleProgress
     from ..decoders.presets import make_spec, read_assignments
     from ..generate import generate as answer
     from ..source import find_source
@@ -127,7 +110,7 @@ def generate(
         typer.echo(found.unfinished, err=True)
     if decoder is DecoderChoice.opera and batch_size > 1:
         typer.echo("opera rewinds each answer by itself: one question at a time", err=True)
-    with answer_bar() as bar:
+    with ConsoleProgress(unit="answers").counting("answering") as bar:
         done = answer(
             found,
             manifest,

@@ -74,11 +74,11 @@ def report(
     from ...trainer.machine import quiet_libraries
 
     quiet_libraries()
+    from ...runtime.progress import ConsoleProgress
     from ...teacher_cache.reader import TeacherCache
     from ..html_report.write import write_report
     from ..predictions import AnswersError
     from ..source import find_source, source_names
-    from .generate import answer_bar
 
     names = metric_names(metrics)
     shown = source or []
@@ -88,7 +88,7 @@ def report(
     for each in sources:
         if each.unfinished:
             typer.echo(each.unfinished, err=True)
-    with answer_bar("samples") as bar:
+    with ConsoleProgress(unit="samples").counting("drawing") as bar:
         written = write_report(
             predictions,
             manifest,

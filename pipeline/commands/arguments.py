@@ -20,7 +20,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @contextmanager
 def stopping(message: str) -> Iterator[None]:
     """Say so on Ctrl-C, SIGTERM and SIGHUP, and end with exit code 130."""
-    from ...runtime.processes import interruptible
+    from ...runtime.signals import interruptible
 
     try:
         with interruptible():

@@ -199,7 +199,7 @@ def _gram_error(codec: str | None, asked: float | None, card: "CacheCard | None"
 @contextmanager
 def _resumable(out: str, command: str) -> Iterator[None]:
     """Say on Ctrl-C, SIGTERM and SIGHUP, whenever they come, what is kept and how to go on."""
-    from ...runtime.processes import interruptible
+    from ...runtime.signals import interruptible
 
     try:
         with interruptible():

@@ -64,8 +64,9 @@ def seal_command(
     from ...runtime.signals import held_back
 
     with held_back():
-        from ...teacher_cache.audit import seal, status
+        from ...teacher_cache.audit import status
         from ...teacher_cache.certificate import read_certificate
+        from ...teacher_cache.seal import seal
         from ..recompute import CertificateError, Recheck
 
     now, again, certify = status(store), "", None
@@ -210,8 +211,9 @@ def _print_recomputed(found: "Certificate | None", outside: list[str]) -> None:
 
 def _mend(store: str, damages: "Sequence[Damage]", *, mend: bool, quiet: bool) -> None:
     from ...teacher_cache.attributes import load_attributes
-    from ...teacher_cache.audit import reopen, status
+    from ...teacher_cache.audit import status
     from ...teacher_cache.damage import Remedy, advice
+    from ...teacher_cache.seal import reopen
     from ...teacher_cache.storage.local import open_storage
 
     place = open_storage(store)

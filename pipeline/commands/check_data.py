@@ -213,12 +213,10 @@ def refuse_to_replace(path: Path, inputs: Mapping[str, list[Path]]) -> None:
 def _write(path: Path, report: "LeakageReport") -> None:
     import json
 
-    from ..datasets.outputs import Draft
+    from ...runtime.files import make_folder, write_durably
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Draft(path) as draft:
-        draft.write(json.dumps(report.to_json(), indent=2).encode() + b"\n")
-        draft.place()
+    make_folder(path.parent)
+    write_durably(path, json.dumps(report.to_json(), indent=2).encode() + b"\n")
 
 
 def _compare(

@@ -176,8 +176,8 @@ def prepare_command(
     """
     from rich.console import Console
 
-    from ...runtime.processes import interruptible
     from ...runtime.progress import ConsoleProgress
+    from ...runtime.signals import interruptible
     from ..datasets.definition import DataSetError
     from ..datasets.prepare import Asked, prepare
     from ..datasets.registry import find_data_set

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from medalign.teacher_cache.audit import reopen, seal
 from medalign.teacher_cache.reader import TeacherCache
+from medalign.teacher_cache.seal import reopen, seal
 from medalign.teacher_cache.storage import read_through as nearby
 from medalign.teacher_cache.storage.read_through import NearbyFiles
 from medalign.teacher_cache.storage.untrusted import DamagedError, TeacherCacheError

@@ -1,7 +1,6 @@
 """The hidden folder in which a conversion grows, and what a later run may keep of it."""
 
 import fcntl
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ...runtime.files import make_folder, write_durably
+from ...runtime.files import file_identity, make_folder, sha256_file, write_durably
 from .errors import ConvertError, FruitlessError
 from .safetensors_writer import Written
 
@@ -17,7 +16,6 @@ RECORD: Final = "conversion.json"
 _PLAN: Final = "plan.json"
 _DONE: Final = ".done.json"
 _LOCK: Final = "lock"
-_BLOCK: Final = 1 << 22
 
 
 class Workplace:
@@ -119,16 +117,6 @@ class Workplace:
         shutil.rmtree(self.path)
 
 
-def sha256_file(path: Path, told: Callable[[int], None] = lambda _count: None) -> str:
-    """SHA-256 of a file, in hex; `told` how many more bytes are read."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            told(len(block))
-    return digest.hexdigest()
-
-
 def check_place(out: Path, *sources: Path | None) -> None:
     """Refuse an --out that would cost somebody else's files.
 
@@ -203,7 +191,7 @@ def identify(
             told(now[name][0])
             found[name] = digests[name]
         else:
-            found[name] = {"bytes": now[name][0], "sha256": sha256_file(path, told)}
+            found[name] = file_identity(path, told)
     return found
 
 

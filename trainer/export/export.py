@@ -1,6 +1,5 @@
 """Export a run: find it, merge, write, read back, compare, describe."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from ...runtime.files import write_durably
+from ...runtime.files import sha256_file, whole_folder, write_durably
 from ..student import llava_of, load_base, load_student
 from ..students.spec import StudentSpec, read_config, read_student
 from .card import Card, copy_terms, model_card
@@ -24,7 +23,7 @@ from .gate import (
     require_known_transformers,
     same_tensors,
 )
-from .merge import as_json, check_target, merge, published, record, write_model
+from .merge import as_json, check_target, merge, record, write_model
 from .processor import write_processor
 from .provenance import Origin, find_origin
 from .read_back import compare, device_here, read_back
@@ -102,7 +101,7 @@ def export(run: Path, out: Path, wish: Wish, say: Callable[[str], None]) -> Expo
     dtype = _dtype(wish.dtype, origin.student)
     say(f"run      {run}: {'' if origin.finished else 'unfinished, '}step {origin.step}")
     say(f"student  {origin.student}, in {dtype}")
-    with published(out) as partial:
+    with whole_folder(out) as partial:
         layer, prints, before, merged = _write_merged(origin, dtype, samples, partial)
         config = read_config(origin.student)
         write_processor(spec, geometry, config, partial)
@@ -161,8 +160,7 @@ def _write_generation(student: Path, spec: StudentSpec, folder: Path) -> None:
 
 def _facts(card: Card, dtype: torch.dtype, limit: float) -> dict[str, Any]:
     origin = card.origin
-    with (origin.adapter / "adapter_model.safetensors").open("rb") as file:
-        adapter = hashlib.file_digest(file, "sha256").hexdigest()
+    adapter = sha256_file(origin.adapter / "adapter_model.safetensors")
     return {
         "versions": {name: version(name) for name in _PACKAGES},
         "dtype": str(dtype).removeprefix("torch."),

@@ -1,11 +1,7 @@
 """One model out of base and adapter, written under the names that its source uses."""
 
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...runtime.files import make_folder, write_durably
+from ...runtime.files import sync_files, write_durably
 from ..machine import disk_errors
 from .provenance import ExportError
 
@@ -54,44 +50,9 @@ def check_target(out: Path, run: Path, student: Path, *, overwrite: bool) -> Non
             raise ExportError(f"{out} holds something else than an export; choose another --out")
 
 
-@contextmanager
-def published(out: Path) -> Iterator[Path]:
-    """Give an empty folder beside `out`, and turn it into `out` when the block ends well.
-
-    When the block fails, by a full disk or Ctrl-C too, nothing is left of it. Only a kill leaves
-    the hidden folder `.NAME.writing`, which the next export sweeps.
-    """
-    out = out.resolve()
-    partial = out.with_name(f".{out.name}.writing")
-    make_folder(out.parent)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        yield partial
-        _replace(out, partial)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def record(folder: Path, facts: dict[str, Any]) -> None:
     """Write `export.json`: facts, and size and SHA-256 of every other file."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        name = path.relative_to(folder).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": digest}
-    write_durably(folder / RECORD, as_json({**facts, "files": files}))
-
-
-def _replace(out: Path, partial: Path) -> None:
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    write_durably(folder / RECORD, as_json({**facts, "files": sync_files(folder)}))
 
 
 def merge(student: Any, dtype: torch.dtype) -> tuple[Any, int | None]:

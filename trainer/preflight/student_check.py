@@ -15,11 +15,12 @@ from typing import Any, Final
 import torch
 
 from ...pipeline.hygiene.finding import Check, first, guarded
+from ...runtime.files import sha256_file
 from ..convert.checkpoint_families import ORIGINALS
 from ..convert.checkpoint_weights import Stored, Weights
 from ..convert.describe import name_of
 from ..convert.errors import ConvertError, Stage, read_object, reason
-from ..convert.output_folder import RECORD, sha256_file
+from ..convert.output_folder import RECORD
 from ..convert.safetensors_writer import look, parts_of
 from ..convert.tensor_plan import FLOATS, HEAD, bare, reason_unused
 from ..machine import counted

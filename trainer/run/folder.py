@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from ...runtime.files import make_folder, write_durably
-from ..recipe.recipe import Recipe, RecipeError
-from .best_checkpoint import Best, Contest
-from .checkpoint_files import (
+from ...runtime.files import (
     append_lines,
     drop_folder,
-    is_complete,
+    make_folder,
     put_folder,
     read_lines,
-    recover,
-    seal_folder,
-    step_of,
+    recover_folders,
+    whole_folder,
+    write_durably,
 )
+from ..recipe.recipe import Recipe, RecipeError
+from .best_checkpoint import Best, Contest
+from .checkpoint_files import is_complete, seal_folder, step_of
 
 # Changing these leaves every number of the run as it was, or moves files about.
 FREE_KEYS: Final = frozenset(
@@ -142,7 +142,7 @@ class RunFolder:
                 check_same_run(self.path, recipe, identity)
         make_folder(self.checkpoints)
         self._take()
-        recover(self.checkpoints, self._writing, is_complete)
+        recover_folders(self.checkpoints, self._writing, is_complete)
         write_durably(self.path / "identity.json", _json(identity))
         write_durably(self.path / "recipe.yaml", recipe.to_yaml().encode())
         return self.newest()
@@ -251,11 +251,8 @@ class RunFolder:
             _point(link, best.checkpoint.name)
 
     def _copy_adapter(self, checkpoint: Path, target: Path) -> None:
-        partial = self.path / f".{target.name}.writing"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(checkpoint / "adapter", partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        with whole_folder(target) as partial:
+            shutil.copytree(checkpoint / "adapter", partial, dirs_exist_ok=True)
 
     def release(self) -> None:
         """Let another process train here."""

@@ -1,6 +1,7 @@
 import contextlib
 import pickle  # noqa: TID251 - makes what the reader must read, and what it must refuse
 import struct
+import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.pipeline.datasets import plain_pickle as restricted_pickle
+from medalign.pipeline.datasets import plain_pickle
 from medalign.pipeline.datasets.plain_pickle import PickleRefusedError, read_plain_pickle
 
 SCALARS = (
@@ -178,7 +179,7 @@ def test_a_broken_pickle_is_an_error_that_names_the_file(tmp_path: Path, kind: s
 def test_a_pickle_that_is_too_large_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restricted_pickle, "LARGEST_BYTES", 2**20)
+    monkeypatch.setattr(plain_pickle, "LARGEST_BYTES", 2**20)
     with pytest.raises(PickleRefusedError, match="larger than 1 MiB"):
         read(b"]" * (2**20 + 1), tmp_path)
 
@@ -198,3 +199,78 @@ def test_deeply_nested_data_is_read_without_recursion(tmp_path: Path) -> None:
         found = found[0]
         depth += 1
     assert depth == 100_000
+
+
+LAUGHS = b"".join(b"](" + 10 * bytes([*b"h", n]) + b"eq" + bytes([n + 1]) for n in range(99))
+"""Ninety-nine lists, each holding the one before ten times: 10 to the 99th if it were copied."""
+
+HOSTILE = {
+    "lists of lists as keys": b"]q\0" + LAUGHS + b"}(hcNu.",
+    "tuples of tuples as keys": b")q\0" + b"h\0h\0\x86q\0" * 64 + b"}(h\0Nu.",
+    "deep tuples as keys": b"}" + b")" + b"\x85" * 10**5 + b"Ns.",
+    "a memo of 64 GB": b"]r\xff\xff\xff\xff.",
+    "a memo of 64 GB, text": b"]p4294967295\n.",
+    "a string of 2 GB": b"T\xff\xff\xff\x7f.",
+    "a string of 16 EB": b"\x8d" + b"\xff" * 8 + b".",
+    "a frame of 16 EB": b"\x80\x04\x95" + b"\xff" * 8 + b"].",
+    "bytes of 16 EB": b"\x8e" + b"\xff" * 8 + b".",
+    "a number of 2 GB": b"\x8b\xff\xff\xff\x7f.",
+    "a fraction of many digits": b"F0." + b"9" * 10**6 + b"\n.",
+    "many marks": b"(" * 10**5,
+    "more marks than are open": b"]eeee.",
+    "a persistent name of many letters": b"P" + b"a" * 10**6 + b"\n.",
+    "a name of many letters": b"c" + b"a" * 10**6 + b"\nb\n.",
+    "an object of no class": b"(]o.",
+    "state for a list": b"]}b.",
+    "a list that is called": b"])R.",
+}
+
+
+def test_hostile_pickles_end_in_our_error_within_a_second_and_little_memory(
+    tmp_path: Path,
+) -> None:
+    for number, data in enumerate(HOSTILE.values()):
+        (tmp_path / f"{number:02}.pkl").write_bytes(data)
+    code = """
+import resource, sys, time
+from pathlib import Path
+from medalign.pipeline.datasets.plain_pickle import PickleRefusedError, read_plain_pickle
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20,) * 2)
+for path in sorted(Path(sys.argv[1]).glob("*.pkl")):
+    begun = time.process_time()
+    try:
+        read_plain_pickle(path)
+    except PickleRefusedError as error:
+        print(len(str(error)) < 500 + len(str(path)), time.process_time() - begun < 1)
+"""
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.split() == ["True", "True"] * len(HOSTILE)
+
+
+def test_lists_that_hold_one_another_are_read_once(tmp_path: Path) -> None:
+    laughs = read(b"]q\0" + LAUGHS + b".", tmp_path)
+    assert len(laughs) == 10
+    assert all(inner is laughs[0] for inner in laughs)
+
+
+def test_a_pickle_of_too_many_instructions_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_pickle, "MOST_OPCODES", 1000)
+    with pytest.raises(PickleRefusedError, match="holds more than 1000 instructions"):
+        read(b"(" + b"N" * 1000 + b"l.", tmp_path)
+
+
+def test_a_look_up_is_refused_even_if_the_scan_lets_it_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_pickle._Scan, "run", lambda _: None)
+    marker = tmp_path / "ran"
+    for data, name in attacks(marker).values():
+        with pytest.raises(PickleRefusedError, match=f"asks for {name} by name"):
+            read(data, tmp_path)
+    with pytest.raises(PickleRefusedError, match="asks for secret from outside the file"):
+        read(b"Psecret\n.", tmp_path)
+    assert not marker.exists()

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from medalign.runtime.processes import WorkerDiedError, interruptible
-from medalign.runtime.signals import held_back
+from medalign.runtime.signals import StopRequest, held_back, interruptible, unheard
 
 
 @pytest.fixture(autouse=True)
@@ -61,19 +60,6 @@ def test_a_repeated_sigterm_does_not_disturb_what_is_being_finished() -> None:
     assert finished
 
 
-def test_a_signal_that_reaches_the_workers_first_still_stops_the_build() -> None:
-    late = threading.Timer(0.2, signal.raise_signal, [signal.SIGTERM])
-    late.start()
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        raise WorkerDiedError("killed by the same signal")
-
-
-def test_a_worker_that_died_by_itself_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medalign.runtime.processes._LATE_SECONDS", 0.01)
-    with pytest.raises(WorkerDiedError), interruptible():
-        raise WorkerDiedError("out of memory")
-
-
 def test_other_threads_are_left_alone() -> None:
     found = []
 
@@ -86,3 +72,41 @@ def test_other_threads_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert found == [before]
+
+
+def test_the_first_signal_asks_to_stop_and_ctrl_c_after_it_interrupts(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop.asked
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # schedulers repeat it
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "stopping after this step" in capfd.readouterr().err
+
+
+def test_a_stop_is_not_asked_for_by_what_nohup_ignores() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+    assert not stop.asked
+
+
+def test_signals_that_new_processes_do_not_hear_are_heard_after_the_block() -> None:
+    done = []
+
+    def work() -> None:
+        with unheard(signal.SIGTERM):
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            assert signal.SIGTERM in blocked  # a new process inherits this
+            signal.raise_signal(signal.SIGTERM)
+            done.append("started")
+
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        work()
+    assert done == ["started"]
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

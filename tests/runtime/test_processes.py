@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from medalign.runtime.processes import WorkerDiedError, Workers, default_workers, interruptible
+from medalign.runtime.processes import WorkerDiedError, Workers, default_workers, result_of
+from medalign.runtime.signals import interruptible
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -37,6 +38,17 @@ def test_tasks_are_taken_only_as_far_as_needed() -> None:
 def test_a_worker_that_dies_is_an_error() -> None:
     with Workers(1) as workers, pytest.raises(WorkerDiedError, match="worker process died"):
         list(workers.map(os._exit, [1], ahead=1))
+
+
+def test_a_signal_that_reaches_the_workers_first_is_still_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def late(_seconds: float) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("medalign.runtime.processes.time.sleep", late)
+    with Workers(1) as workers, pytest.raises(KeyboardInterrupt), interruptible():
+        result_of(workers.submit(os._exit, 1))
 
 
 def test_an_error_of_the_function_comes_back() -> None:
