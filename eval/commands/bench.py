@@ -44,9 +44,9 @@ def inference(
 
     quiet_libraries()
     from ..bench.cost_table import as_json, as_table
-    from ..bench.inference_cost import QUESTION, Wanted, bench_inference
+    from ..bench.inference_cost import QUESTION, BenchPlan, bench_inference
 
-    wanted = Wanted(
+    wanted = BenchPlan(
         images=image or (),
         question=question or QUESTION,
         tokens=tokens,
