@@ -146,7 +146,7 @@ def table(
 
     from ..predictions import AnswersError
     from ..result_file import write_result
-    from ..tables import Overview
+    from ..side_by_side import Overview
 
     names = metric_names(metrics)
     if out is not None:

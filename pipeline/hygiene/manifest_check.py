@@ -278,8 +278,8 @@ def checked_by_rules(manifest: Path, findings: Findings) -> Iterator[Record]:
         ManifestError: the file is no manifest at all.
     """
     rules = RecordRules(findings)
-    for where, line, record in scan_records(manifest):
-        findings.unit = where.partition(" ")[0]
+    for name, line, record in scan_records(manifest):
+        findings.unit = name.partition(" ")[0]
         if isinstance(record, Record):
             findings.records += 1
             rules.look(record)

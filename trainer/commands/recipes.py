@@ -49,7 +49,7 @@ def show(
     """
     from ..recipe.compose import find_recipe
     from ..recipe.recipe import Recipe
-    from ..recipe.reference import shown, shown_json
+    from ..recipe.reproduction import shown, shown_json
 
     source = find_recipe(name)
     recipe = Recipe.of(source, override or ())

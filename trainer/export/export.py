@@ -37,7 +37,7 @@ _SAMPLING: Final = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What is asked of an export.
+    """Options of an export.
 
     Attributes:
         checkpoint: `step-N`, `last`, `best`, or None for the finished adapter, else the newest.
@@ -61,7 +61,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export became.
+    """A finished export.
 
     Attributes:
         out: the folder.
@@ -82,8 +82,8 @@ def export(run: Path, out: Path, wish: Wish, say: Callable[[str], None]) -> Expo
     Args:
         run: run folder.
         out: folder to make.
-        wish: the rest.
-        say: told what a user wants to know on the way.
+        wish: the options.
+        say: prints what a user wants to know on the way.
 
     Raises:
         ExportError: the run, the student or `out` cannot be used as asked.
@@ -121,10 +121,9 @@ def export(run: Path, out: Path, wish: Wish, say: Callable[[str], None]) -> Expo
     return Exported(out, layer, dtype, checked)
 
 
-def _dtype(wanted: DtypeName, student: Path) -> torch.dtype:
-    stored = read_config(student).dtype
-    short = stored in (torch.float16, torch.bfloat16)
-    return torch.bfloat16 if wanted == "bf16" or (wanted == "auto" and short) else torch.float32
+def _dtype(name: DtypeName, student: Path) -> torch.dtype:
+    short = read_config(student).dtype in (torch.float16, torch.bfloat16)
+    return torch.bfloat16 if name == "bf16" or (name == "auto" and short) else torch.float32
 
 
 def _write_merged(

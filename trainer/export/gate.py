@@ -97,7 +97,7 @@ def require_known_transformers() -> None:
 @torch.inference_mode()
 def logits_of(llava: Any, samples: Sequence[GateSample]) -> list[Tensor]:
     """Logits [T, V] of every sample, on the CPU in the model's dtype."""
-    found = []
+    logits = []
     for sample in samples:
         batch = sample.batch.to(llava.device, llava.dtype)
         out = llava(
@@ -106,17 +106,17 @@ def logits_of(llava: Any, samples: Sequence[GateSample]) -> list[Tensor]:
             pixel_values=batch.pixel_values,
             use_cache=False,
         )
-        found.append(out.logits[0].cpu())
-    return found
+        logits.append(out.logits[0].cpu())
+    return logits
 
 
 def fingerprints(llava: Any) -> dict[str, str]:
     """SHA-256 of every tensor of a model, by its name."""
-    found = {}
+    digests = {}
     for name, tensor in llava.state_dict().items():
         data = tensor.detach().cpu().contiguous().view(torch.uint8)
-        found[name] = hashlib.sha256(data.numpy()).hexdigest()
-    return found
+        digests[name] = hashlib.sha256(data.numpy()).hexdigest()
+    return digests
 
 
 def same_tensors(merged: dict[str, str], exported: dict[str, str]) -> None:

@@ -16,6 +16,11 @@ from ..machine import disk_errors
 from .provenance import ExportError
 
 RECORD: Final = "export.json"
+REMOTE_CODE: Final = "modeling_medalign_llava.py"
+_REMOTE_TYPE: Final = "medalign_llava"
+_REMOTE_CLASS: Final = "MedAlignLlavaForConditionalGeneration"
+# Folders of other versions put these in front of the same tensors, or leave them out.
+_WRAPPERS: Final = frozenset({"model", "language_model", "vision_model"})
 
 
 def as_json(value: Any) -> bytes:
@@ -30,11 +35,11 @@ def check_target(out: Path, run: Path, student: Path, *, overwrite: bool) -> Non
         ExportError: `out` is a file, lies inside the run or the student, or holds something;
             with `overwrite`, something that is no export.
     """
-    place = out.resolve()
+    target = out.resolve()
     for owner, name in ((run.resolve(), "run"), (student.resolve(), "student")):
-        if place == owner or owner in place.parents:
+        if target == owner or owner in target.parents:
             raise ExportError(f"{out} is inside the {name} {owner}; choose another --out")
-        if place in owner.parents:
+        if target in owner.parents:
             raise ExportError(f"{out} holds the {name} {owner}; choose another --out")
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out} exists and is no folder; choose another --out")
@@ -48,13 +53,6 @@ def check_target(out: Path, run: Path, student: Path, *, overwrite: bool) -> Non
 def record(folder: Path, facts: dict[str, Any]) -> None:
     """Write `export.json`: facts, and size and SHA-256 of every other file."""
     write_durably(folder / RECORD, as_json({**facts, "files": sync_files(folder)}))
-
-
-REMOTE_CODE: Final = "modeling_medalign_llava.py"
-_REMOTE_TYPE: Final = "medalign_llava"
-_REMOTE_CLASS: Final = "MedAlignLlavaForConditionalGeneration"
-# Folders of other versions put these in front of the same tensors, or leave them out.
-_WRAPPERS: Final = frozenset({"model", "language_model", "vision_model"})
 
 
 def merge(student: Any, dtype: torch.dtype) -> tuple[Any, int | None]:
@@ -136,29 +134,26 @@ def _write_config(llava: Any, layer: int | None, folder: Path) -> None:
 
 
 def _by_source_name(llava: Any, source: Path, layer: int | None) -> dict[str, Tensor]:
-    held: dict[str, Tensor] = llava.state_dict()
-    named = _source_names(source)
-    if not named:  # an older folder of pickled weights: this version's own names
-        return _untied(held, llava)
-    found = {_bare(name): tensor for name, tensor in held.items()}
-    tensors = {name: found[bare] for bare, name in named.items() if bare in found}
-    if layer is not None:
-        inside = f"layers.{layer}.input_layernorm.weight"
-        beside = named[inside].removesuffix("input_layernorm.weight")
-        tensors[f"{beside}visual_rotation.weight"] = found[f"layers.{layer}.visual_rotation.weight"]
+    state: dict[str, Tensor] = llava.state_dict()
     tied = {"lm_head.weight"} if llava.config.tie_word_embeddings else set()
-    rotation = set() if layer is None else {f"layers.{layer}.visual_rotation.weight"}
-    lost = sorted(found.keys() - named.keys() - tied - rotation)
-    if lost or len(found) != len(held):
+    names = _source_names(source)
+    if not names:  # an older folder of pickled weights: this version's own names
+        return {name: tensor for name, tensor in state.items() if name not in tied}
+    bare = {_bare(name): tensor for name, tensor in state.items()}
+    tensors = {name: bare[key] for key, name in names.items() if key in bare}
+    rotation = set()
+    if layer is not None:
+        rotation = {f"layers.{layer}.visual_rotation.weight"}
+        prefix = names[f"layers.{layer}.input_layernorm.weight"].removesuffix(
+            "input_layernorm.weight"
+        )
+        tensors[f"{prefix}visual_rotation.weight"] = bare[next(iter(rotation))]
+    lost = sorted(bare.keys() - names.keys() - tied - rotation)
+    if lost or len(bare) != len(state):
         raise ExportError(
             f"{source}: its weight files have no place for {', '.join(lost[:5]) or 'some tensors'}"
         )
     return tensors
-
-
-def _untied(held: dict[str, Tensor], llava: Any) -> dict[str, Tensor]:
-    tied = "lm_head.weight" if llava.config.tie_word_embeddings else None
-    return {name: tensor for name, tensor in held.items() if name != tied}
 
 
 def _source_names(source: Path) -> dict[str, str]:
