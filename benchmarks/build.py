@@ -129,7 +129,7 @@ class Bench:
         names = [f"{k}.jpg" for k in range(self.images)]
         sources = [Source(name, sha256_file(self.folder / name)) for name in names]
         tasks = [sources[k : k + 4] for k in range(0, len(sources), 4)]
-        with Workers(self.workers) as workers:
+        with Workers(self.workers, preload="medalign.pipeline.decode") as workers:
             list(workers.map(partial(read_squares, view), tasks[: self.workers], 8))  # started
             begun = time.perf_counter()
             for _ in workers.map(partial(read_squares, view), tasks, 8):

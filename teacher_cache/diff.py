@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .attributes import load_attributes
+from .commits import Progress
 from .index import StoredIndex
 from .plan_file import has_newer_plan, load_plans
 from .reader import TeacherCache, TeacherRow
-from .seal import Progress
 from .storage.local import Storage, open_storage
 
 _TINY = 1e-38

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from .build_plan import Failure, Plan, check_failures
+from .schema import Failure, Plan, check_failures
 from .storage.untrusted import MAX_ROWS, TeacherCacheError, check_int, check_relative
 
 MAX_GENERATIONS = 2**16

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from ..runtime.files import sha256_bytes
-from .build_plan import Failure
 from .generations import (
     MAX_GENERATIONS,
     Generation,
@@ -15,7 +14,7 @@ from .generations import (
     check_distinct,
     check_generation,
 )
-from .schema import FORMAT, CacheCard, TeacherCacheError
+from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
 from .storage.local import Storage, sha256_of
 from .storage.untrusted import (
     MAX_ROWS,

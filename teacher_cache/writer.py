@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.files import sha256_bytes
-from .attributes import ROOT, Attributes, Seal, load_attributes, save_attributes
-from .build_plan import Plan
+from .attributes import ROOT, Attributes, Seal, load_attributes
 from .commits import CommitLog, ShardRecord, ShardState, row_digests_of
-from .format.arrays import RowArray, ensure_metadata
+from .format.arrays import RowArray
 from .generations import PlanChain, first_generation, next_generation
 from .gram.gram_error import GRAM_ERROR, GramErrors, measured_errors
+from .metadata import ensure_metadata, save_attributes
 from .plan_file import FOLDER, has_plan, load_plans, plan_name, publish_generation
-from .schema import CacheCard, TeacherCacheError
+from .schema import CacheCard, Plan, TeacherCacheError
 from .storage.local import LocalStorage, Storage, explaining_disk_errors, is_leftover, open_storage
 
 

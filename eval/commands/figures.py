@@ -91,7 +91,7 @@ def figures(
     quiet_libraries()
     from ...runtime.progress import ConsoleProgress
     from ...teacher_cache.reader import TeacherCache
-    from ..figures.runs import Asked, Drawn, draw_attention, draw_curves
+    from ..figures.runs import Drawn, Questions, draw_attention, draw_curves
     from ..predictions import AnswersError
     from ..source import find_source, kind_of, source_names
 
@@ -105,7 +105,10 @@ def figures(
         count = _SAMPLES if samples is None else samples
         with ConsoleProgress(unit="samples").counting("drawing") as progress:
             overlays = draw_attention(
-                Asked(manifest, images, students, store, layer, count), out, form.value, progress
+                Questions(manifest, images, students, store, layer, count),
+                out,
+                form.value,
+                progress,
             )
     runs = {name: path for name, path in folders.items() if kinds[name] == "run"}
     curves = draw_curves(runs, out, form.value)

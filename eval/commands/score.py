@@ -160,7 +160,7 @@ def table(
     from rich.console import Console
 
     from ..result_file import write_result
-    from ..tables import Overview
+    from ..side_by_side import Overview
 
     overview = Overview.read(scores, names)
     if form is None:

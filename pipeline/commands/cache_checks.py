@@ -49,8 +49,9 @@ def seal_command(
     certificate if it has none.
     """
     from ...runtime.signals import held_back
-    from ...teacher_cache.audit import seal, status
+    from ...teacher_cache.audit import status
     from ...teacher_cache.certificate import read_certificate
+    from ...teacher_cache.seal import seal
 
     before = status(store)  # a folder that is no cache is refused before torch is imported
     with held_back():
@@ -198,8 +199,9 @@ def _print_recomputed(certificate: "Certificate | None", outside: list[str]) -> 
 
 def _mend(path: str, damages: "Sequence[Damage]", *, mend: bool, quiet: bool) -> None:
     from ...teacher_cache.attributes import load_attributes
-    from ...teacher_cache.audit import reopen, status
+    from ...teacher_cache.audit import status
     from ...teacher_cache.damage import Remedy, advice
+    from ...teacher_cache.seal import reopen
     from ...teacher_cache.storage.local import open_storage
 
     store = open_storage(path)

@@ -19,14 +19,14 @@ from ...runtime.arguments import (
     no_new_file,
     option,
 )
-from ..manifest import printable, shorten
+from ..manifest import printable
 from .resume import FAILED, stopping
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..hygiene.leakage_report import LeakageReport
-    from ..hygiene.manifest_check import Finding, Findings
+    from ..hygiene.manifest_check import Findings
 
 SHOWN: Final = 5
 """Findings of each kind that the table lists."""
@@ -57,10 +57,10 @@ def check(
 
     from ...runtime.processes import default_workers
     from ...runtime.progress import ConsoleProgress
-    from ..hygiene.manifest_check import check_manifest
+    from ..hygiene.image_check import check_data
 
     with stopping(lambda: "stopped; this command writes nothing, run it again"):
-        findings = check_manifest(
+        findings = check_data(
             manifest,
             images,
             decode=None if decode == "all" else int(decode),
@@ -84,7 +84,7 @@ def _to_json(manifest: Path, findings: "Findings") -> dict[str, Any]:
         "images": findings.images,
         "decoded": findings.decoded,
         "errors": findings.errors,
-        "warnings": len(findings.found) - findings.errors,
+        "warnings": len(findings.all) - findings.errors,
         "kinds": {
             name: {
                 "severity": kind.severity,
@@ -120,15 +120,11 @@ def _print(manifest: Path, findings: "Findings", console: "Console") -> None:
     for name, same in grouped.items():
         _print_line(console, f"{KINDS[name].what}:")
         for finding in same[:SHOWN]:
-            _print_line(console, f"  {_place_of(findings.unit, finding)}: {finding.text}")
+            _print_line(console, f"  {findings.place(finding)}: {finding.text}")
         if len(same) > SHOWN:
             _print_line(console, f"  and {len(same) - SHOWN:,} more (--json has all)")
-    warnings = len(findings.found) - findings.errors
+    warnings = len(findings.all) - findings.errors
     _print_line(console, f"{findings.errors:,} errors, {warnings:,} warnings")
-
-
-def _place_of(unit: str, finding: "Finding") -> str:
-    return f"{unit} {finding.line}" + ("" if finding.id is None else f", {shorten(finding.id)}")
 
 
 def _print_line(console: "Console", line: str) -> None:
@@ -201,12 +197,10 @@ def refuse_to_replace(path: Path, inputs: Mapping[str, list[Path]]) -> None:
 
 
 def _write(path: Path, report: "LeakageReport") -> None:
-    from ..datasets.outputs import Draft
+    from ...runtime.files import make_folder, write_durably
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Draft(path) as draft:
-        draft.write(json.dumps(report.to_json(), indent=2).encode() + b"\n")
-        draft.place()
+    make_folder(path.parent)
+    write_durably(path, json.dumps(report.to_json(), indent=2).encode() + b"\n")
 
 
 def _compare(

@@ -22,7 +22,7 @@ _SHARE = "part"  # the command for the shards that are pending builds all of the
 @contextmanager
 def stopping(message: Callable[[], str]) -> Iterator[None]:
     """On Ctrl-C, SIGTERM or SIGHUP print the message, and end with exit code 130."""
-    from ...runtime.processes import interruptible
+    from ...runtime.signals import interruptible
 
     try:
         with interruptible():

@@ -162,16 +162,6 @@ def row_arrays(card: CacheCard) -> tuple[RowArray, ...]:
     )
 
 
-def ensure_metadata(store: Storage, card: CacheCard, extent: int) -> None:
-    """Write the metadata of row arrays that is missing, damaged, or of fewer rows."""
-    for array in row_arrays(card):
-        name, metadata = f"{array.name}/zarr.json", array.metadata(extent)
-        try:
-            check_metadata(store, name, metadata, may_be_longer=True)
-        except TeacherCacheError:  # it follows from card and plans, so nothing is lost
-            store.write(name, metadata_bytes(metadata))
-
-
 def table_metadata(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
     """Return `zarr.json` of a plain array: no shards, no compression, a checksum per chunk."""
     chunk = _table_chunk(shape, dtype)
@@ -217,11 +207,6 @@ def table_file_bytes(shape: tuple[int, ...], dtype: str) -> Iterator[tuple[str, 
     chunk = _table_chunk(shape, dtype)
     size = int(np.prod(chunk)) * np.dtype(dtype).itemsize + _CRC_BYTES
     return ((_chunk_name(index), size) for index in _chunk_places(shape, chunk))
-
-
-def metadata_bytes(metadata: dict[str, Any]) -> bytes:
-    """Return the bytes of a `zarr.json`, one spelling per content."""
-    return canonical_json(metadata)
 
 
 def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:

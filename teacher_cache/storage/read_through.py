@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import secrets
 import shutil
 import struct
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from ...runtime.files import PARTIAL
+from ...runtime.files import PARTIAL, Draft
 from ..format.shard_file import Ranges
 
 NEARBY_BYTES = 50 * 10**9
@@ -122,7 +121,10 @@ class NearbyFiles:
                 return
             for _ in range(_ATTEMPTS):
                 with contextlib.suppress(FileNotFoundError):  # removed by another worker just now
-                    _write_whole(path, data)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with Draft(path) as draft:  # no fsync: what is lost is read again
+                        draft.write(data)
+                        draft.place()
                     break
         except OSError as error:
             self._off = True
@@ -178,16 +180,6 @@ def _read_kept(path: Path, length: int, start: int, buffer: memoryview) -> bool:
     finally:
         os.close(descriptor)
     return True
-
-
-def _write_whole(path: Path, data: bytes | memoryview) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -44,8 +44,8 @@ def doctor(
     from ..machine import quiet_libraries
 
     quiet_libraries()
+    from ...pipeline.hygiene.finding import worst
     from ..preflight.doctor import Examination, Request
-    from ..preflight.finding import worst
 
     with tempfile.TemporaryDirectory(prefix="medalign-doctor-") as scratch:
         request = Request(
@@ -70,8 +70,8 @@ def doctor(
 def _json(examination: "Examination") -> dict[str, Any]:
     from dataclasses import asdict
 
-    from ..preflight.finding import worst
-    from ..preflight.student_checks import pieces
+    from ...pipeline.hygiene.finding import worst
+    from ..preflight.preview import pieces
 
     encoder = None if examination.student is None else examination.student.encoder
     return {
@@ -90,7 +90,7 @@ def _print(examination: "Examination") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from ..preflight.student_checks import in_colour, legend
+    from ..preflight.preview import in_colour, legend
 
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     width = max(len(check.name) for check in examination.checks)

@@ -77,7 +77,7 @@ def show(name: Name, override: Overrides = None, as_json: Json = False) -> None:
     """
     from ..recipe.compose import find_recipe
     from ..recipe.recipe import Recipe
-    from ..recipe.reference import shown, shown_json
+    from ..recipe.reproduction import shown, shown_json
 
     source = find_recipe(name)
     recipe = Recipe.of(source, override or ())

@@ -2,8 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -20,8 +18,6 @@ from ...runtime.arguments import (
     no_student,
     option,
 )
-
-_LINE_EVERY_SECONDS = 20.0
 
 student = typer.Typer(
     no_args_is_help=True, help="Convert original checkpoints, and check a student's folder."
@@ -87,6 +83,7 @@ def convert_command(
     from ..machine import quiet_libraries
 
     quiet_libraries()
+    from ...runtime.progress import ConsoleProgress
     from ..convert.checkpoint_families import ORIGINALS
     from ..convert.conversion_report import rows_of
     from ..convert.convert import Wish, convert
@@ -97,7 +94,7 @@ def convert_command(
         dtype=dtype.value,
         shard_bytes=int(shard_gb * 1e9),
     )
-    done = convert(source, out, ORIGINALS[family.value], wish, _stage)
+    done = convert(source, out, ORIGINALS[family.value], wish, ConsoleProgress(unit="bytes").stage)
     if done.already:
         typer.echo(f"already converted: {out}")
         return
@@ -126,56 +123,18 @@ def check_command(
     from ..machine import quiet_libraries
 
     quiet_libraries()
-    from ..convert.student_check import check_student
-    from ..preflight.finding import worst
+    from ...pipeline.hygiene.finding import lines, worst
+    from ...runtime.progress import ConsoleProgress
+    from ..preflight.student_check import check_student
 
-    checks = check_student(folder, _stage, forward=forward)
+    checks = check_student(folder, ConsoleProgress(unit="bytes").stage, forward=forward)
     if as_json:
         from dataclasses import asdict
 
         values = {"status": worst(checks), "checks": [asdict(check) for check in checks]}
         typer.echo(json.dumps(values, indent=2))
     else:
-        from ..convert.student_check import lines
-
         for line in lines(checks):
             typer.echo(line)
     if worst(checks) == "failed":
         raise typer.Exit(1)
-
-
-@contextmanager
-def _stage(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far a stage is: a bar on a terminal, a line now and then elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.progress import TransferSpeedColumn as Speed
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain_lines(what, total)
-        return
-    columns = (BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
-    with Progress(
-        TextColumn("{task.description}"), *columns, console=console, transient=True
-    ) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
-
-
-def _plain_lines(what: str, total: int) -> Callable[[int], None]:
-    import time
-
-    from ..machine import of_bytes
-
-    typer.echo(f"{what}: {of_bytes(total)}", err=True)
-    done, told_at = 0, time.monotonic()
-
-    def told(count: int) -> None:
-        nonlocal done, told_at
-        done += count
-        if time.monotonic() - told_at > _LINE_EVERY_SECONDS:
-            told_at = time.monotonic()
-            typer.echo(f"{what}: {of_bytes(done)} of {of_bytes(total)}", err=True)
-
-    return told

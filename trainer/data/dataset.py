@@ -1,5 +1,6 @@
 """From a manifest and a sealed cache to samples, read by number."""
 
+import hashlib
 import json
 from array import array
 from collections import Counter
@@ -107,6 +108,14 @@ class Selection:
     without_teacher: int
     dropped: int
     reasons: Counter[str]
+
+    def digest(self) -> str:
+        """SHA-256 over ids, image names and words of the conversations, in order."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            turns = [(turn.role, turn.text) for turn in record.conversations]
+            digest.update(json.dumps([record.id, record.images, turns]).encode())
+        return digest.hexdigest()
 
 
 def select(

@@ -141,6 +141,13 @@ def estimated_lengths(
     return np.minimum(np.fromiter(found, np.int64), max_length).astype(np.int32)
 
 
+def choose(records: int, at_most: int) -> list[int]:
+    """Numbers of the records to validate on, in order: all, or the same random choice always."""
+    if not 0 < at_most < records:
+        return list(range(records))
+    return sorted(np.random.default_rng(0).permutation(records)[:at_most].tolist())
+
+
 @dataclass(frozen=True, slots=True)
 class HeldOutOrder(Sampler[list[int]]):
     """Sample numbers of one rank's batches; every rank has the same number of batches.
