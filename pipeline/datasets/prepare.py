@@ -36,8 +36,8 @@ _IMAGE: Final = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """Hold the options of a run.
+class PrepareOptions:
+    """Hold how to prepare a data set.
 
     Attributes:
         images: folder of the images, where they do not lie with the set's files.
@@ -79,7 +79,11 @@ class Prepared:
 
 
 def prepare(
-    data_set: DataSet, folder: Path, out: Path, asked: Asked, progress: Progress | None = None
+    data_set: DataSet,
+    folder: Path,
+    out: Path,
+    options: PrepareOptions,
+    progress: Progress | None = None,
 ) -> Prepared:
     """Write `train.jsonl`, `val.jsonl`, `test.jsonl` and `report.json` to `out`.
 
@@ -87,31 +91,31 @@ def prepare(
         data_set: which set.
         folder: the set as it was downloaded and unpacked, or the folder around it.
         out: the output folder; made where it is missing.
-        asked: the options.
+        options: how to prepare it.
         progress: shows readers that take long.
 
     Raises:
         DataSetError: the set is not there or cannot be read, nothing of it can be used, or `out`
             holds something else already.
     """
-    choices = _values_of_choices(data_set, asked.choices)
+    choices = _values_of_choices(data_set, options.choices)
     root, layout = find_layout(data_set, folder)
-    source_images = image_folder(data_set, root, layout, asked.images)
+    source_images = image_folder(data_set, root, layout, options.images)
     made_from = {
         "data_set": data_set.name,
         "layout": layout.name,
         "options": {
-            "seed": asked.seed,
-            "val_fraction": asked.val_fraction,
-            "test_fraction": asked.test_fraction,
+            "seed": options.seed,
+            "val_fraction": options.val_fraction,
+            "test_fraction": options.test_fraction,
             **choices,
         },
         "files": {
             path.relative_to(root).as_posix(): sha256_file(path) for path in files_of(root, layout)
         },
     }
-    earlier = _earlier(out, made_from, source_images, asked)
-    if source_images is None and asked.overwrite and (out / LINK).is_symlink():
+    earlier = _earlier(out, made_from, source_images, options)
+    if source_images is None and options.overwrite and (out / LINK).is_symlink():
         (out / LINK).unlink()  # else images would be written into the folder of another set
     progress, images = progress or NoProgress(), source_images or out / LINK
     usable, left_out = Usable(images, private=data_set.private), LeftOuts()
@@ -119,9 +123,9 @@ def prepare(
     samples = usable.sort(data_set.read(source, choices), left_out, progress)
     if not samples:
         raise DataSetError(f"{root}: no sample can be used{left_out.listed()}")
-    fractions = _fractions(data_set, samples, asked)
+    fractions = _fractions(data_set, samples, options)
     contents = partial(read_contents, images, progress)
-    cut = cut_samples(samples, data_set.fractions, fractions, asked.seed, contents)
+    cut = cut_samples(samples, data_set.fractions, fractions, options.seed, contents)
     facts = Facts(
         data_set=data_set,
         root=root,
@@ -152,7 +156,9 @@ def _values_of_choices(data_set: DataSet, choices: Mapping[str, str]) -> dict[st
     return {name: choices.get(name, choice.default) for name, choice in known.items()}
 
 
-def _earlier(out: Path, made_from: Mapping[str, Any], images: Path | None, asked: Asked) -> Earlier:
+def _earlier(
+    out: Path, made_from: Mapping[str, Any], images: Path | None, options: PrepareOptions
+) -> Earlier:
     """Make the output folder and return what is in it, certain that this run may write there.
 
     Raises:
@@ -161,7 +167,7 @@ def _earlier(out: Path, made_from: Mapping[str, Any], images: Path | None, asked
     if out.exists() and not out.is_dir():
         raise DataSetError(f"{out}: is a file; --out names the folder to write to")
     out.mkdir(parents=True, exist_ok=True)
-    earlier = Earlier.read(out, overwrite=asked.overwrite)
+    earlier = Earlier.read(out, overwrite=options.overwrite)
     earlier.check_source(made_from, images)
     # A run that was killed may have put some of its manifests in place, but not its report.
     if not _remove_drafts(out):
@@ -169,14 +175,16 @@ def _earlier(out: Path, made_from: Mapping[str, Any], images: Path | None, asked
     return earlier
 
 
-def _fractions(data_set: DataSet, samples: Iterable[Sample], asked: Asked) -> dict[Split, float]:
+def _fractions(
+    data_set: DataSet, samples: Iterable[Sample], options: PrepareOptions
+) -> dict[Split, float]:
     """Return the fractions of the options.
 
     Raises:
         DataSetError: the set has that split already; its test is what others report on.
     """
-    options: dict[Split, float | None] = {"val": asked.val_fraction, "test": asked.test_fraction}
-    fractions = {split: share for split, share in options.items() if share is not None}
+    shares: dict[Split, float | None] = {"val": options.val_fraction, "test": options.test_fraction}
+    fractions = {split: share for split, share in shares.items() if share is not None}
     official = {sample.split for sample in samples} - {None}
     for split in fractions:
         if split in official or (split == "test" and official):
