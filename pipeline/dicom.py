@@ -61,7 +61,7 @@ def decode_dicom(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def _parse(data: bytes) -> Dataset:
-    # A deflated file inflates as a whole, unbounded, before its size can be looked at.
+    # A deflated file inflates as a whole, unbounded, before its size can be checked.
     if DeflatedExplicitVRLittleEndian.encode() in data[:65_536]:
         raise UnfitPixelsError("is deflated DICOM, which is not read; convert it to explicit VR")
     try:

@@ -110,7 +110,7 @@ class Shard:
             TeacherCacheError: with `strict`, an image that the codec cannot store; names it.
             WorkerDiedError: a worker process ended by itself.
         """
-        while self.begun:
+        while self.begun:  # emptied, so that a second call does not wait for them again
             at, (path, finish) = self.begun.popitem()
             try:
                 finish()
@@ -207,6 +207,7 @@ def _launch(
 
 def _fill(shard: Shard, done: _Launched) -> None:
     """Fetch the results of a batch and put them into its shard."""
+    # Waits for the device, which has the next batch to compute meanwhile.
     patches, attention = done.patches.cpu().numpy(), done.attention.cpu().numpy()
     finite = np.isfinite(patches).all(axis=(1, 2)) & np.isfinite(attention).all(axis=1)
     results = zip(patches, attention, finite, strict=True)

@@ -34,7 +34,7 @@ _LONGEST_ASPECT = 64  # beyond it the part that `crop` throws away would fill th
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Hold a rectangle; in the square unless said otherwise."""
+    """Hold a rectangle; in the square unless stated otherwise."""
 
     left: float
     top: float

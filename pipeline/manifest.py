@@ -409,7 +409,7 @@ def check_path(name: str, value: object) -> str:
 def resolve_image(root: Path, relative: str) -> Path:
     """Return where an image lies, certain that it lies inside `root`.
 
-    Whether the file exists is not looked at.
+    Whether the file exists is not checked.
 
     Raises:
         ManifestError: for an absolute path, `..`, a backslash, or a link that leads out of `root`.

@@ -7,7 +7,7 @@ The rules, the same wherever medalign reads an image:
 - Grey of more than 8 bits, integer or floating, is stretched linearly from the image's own
   minimum to its maximum (0 to 255, halves rounded up); one value throughout becomes 0; NaN and
   infinity are refused. Colour, and grey with alpha, of 16 bits keeps its high byte, as in Pillow.
-- Transparency is composited on black, or on white if asked for.
+- Transparency is composited on black, or on white with `alpha="white"`.
 - The EXIF orientation is applied. Of an MPO (a camera's JPEG with extra pictures) the main
   picture is read; any other file of several frames or pages is refused.
 - DICOM is known by its magic or its name; `dicom.py` has its rules.

@@ -16,7 +16,7 @@ from .decode import Unreadable, hash_files
 from .manifest import ManifestError, checked_records
 from .pixels import PixelsError
 
-_FILES_A_TASK = 16
+_FILES_A_TASK = 16  # hashing a small file takes less time than passing it to a worker
 
 
 class BuildError(ValueError):

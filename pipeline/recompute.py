@@ -30,9 +30,9 @@ from .pixels import Alpha
 from .weights import ExpertError, listed
 
 ROWS = 16
-"""How many rows are recomputed unless said otherwise."""
+"""How many rows are recomputed by default."""
 
-_BATCH = 8
+_BATCH = 8  # not the build's: what another batch size rounds is within the tolerance
 # Unit vectors at an angle of 0.008 have a cosine of 1 - 0.008 ** 2 / 2.
 _FLOAT32 = Tolerance(cosine=1 - 0.008**2 / 2, gram=0.008, attention=0.01)
 _BFLOAT16 = Tolerance(cosine=1 - 0.12**2 / 2, gram=0.08, attention=0.18)

@@ -211,6 +211,7 @@ def _write(facts: Facts, out: Path, earlier: Earlier) -> Prepared:
             record = record_of(sample, id_=id_, split=sample.split, licence=facts.data_set.licence)
             drafts[sample.split].write(line_of(record))
             tally.add(sample, sample.split, id_, record["licence"])
+        # All are on disk before the first is placed: a full disk leaves the earlier run whole.
         for draft in drafts.values():
             draft.finish()
         outputs = {draft.path.name: draft.sha256 for draft in drafts.values()}

@@ -100,6 +100,7 @@ class Usable:
     def __init__(self, images: Path, *, private: bool) -> None:
         """Take the image folder, and whether paths stay out of messages (they may hold text)."""
         self._images, self._private = images, private
+        # By path: sets ask several questions about an image, and a look-up costs on a network disk.
         self._problems: dict[str, str | None] = {}
 
     def __call__(self, item: Item) -> Item:
@@ -161,7 +162,7 @@ def _samples(items: Iterable[Item], left_out: LeftOuts) -> Iterator[Sample]:
 def _text_problem(sample: Sample) -> str | None:
     """Return why a sample cannot become a record, or None; never with text of the sample.
 
-    Image paths are not looked at.
+    Image paths are not checked here.
     """
     for name, text in (("question", sample.question), ("answer", sample.answer)):
         if not text.strip():
@@ -185,7 +186,7 @@ def _text_problem(sample: Sample) -> str | None:
 
 
 def file_problem(folder: Path, path: str) -> str | None:
-    """Return why nobody could open a file, as the end of a sentence; it is not opened."""
+    """Return why a file could not be opened, as the end of a sentence; it is not opened here."""
     absence = ImageFolder(folder).absence(path)
     if absence is None:
         return None

@@ -179,7 +179,7 @@ def _size(text: str) -> int | None:
 
 
 def _seeded(patients: Mapping[str, Group], seed: str) -> list[str]:
-    """Order by a hash: who is added later moves nobody before another."""
+    """Order by a hash: patients that are added later leave the order of the others unchanged."""
 
     def key(name: str) -> bytes:
         return hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogatepass")).digest()
