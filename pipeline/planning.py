@@ -16,7 +16,7 @@ from .decode import Unreadable, hash_files
 from .manifest import ManifestError, checked_records
 from .pixels import PixelsError
 
-_FILES_A_TASK = 16  # hashing a small file takes less time than passing it to a worker
+_FILES_A_TASK = 16  # amortises the queue: hashing a small file is quick
 
 
 class BuildError(ValueError):

@@ -40,7 +40,7 @@ def _read(source: Source, _choices: Mapping[str, str]) -> Iterator[Item]:
                 yield _sample(item, label, split)
     else:
         for label, item in read_items(source.root / _OSF_FILE):
-            phrase = as_text(item.get("phrase_type")).strip()  # some end in a blank
+            phrase = as_text(item.get("phrase_type")).strip()
             if phrase in _PHRASES:
                 yield _sample(item, label, _PHRASES[phrase])
             else:
