@@ -15,7 +15,7 @@ from .generations import (
     check_generation,
 )
 from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
-from .storage.local import Storage, sha256_of
+from .storage.local import Storage
 from .storage.untrusted import (
     MAX_ROWS,
     check_int,
@@ -92,11 +92,6 @@ def load_plans(store: Storage) -> tuple[CacheCard, PlanChain]:
     with within(f"{store}/{FOLDER}"):
         check_distinct(chain)
     return card, chain
-
-
-def plan_digest(store: Storage, generation: int) -> str:
-    """Return the SHA-256 (hex) of a plan's bytes."""
-    return sha256_of(store, plan_name(generation))
 
 
 def check_format(fields: Mapping[str, Any], source: str) -> None:
