@@ -68,12 +68,12 @@ def publish_generation(
 
 
 def has_plan(store: Storage) -> bool:
-    """Say whether a build was ever begun at `store`."""
+    """Return whether a build was ever begun at `store`."""
     return store.size(plan_name(0)) is not None
 
 
 def has_newer_plan(store: Storage, generations: int) -> bool:
-    """Say whether `store` has more generations than these."""
+    """Return whether `store` has more generations than these."""
     return store.size(plan_name(generations)) is not None
 
 

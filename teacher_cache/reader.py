@@ -211,7 +211,7 @@ class TeacherCache:
         return self._log.layout.rows
 
     def __contains__(self, key: object) -> bool:
-        """Say whether `key` has a row to read: its image did not fail, its shard was committed.
+        """Return whether `key` has a row to read: its image did not fail, its shard was committed.
 
         Damage does not count: a damaged row is in the cache, and reading it is an error.
         """

@@ -54,7 +54,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 def is_absence(error: BaseException) -> bool:
-    """Say whether an error means that there is no such file, and not that nobody could tell.
+    """Return whether an error means that there is no such file, and not that nobody could tell.
 
     fsspec's http raises FileNotFoundError for whatever happens while it asks for a size.
     """
@@ -64,7 +64,7 @@ def is_absence(error: BaseException) -> bool:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Say whether the same request may well succeed in a moment."""
+    """Return whether the same request may well succeed in a moment."""
     if isinstance(error, TeacherCacheError | PermissionError | FileExistsError):
         return False
     status = status_of(error)
@@ -204,7 +204,7 @@ class RemoteStorage:
         return 0
 
     def exists(self) -> bool:
-        """Say whether anything at all is there."""
+        """Return whether anything at all is there."""
         if self.size("zarr.json") is not None:  # a server of plain files may not know folders
             return True
         fs, path = self._at("")
