@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.untrusted import is_sha256
+from ..runtime.checks import is_sha256
 from .attributes import Seal, State, load_attributes
 from .commits import CommitLog, ShardState, list_failures
 from .format.arrays import check_metadata, row_arrays

@@ -199,7 +199,7 @@ class CacheCard:
         return hashlib.sha256(canonical_json(self.identity())).hexdigest()
 
     def differences(self, other: Self) -> list[str]:
-        """Name the fields that keep a build with card `other` from continuing a store of this card."""
+        """Name the fields that keep a build with `other` from continuing a store of this card."""
         mine = {**self.identity(), "shard_rows": self.shard_rows}
         theirs = {**other.identity(), "shard_rows": other.shard_rows}
         return [

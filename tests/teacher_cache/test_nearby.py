@@ -192,7 +192,8 @@ def test_a_full_disk_is_said_once_and_reading_goes_on(
 def test_a_folder_that_another_worker_removes_meanwhile_is_made_again(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    files, position = near(server, tmp_path), Draft.place
+    files = near(server, tmp_path)
+    place = Draft.place
     removed: list[Path] = []
     files.size("large")
 
@@ -200,7 +201,8 @@ def test_a_folder_that_another_worker_removes_meanwhile_is_made_again(
         if len(removed) < times:
             removed.append(draft.path)
             shutil.rmtree(draft.path.parent)
-        return bool(position(draft))
+        placed: bool = place(draft)
+        return placed
 
     monkeypatch.setattr(Draft, "place", raced)
     for _ in range(3):

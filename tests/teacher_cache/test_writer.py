@@ -432,7 +432,7 @@ def test_wrong_arrays_are_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "message"),
+    ("position", "value", "message"),
     [
         ((2, 0), -1e-9, "row 2: gram_error holds negative"),
         ((1, 1), -1e-9, "row 1: gram_error holds negative"),

@@ -6,7 +6,7 @@ from typing import Final
 
 from huggingface_hub.errors import StrictDataclassError
 
-from ...runtime.untrusted import Checks
+from ...runtime.checks import Checks
 from ..students.family import first_line
 
 
