@@ -1,4 +1,4 @@
-"""The images of a report: read once each, made small, and what a teacher cache says of them."""
+"""The images of a report: read once, made small, with the attention that a teacher cache holds."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from ...teacher_cache.schema import TeacherCacheError
 from .attention_maps import AttentionMap, Rectangle
 
 EXPERT = "expert"
-"""What a report calls the attention that comes from a teacher cache."""
+"""Label of the attention that comes from a teacher cache."""
 
 _QUALITY = 85
 
@@ -57,8 +57,8 @@ class Pictures:
     Attributes:
         root: folder of the images.
         side: longest side of a picture, in pixels.
-        alpha: colour behind transparent pixels where no cache says it.
-        cache: what the expert saw; None for no expert.
+        alpha: colour behind transparent pixels, unless the cache sets it.
+        cache: teacher cache of these images; None for no expert.
     """
 
     root: Path
