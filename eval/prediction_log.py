@@ -1,6 +1,5 @@
 """Write predicted answers so that a killed run continues where it stopped, whole or in parts."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from ..pipeline.manifest import Record
-from ..runtime.files import write_durably
+from ..runtime.files import append, lock, write_durably
 from ..runtime.parts import Part
 from .predictions import Answer, AnswersError, listed, parse_answers, reason_of
 
@@ -97,14 +96,11 @@ class AnswerLog:
         """
         if answer.id in self.done:
             raise AnswersError(f"{self.path}: id {answer.id!r} is answered already; skip it")
-        size = self._file.tell()
         try:
-            self._write(answer.to_line())
+            append(self.path, answer.to_line())
             if time.monotonic() - self._synced >= self._sync_seconds:
                 self._sync()
         except OSError as error:
-            # A half line here would spoil the next one, if the caller appends more.
-            os.truncate(self.path, size)
             raise AnswersError(
                 f"{self.path}: cannot be written: {reason_of(error)}; the answers so far are "
                 "kept, run the same command again"
@@ -127,11 +123,6 @@ class AnswerLog:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _write(self, line: bytes) -> None:
-        unwritten = memoryview(line)
-        while unwritten:  # an unbuffered write may take only a part, on a disk that fills up
-            unwritten = unwritten[self._file.write(unwritten) :]
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -262,16 +253,10 @@ def image_digest(records: Sequence[Record], folder: Path) -> str:
 def _open_alone(path: Path) -> FileIO:
     """Open a file for appending; the lock goes with the process, however it ends."""
     file = path.open("ab", buffering=0)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise AnswersError(
-            f"{path}: another process writes it; wait for it, or choose another --out"
-        ) from None
-    except OSError:  # a file system without locks, which cannot be guarded
-        pass
-    return file
+    if lock(file):
+        return file
+    file.close()
+    raise AnswersError(f"{path}: another process writes it; wait for it, or choose another --out")
 
 
 def _claim(path: Path, identity: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
+from ...runtime.libraries import LibraryError
 from ...trainer.students.families import family_of
 from .prompts import Prompt
 from .settings import DecodingError
@@ -111,18 +112,17 @@ def cache_keyword(model: Any) -> str:
     `past_key_values` up to transformers 5.23; 5.24 renames it to `cache` and drops the old name
     in 5.40, so the name is read from the signature rather than from a version.
 
+    Args:
+        model: a model, or its class.
+
     Raises:
-        DecodingError: the model takes neither.
+        LibraryError: the model takes neither.
     """
     parameters = inspect.signature(model.forward).parameters
     for name in ("cache", "past_key_values"):
         if name in parameters:
             return name
-    raise DecodingError(
-        f"{type(model).__name__} takes no key-value cache: neither `cache` nor `past_key_values` "
-        "is among the arguments of its forward; install a version of transformers that "
-        "constraints.txt names"
-    )
+    raise LibraryError("transformers", f"passes {type(model).__name__} a cache in another way")
 
 
 def generators(ids: Sequence[str], seed: int, purpose: str = "") -> list[torch.Generator]:

@@ -9,8 +9,7 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor, LlavaProcessor
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
-from ...pipeline.manifest import Record
-from ..data.conversation import PLACEHOLDER
+from ...pipeline.manifest import IMAGE_PLACEHOLDER, Record
 from ..students.spec import OWN_CODE, StudentSpec
 from .gate import GateError
 
@@ -55,13 +54,13 @@ def conversation(processor: Any, spec: StudentSpec, record: Record) -> list[dict
     Raises:
         GateError: it renders another prompt, whatever the form of the messages.
     """
-    wanted = spec.encoder.prompt_text(record)
+    prompt = spec.encoder.prompt_text(record)
     text = record.conversations[0].text
     for content in (_parts(text, "\n"), _parts(text, ""), text):
         messages = [{"role": "user", "content": content}]
         # Templates raise what they like on content of a form that they do not know.
         with contextlib.suppress(Exception):
-            if processor.apply_chat_template(messages, add_generation_prompt=True) == wanted:
+            if processor.apply_chat_template(messages, add_generation_prompt=True) == prompt:
                 return messages
     raise GateError("the exported chat template does not render the prompt of the training")
 
@@ -88,7 +87,7 @@ def process(processor: Any, messages: list[dict[str, Any]], images: Sequence[Any
 def _parts(text: str, newline: str) -> list[dict[str, str]]:
     """Content as Hugging Face's list; `newline` is taken away after an image."""
     parts: list[dict[str, str]] = []
-    for index, piece in enumerate(text.split(PLACEHOLDER)):
+    for index, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
         if index:
             parts.append({"type": "image"})
             piece = piece.removeprefix(newline)

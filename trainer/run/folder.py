@@ -4,23 +4,24 @@ import errno
 import fcntl
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from ...runtime.files import make_folder, write_durably
-from ..recipe.recipe import Recipe, RecipeError
-from .best_checkpoint import Best, Contest
-from .checkpoint_files import (
+from ...runtime.files import (
     append_lines,
     drop_folder,
-    is_complete,
+    make_folder,
     put_folder,
+    put_link,
     read_lines,
-    recover,
-    seal_folder,
-    step_of,
+    recover_folders,
+    whole_folder,
+    write_durably,
 )
+from ..recipe.recipe import Recipe, RecipeError
+from .best_checkpoint import Best, Contest
+from .checkpoint_files import is_complete, seal_folder, step_of
 
 # Changing these leaves every number of the run as it was, or moves files about.
 FREE_KEYS: Final = frozenset(
@@ -142,7 +143,7 @@ class RunFolder:
                 check_same_run(self.path, recipe, identity)
         make_folder(self.checkpoints)
         self._take()
-        recover(self.checkpoints, self._writing, is_complete)
+        recover_folders(self.checkpoints, self._writing, is_complete)
         write_durably(self.path / "identity.json", _json(identity))
         write_durably(self.path / "recipe.yaml", recipe.to_yaml().encode())
         return self.newest()
@@ -179,7 +180,7 @@ class RunFolder:
         """Every whole line of `skipped.jsonl`: step, id, reason."""
         return read_lines(self.path / "skipped.jsonl")
 
-    def append_skipped(self, step: int, skipped: tuple[tuple[str, str], ...]) -> None:
+    def append_skipped(self, step: int, skipped: Sequence[tuple[str, str]]) -> None:
         """Note conversations that carried no weight, and why, in `skipped.jsonl`."""
         lines = [{"step": step, "id": record, "reason": reason} for record, reason in skipped]
         append_lines(self.path / "skipped.jsonl", lines)
@@ -199,7 +200,7 @@ class RunFolder:
         target = self.checkpoints / f"step-{step}"
         seal_folder(partial)
         put_folder(partial, target)
-        _point(self.checkpoints / "last", target.name)
+        put_link(self.checkpoints / "last", target.name)
         complete = self._complete()
         best = self.best(contest)
         self._point_at_best(best)
@@ -248,14 +249,11 @@ class RunFolder:
         if best is None:
             link.unlink(missing_ok=True)
         else:
-            _point(link, best.checkpoint.name)
+            put_link(link, best.checkpoint.name)
 
     def _copy_adapter(self, checkpoint: Path, target: Path) -> None:
-        partial = self.path / f".{target.name}.writing"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(checkpoint / "adapter", partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        with whole_folder(target) as partial:
+            shutil.copytree(checkpoint / "adapter", partial, dirs_exist_ok=True)
 
     def release(self) -> None:
         """Let another process train here."""
@@ -285,13 +283,6 @@ class RunFolder:
             number += 1
         self.path.rename(old)
         return old
-
-
-def _point(link: Path, target: str) -> None:
-    temporary = link.with_name(f".{link.name}.new")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)
 
 
 def _json(value: Any) -> bytes:
