@@ -36,6 +36,7 @@ from medalign.trainer.data.batch import Batch, Sample, collate
 from medalign.trainer.data.teacher import Patches
 from medalign.trainer.distributed.engine import Engine
 from medalign.trainer.distributed.ranks import Ranks
+from medalign.trainer.distributed.zero_config import zero_config
 from medalign.trainer.losses import attention_alignment, spatial_alignment
 from medalign.trainer.objective import Objective, Share
 from medalign.trainer.recipe.recipe import Recipe
@@ -232,7 +233,12 @@ def large_config(spec: StudentSpec, size: Size) -> Any:
 def engine_steps(
     bench: Bench, objective: nn.Module, recipe: Recipe, batches: Callable[[], Batch]
 ) -> Iterator[None]:
-    engine = Engine(objective, recipe, Ranks(), bf16=bench.dtype == torch.bfloat16)
+    engine = Engine(
+        objective,
+        recipe.optim,
+        Ranks(),
+        zero_config(recipe, bf16=bench.dtype == torch.bfloat16, world=1),
+    )
     while True:
         batch = batches()
         share = Share.of(batch.answer_tokens, batch.teacher_images, 1)

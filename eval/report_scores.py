@@ -15,7 +15,7 @@ from .metrics.labels import FINDINGS, TOP_5, LabelCounts, found_labels
 from .metrics.radgraph import Annotation, graph_score, present_findings
 from .metrics.ratescore import rate_score
 from .metrics.report_text import (
-    ReportProtocol,
+    PROTOCOLS,
     Synonyms,
     bleu,
     clean_report,
@@ -26,8 +26,6 @@ from .metrics.report_text import (
 )
 from .metrics.statistic import Statistic, Tally
 from .predictions import Pair
-
-PROTOCOLS: tuple[ReportProtocol, ...] = ("medalign", "authors")
 
 Tallies = dict[Key, Tally]
 

@@ -358,8 +358,7 @@ def write_texts(predictions: Sequence[Path], manifest: Path, out: Path) -> int:
         AnswersError: as `score`; a record without an answer is left out.
         ManifestError: the manifest is broken.
     """
-    from .metrics.report_text import clinical_text
-    from .report_scores import PROTOCOLS
+    from .metrics.report_text import PROTOCOLS, clinical_text
 
     texts: set[str] = set()
     for path in predictions:

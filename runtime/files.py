@@ -14,9 +14,9 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from typing import IO, Any, BinaryIO, Final, Self
 
-from .untrusted import UntrustedError
+from .checks import UntrustedError
 
 PARTIAL: Final = ".partial"
 """Ending of a file that is being written."""
@@ -46,7 +46,7 @@ class Draft:
     def __enter__(self) -> Self:
         with naming(self._draft):
             self._file: BinaryIO = self._draft.open("xb")
-        _hold(self._file)
+        lock(self._file)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,9 +118,27 @@ def is_held(draft: Path) -> bool:
     """Return whether a run that is still alive writes this draft."""
     try:
         with draft.open("r+b") as file:
-            return not _hold(file)
+            return not lock(file, without_locks=False)
     except OSError:
         return True  # gone, or somebody else's
+
+
+def lock(file: IO[Any], *, without_locks: bool = True) -> bool:
+    """Lock a file for as long as it is open; return False if another process holds it.
+
+    The lock goes with its process, however that ends. Forked processes inherit it.
+
+    Args:
+        file: open, in any mode.
+        without_locks: what to return on a file system that knows no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return without_locks
+    return True
 
 
 def sweep_partial(folder: Path) -> int:
@@ -244,6 +262,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def put_link(link: Path, target: Path | str) -> None:
+    """Let a symbolic link lead to `target`, replacing the one that was there."""
+    draft = link.with_name(f".{link.name}.new")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(target)
+    draft.replace(link)
+
+
 def put_folder(draft: Path, path: Path) -> None:
     """Rename a fully written folder to `path`; what was there is deleted after that.
 
@@ -307,15 +333,6 @@ def _write(path: Path, data: bytes, place: Callable[[Draft], bool]) -> bool:
                 _sync(path.parent)
             return placed
     raise FileNotFoundError(f"{path}: temporary files vanish as soon as they are written")
-
-
-def _hold(file: BinaryIO) -> bool:
-    """Lock a draft for as long as it is open, so that others see that this run is alive."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another run's, or a file system without locks
-        return False
-    return True
 
 
 def _beside(folder: Path, ending: str) -> Path:

@@ -11,15 +11,16 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.untrusted import is_sha256
+from ..runtime.checks import is_sha256
 from .attributes import Seal, State, load_attributes
 from .commits import CommitLog, ShardState, list_failures
 from .format.arrays import check_metadata, row_arrays
 from .format.shard_file import Ranges, RowReader, nothing_kept
 from .generations import Layout
 from .gram.code import GramCode
-from .gram.codec import GramError, decode
+from .gram.codec import decode
 from .gram.gram_error import GRAM_ERROR, GramErrors, measured_errors, read_errors
+from .gram.target import GramError
 from .index import PlanIndex, RowIndex, StoredIndex
 from .plan_file import load_plans
 from .schema import CacheCard, Failure, TeacherCacheError

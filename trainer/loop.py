@@ -14,32 +14,15 @@ from ..runtime.signals import StopRequest
 from ..teacher_cache.schema import TeacherCacheError
 from .data.batch import Batch
 from .distributed.engine import Engine
-from .machine import peak_bytes, resident_bytes
-from .memory import explained
+from .machine import device_memory_errors, peak_bytes, resident_bytes
 from .objective import Share
-from .recipe.recipe import Recipe
+from .prepared import Prepared
 from .recipe.sections import OptimSection
 from .run.best_checkpoint import Contest
 from .run.checkpoint import save_checkpoint
 from .run.folder import RunFolder
 from .run.loggers import Loggers
-from .validation import HeldOut, Validation
-
-
-def rate_factor(optim: OptimSection, step: int, steps: int) -> float:
-    """Learning rate of update `step` (from 0) as a share of its base.
-
-    Rises linearly over ceil(warmup_ratio * steps) updates, then falls to 0 just after the last
-    update (or stays, for `constant`). A pure function, so a resumed run has no schedule to
-    restore.
-    """
-    warmup = math.ceil(optim.warmup_ratio * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    if optim.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    return 1.0 - progress if optim.schedule == "linear" else 1.0
+from .validation import HeldOut, Validation, first_skipped
 
 
 class TrainingDivergedError(RuntimeError):
@@ -98,26 +81,20 @@ class Loop:
     """Everything a loop needs, made once.
 
     Attributes:
+        plan: of the run.
         engine: holds the objective.
         student: the PEFT model inside it.
-        recipe: of the run.
         folder: of the run.
-        samples: conversations in the training set.
-        steps: updates of the whole run.
         about: recipe and cache identity, written beside every adapter.
-        dtype: of pixels on the device.
         loggers: take every number; those of rank 0 only.
         held_out: what is measured now and then, or None.
     """
 
+    plan: Prepared
     engine: Engine
     student: Any
-    recipe: Recipe
     folder: RunFolder
-    samples: int
-    steps: int
     about: dict[str, Any]
-    dtype: torch.dtype
     loggers: Loggers
     held_out: HeldOut | None = None
 
@@ -142,65 +119,68 @@ class Loop:
             DeviceMemoryError: the GPU's memory is full.
         """
         saved, held_out = None, self.held_out
+        steps, save_every = self.plan.steps, self.plan.recipe.run.save_every
         with StopRequest() as stop:
             if held_out is not None and held_out.is_lacking(start, self.folder, self.engine.ranks):
-                found = self._validate(held_out, start, stop)
-                if start and self._is_best(found):
-                    saved = self._save(start, found)
-                if found is None or self._any(stop.asked):
+                measured = self._validate(held_out, start, stop)
+                if start and self._is_best(measured):
+                    saved = self._save(start, measured)
+                if measured is None or self._any(stop.asked):
                     return start, saved
-            for step in range(start + 1, self.steps + 1):
+            for step in range(start + 1, steps + 1):
                 self._step(batches, step, report)
-                # Asked to stop, a run saves first; it is measured when it goes on.
-                stopping, found = self._any(stop.asked), None
+                # A run that is asked to stop saves first; it is measured when it is resumed.
+                stopping, measured = self._any(stop.asked), None
                 if held_out is not None and held_out.is_due(step) and not stopping:
-                    found = self._validate(held_out, step, stop)
-                    stopping = found is None
-                due = step % self.recipe.run.save_every == 0 or step == self.steps
-                if stopping or due or self._is_best(found):
-                    saved = self._save(step, found)
+                    measured = self._validate(held_out, step, stop)
+                    stopping = measured is None
+                due = step % save_every == 0 or step == steps
+                if stopping or due or self._is_best(measured):
+                    saved = self._save(step, measured)
                 if stopping:
                     return step, saved
-        return self.steps, saved
+        return steps, saved
 
-    def tell_saved(self, step: int) -> None:
-        """Tell the loggers of the checkpoint that a killed run would go on from."""
+    def log_saved(self, step: int) -> None:
+        """Give the loggers the checkpoint that a killed run would resume from."""
         if self.engine.ranks.rank == 0:
-            self.loggers.saved(step, self.folder.best(self._contest()))
+            self.loggers.saved(step, self.folder.best(self._contest))
 
+    @property
     def _contest(self) -> Contest | None:
         return None if self.held_out is None else self.held_out.contest
 
     def _validate(self, held_out: HeldOut, step: int, stop: StopRequest) -> Validation | None:
-        found = held_out.measure(self.engine, self.dtype, step, lambda: stop.asked)
-        if found is not None:
-            self.loggers.log("validation", step, found.values())
-        return found
+        measured = held_out.measure(self.engine, self.plan.derived.dtype, step, lambda: stop.asked)
+        if measured is not None:
+            self.loggers.log("validation", step, measured.values())
+        return measured
 
-    def _is_best(self, found: Validation | None) -> bool:
-        contest = self._contest()
-        if contest is None or found is None:
+    def _is_best(self, measured: Validation | None) -> bool:
+        contest = self._contest
+        if contest is None or measured is None:
             return False
-        value = found.values()[contest.by]
+        value = measured.values()[contest.by]
         return self.engine.ranks.first(lambda: self.folder.is_best(contest, value))
 
-    def _save(self, step: int, found: Validation | None) -> Path:
+    def _save(self, step: int, measured: Validation | None) -> Path:
         saved = save_checkpoint(
             self.folder,
             self.engine,
             self.student,
             step,
-            self.recipe.run.keep,
+            self.plan.recipe.run.keep,
             self.about,
-            None if found is None else found.values(),
-            self._contest(),
+            None if measured is None else measured.values(),
+            self._contest,
         )
-        self.tell_saved(step)
+        self.log_saved(step)
         return saved
 
     def _step(self, batches: Iterator[Batch], step: int, report: Callable[[Step], None]) -> Step:
+        recipe, derived = self.plan.recipe, self.plan.derived
         begun = time.perf_counter()
-        micro = [next(batches) for _ in range(self.recipe.data.micro_steps)]
+        micro = [next(batches) for _ in range(derived.micro_steps)]
         waited = time.perf_counter() - begun
         # Known before the first forward: a mean over the step needs the step's counts.
         tokens, images, skipped, refused, cut, read = self._sum(
@@ -213,25 +193,23 @@ class Loop:
         )
         if refused or not tokens:
             self._refuse(micro, step)
-        factor = rate_factor(self.recipe.optim, step - 1, self.steps)
+        factor = rate_factor(recipe.optim, step - 1, self.plan.steps)
         self.engine.set_rate(factor)
-        share = Share.of(int(tokens), int(images), len(micro) * self.engine.ranks.world)
+        share = Share.of(int(tokens), int(images), derived.micro_steps * derived.world)
         terms, norms = self._update(micro, share, step)
         lm, vis, att = self._sum(*terms)
-        loss = self.recipe.loss
         seconds = time.perf_counter() - begun
-        samples = len(micro) * self.recipe.data.batch_size * self.engine.ranks.world
         measured = Step(
             step=step,
-            epoch=step * samples / self.samples,
-            loss=lm / tokens + (loss.alpha * vis + loss.beta * att) / max(1, images),
+            epoch=step * derived.per_step / len(self.plan.selection.records),
+            loss=lm / tokens + (recipe.loss.alpha * vis + recipe.loss.beta * att) / max(1, images),
             lm=lm / tokens,
             vis=vis / images if images else None,
             att=att / images if images else None,
             grad_norm=math.hypot(*norms.values()),
             grad_norms=norms,
-            lr=self.recipe.optim.lr * factor,
-            samples_per_second=samples / seconds,
+            lr=recipe.optim.lr * factor,
+            samples_per_second=derived.per_step / seconds,
             data_wait=waited / seconds,
             skipped=int(skipped),
             cut=int(cut),
@@ -250,10 +228,10 @@ class Loop:
         terms = torch.zeros(3, device=device)
         norms: dict[str, float] = {}
         # Dropout follows from the step alone: a resumed run has no generators to restore.
-        torch.manual_seed(dropout_seed(self.recipe.run.seed, step, self.engine.ranks.rank))
-        with explained(self.recipe, f"step {step}"):
+        torch.manual_seed(dropout_seed(self.plan.recipe.run.seed, step, self.engine.ranks.rank))
+        with device_memory_errors(self.plan.recipe, f"step {step}"):
             for index, batch in enumerate(micro):
-                loss, part = self.engine(batch.to(device, self.dtype), share)
+                loss, part = self.engine(batch.to(device, self.plan.derived.dtype), share)
                 self.engine.backward(loss)
                 terms += part
                 if index == len(micro) - 1:
@@ -272,36 +250,35 @@ class Loop:
         wrong += [f"gradient of {name}" for name, n in norms.items() if not math.isfinite(n)]
         if not wrong:
             return
-        # The norms are of all ranks; where a loss tells whose records did it, those are named.
+        # The norms are of all ranks; where a loss shows whose records did it, those are named.
         named = any(mine) or not any(lost)
         ids = [record for batch in micro for record in batch.ids] if named else []
-        where = [i for found in self.engine.ranks.gather(ids) for i in found]
+        records = ", ".join(map(repr, self.engine.ranks.gather_items(ids)))
         raise TrainingDivergedError(
-            f"step {step}: not finite: {', '.join(wrong)}, on records "
-            f"{', '.join(map(repr, where))}; nothing was updated. Lower optim.lr, or look at these "
-            "records; the same command goes on from the last checkpoint"
+            f"step {step}: not finite: {', '.join(wrong)}, on records {records}; nothing was "
+            "updated. Lower optim.lr, or look at these records; the same command resumes from the "
+            "last checkpoint"
         )
 
     def _refuse(self, micro: list[Batch], step: int) -> None:
         """Stop all ranks together on images that must not, or cannot, be trained on."""
-        mine = [reason for batch in micro for reason in batch.refused]
-        refused = [reason for reasons in self.engine.ranks.gather(mine) for reason in reasons]
+        ranks = self.engine.ranks
+        refused = ranks.gather_items([reason for batch in micro for reason in batch.refused])
         if refused:
             raise TeacherCacheError(refused[0])
-        unread = [item for batch in micro for item in batch.skipped]
-        everywhere = [item for items in self.engine.ranks.gather(unread) for item in items]
-        first = f"record {everywhere[0][0]!r}: {everywhere[0][1]}" if everywhere else "no answers"
-        raise NothingToLearnError(f"step {step} has nothing to learn from, for instance {first}")
+        skipped = ranks.gather_items([item for batch in micro for item in batch.skipped])
+        raise NothingToLearnError(
+            f"step {step} has nothing to learn from, for instance {first_skipped(skipped)}"
+        )
 
     def _note(self, measured: Step, micro: list[Batch], report: Callable[[Step], None]) -> None:
-        everywhere: list[tuple[str, str]] = []
+        skipped: list[tuple[str, str]] = []
         if measured.skipped:
-            mine = [item for batch in micro for item in batch.skipped]
-            everywhere = [item for items in self.engine.ranks.gather(mine) for item in items]
+            own = [item for batch in micro for item in batch.skipped]
+            skipped = self.engine.ranks.gather_items(own)
         if self.engine.ranks.rank == 0:
             self.loggers.log("train", measured.step, measured.values())
-            if everywhere:
-                skipped = tuple(everywhere)
+            if skipped:
                 self.loggers.attempt(
                     "skipped.jsonl", lambda: self.folder.append_skipped(measured.step, skipped)
                 )
@@ -312,6 +289,22 @@ class Loop:
 
     def _any(self, flag: bool) -> bool:
         return self._sum(float(flag))[0] > 0
+
+
+def rate_factor(optim: OptimSection, step: int, steps: int) -> float:
+    """Learning rate of update `step` (from 0) as a share of its base.
+
+    Rises linearly over ceil(warmup_ratio * steps) updates, then falls to 0 just after the last
+    update (or stays, for `constant`). A pure function, so a resumed run has no schedule to
+    restore.
+    """
+    warmup = math.ceil(optim.warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    if optim.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0 - progress if optim.schedule == "linear" else 1.0
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -59,18 +59,11 @@ class Validation:
         return asdict(self)
 
 
-def choose(records: int, at_most: int) -> list[int]:
-    """Numbers of the records that are measured, in order: all, or the same random choice always."""
-    if not 0 < at_most < records:
-        return list(range(records))
-    return sorted(np.random.default_rng(0).permutation(records)[:at_most].tolist())
-
-
 class HeldOut:
     """Held-out conversations and when to measure them.
 
     Args:
-        samples: those that `choose` chose.
+        samples: the records that `choose` gave.
         records: digest of them.
         recipe: of the run.
         steps: updates of the whole run.
@@ -99,25 +92,25 @@ class HeldOut:
     def is_lacking(self, step: int, folder: RunFolder, ranks: Ranks) -> bool:
         """Whether a measurement was due at a step and is not in the run folder. All ranks.
 
-        A run that is asked to stop saves first, and is measured when it goes on.
+        A run that is asked to stop saves first, and is measured when it is resumed.
         """
 
-        def look() -> bool:
+        def lacking() -> bool:
             measured = [(line["step"], line["records"]) for line in folder.validation()]
             return (step, self.records) not in measured
 
-        return self.is_due(step) and ranks.first(look)
+        return self.is_due(step) and ranks.first(lacking)
 
     def measure(
-        self, engine: Engine, dtype: torch.dtype, step: int, asked: Callable[[], bool]
+        self, engine: Engine, dtype: torch.dtype, step: int, stopping: Callable[[], bool]
     ) -> Validation | None:
-        """Measure every loss term; training goes on after it as if nothing had been. All ranks.
+        """Measure every loss term; training afterwards is as if nothing had been. All ranks.
 
         Args:
             engine: holds the objective.
             dtype: of pixels on the device.
             step: updates done.
-            asked: whether this process was asked to stop.
+            stopping: whether this process was asked to stop.
 
         Returns:
             None when any rank was asked to stop.
@@ -128,7 +121,7 @@ class HeldOut:
         """
         begun = time.perf_counter()
         with _evaluating(engine.engine), torch.no_grad():
-            sums = self._sums(engine, dtype, asked)
+            sums = self._sums(engine, dtype, stopping)
         if sums is None:
             return None
         lm, vis, att, tokens, images, skipped = engine.ranks.sum(sums)
@@ -149,7 +142,7 @@ class HeldOut:
         )
 
     def _sums(
-        self, engine: Engine, dtype: torch.dtype, asked: Callable[[], bool]
+        self, engine: Engine, dtype: torch.dtype, stopping: Callable[[], bool]
     ) -> list[float] | None:
         """Sums of lm, vis and att of this rank, then answer tokens, images, skipped samples."""
         ranks = engine.ranks
@@ -158,21 +151,19 @@ class HeldOut:
         skipped: list[tuple[str, str]] = []
         with closing(self._batches(ranks)) as batches:
             for batch in batches:
-                refused, stopping = ranks.sum([float(len(batch.refused)), float(asked())])
+                refused, stops = ranks.sum([float(len(batch.refused)), float(stopping())])
                 if refused:
-                    _refuse(batch, ranks)
-                if stopping:
+                    # All ranks stop together on an image that is not the cache's.
+                    raise TeacherCacheError(f"held out: {ranks.gather_items(batch.refused)[0]}")
+                if stops:
                     return None
                 _, part = engine(batch.to(ranks.device, dtype), Share(1.0, 1.0))
                 terms += part
                 counts += (batch.answer_tokens, batch.teacher_images)
                 skipped += batch.skipped
         if not ranks.sum([float(counts[0])])[0]:
-            everywhere = [item for items in ranks.gather(skipped) for item in items]
-            why = "no answers"
-            if everywhere:
-                why = f"record {everywhere[0][0]!r}: {everywhere[0][1]}"
-            raise NothingHeldOutError(f"nothing to validate on, for instance {why}")
+            example = first_skipped(ranks.gather_items(skipped))
+            raise NothingHeldOutError(f"nothing to validate on, for instance {example}")
         return [*terms.tolist(), *counts.tolist(), float(len(skipped))]
 
     def _batches(self, ranks: Ranks) -> Generator[Batch]:
@@ -205,10 +196,9 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def _refuse(batch: Batch, ranks: Ranks) -> None:
-    """Stop all ranks together on images that are not those of the cache."""
-    reasons = [reason for found in ranks.gather(batch.refused) for reason in found]
-    raise TeacherCacheError(f"held out: {reasons[0]}")
+def first_skipped(skipped: Sequence[tuple[str, str]]) -> str:
+    """Describe the first of (record id, reason), for a message."""
+    return f"record {skipped[0][0]!r}: {skipped[0][1]}" if skipped else "no answers"
 
 
 def _finite(value: float) -> float | None:

@@ -86,8 +86,8 @@ def _verdicts(labels: Sequence[str]) -> dict[str, str]:
     """Return the choices of the filter by verdict, as `page.js` reads them."""
     if len(labels) == 1:
         return {"": "right or wrong", "any": "wrong"}
-    each = {str(number): f"wrong: {label}" for number, label in enumerate(labels)}
-    return {"": "right or wrong", "any": "wrong in any", "every": "wrong in all"} | each
+    by_file = {str(number): f"wrong: {label}" for number, label in enumerate(labels)}
+    return {"": "right or wrong", "any": "wrong in any", "every": "wrong in all"} | by_file
 
 
 def _source(name: str) -> str:

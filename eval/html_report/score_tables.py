@@ -8,7 +8,7 @@ from ..compare import Compared
 from ..metrics.definitions import Key
 from ..score import WITH_MODELS, Score
 from ..score_files import ScoresFile
-from ..tables import LOWER_NOTE, few_clusters, grouped, headline, not_computed
+from ..tables import few_clusters, grouped, headline, lower_note, not_computed
 from .gather import Answers, Gathered
 
 MANY = 4
@@ -77,9 +77,7 @@ def _notes(gathered: Gathered, metrics: Sequence[Score]) -> list[str]:
         ]
         if file.known is not None:
             notes += [f"{file.label}: {note}" for note in _scores_file_notes(file, file.known)]
-    if any(metric.better == "lower" for metric in metrics):
-        notes.append(LOWER_NOTE)
-    return list(dict.fromkeys(notes))
+    return list(dict.fromkeys([*notes, *lower_note(metrics)]))
 
 
 def _scores_file_notes(file: Answers, known: ScoresFile) -> list[str]:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from ... import __version__
 from ...runtime.files import sha256_file
@@ -13,21 +13,24 @@ from ...runtime.progress import Progress
 from .definition import SPLITS, DataSetError
 from .prepare_report import REPORT
 
+OUTPUT_NAMES: Final = (*(f"{split}.jsonl" for split in SPLITS), REPORT)
+"""Every file that a run may write: its manifests and its report."""
+
 
 def read_contents(folder: Path, progress: Progress, paths: Sequence[str]) -> dict[str, str]:
-    """Return the SHA-256 of files in a folder, by path; what cannot be read is left away."""
-    found = {}
+    """Return the SHA-256 of files in a folder, by path; files that cannot be read are left out."""
+    digests = {}
     with progress.stage("reading images to tell equal ones", total=len(paths)):
         for path in paths:
             with contextlib.suppress(OSError):
-                found[path] = sha256_file(folder / path)
+                digests[path] = sha256_file(folder / path)
             progress.advance(1)
-    return found
+    return digests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Earlier:
-    """Hold an output folder before this run writes to it.
+    """An output folder before this run writes to it.
 
     Attributes:
         out: the folder.
@@ -46,7 +49,7 @@ class Earlier:
         Raises:
             DataSetError: there is a report that is not ours, or a folder in the place of a file.
         """
-        for name in output_names():
+        for name in OUTPUT_NAMES:
             if (out / name).is_dir():
                 raise DataSetError(f"{out / name}: is a folder; move it away or name another --out")
         path = out / REPORT
@@ -80,7 +83,7 @@ class Earlier:
         if images is not None and folder.is_dir() and not folder.samefile(images):
             differing.append(f"images: {folder} before, {images.absolute()} now")
         if differing:
-            listed = "".join(f"\n  {each}" for each in differing)
+            listed = "".join(f"\n  {difference}" for difference in differing)
             raise DataSetError(
                 f"{self.out}: holds what an earlier run made from something else; name another "
                 f"--out, or pass --overwrite to replace it{listed}"
@@ -92,8 +95,7 @@ class Earlier:
         Raises:
             DataSetError: a manifest of the earlier run was changed.
         """
-        ours = {} if self.report is None else self.report["outputs"]
-        for name, digest in ours.items():
+        for name, digest in self._outputs.items():
             if self._is_file(name) and sha256_file(self.out / name) != digest:
                 raise self._in_the_way(name)
 
@@ -103,7 +105,7 @@ class Earlier:
         Args:
             ids: those of this run.
         """
-        for name in () if self.report is None else self.report["outputs"]:
+        for name in self._outputs:
             if self._is_file(name):
                 with (self.out / name).open("rb") as file:
                     yield from (id_ for line in file if (id_ := json.loads(line)["id"]) not in ids)
@@ -117,28 +119,31 @@ class Earlier:
         Raises:
             DataSetError: a manifest there is neither this run's nor the earlier one's.
         """
-        names = [name for name in output_names() if self._is_file(name)]
+        names = [name for name in OUTPUT_NAMES if self._is_file(name)]
         present = {name: sha256_file(self.out / name) for name in names}
         if not present:
             return "written"
         if present == dict(outputs):
             return "unchanged"
-        ours = {} if self.report is None else self.report["outputs"]
         for name, digest in present.items():
-            known = (outputs.get(name), ours.get(name))
+            known = (outputs.get(name), self._outputs.get(name))
             if name != REPORT and digest not in known and not self.overwrite:
                 raise self._in_the_way(name)
         return "replaced"
 
     def remove_all_but(self, outputs: Mapping[str, str]) -> None:
         """Remove manifests of the earlier run that this run has no records for."""
-        for name in output_names():
+        for name in OUTPUT_NAMES:
             if name != REPORT and name not in outputs:
                 (self.out / name).unlink(missing_ok=True)
 
+    @property
+    def _outputs(self) -> Mapping[str, str]:
+        """Digests of the earlier run's manifests, by name."""
+        return {} if self.report is None else self.report["outputs"]
+
     def _in_the_way(self, name: str) -> DataSetError:
-        ours = self.report is not None and name in self.report["outputs"]
-        why = "was changed since it was prepared" if ours else "is there already"
+        why = "was changed since it was prepared" if name in self._outputs else "is there already"
         return DataSetError(
             f"{self.out / name}: {why}; move it away, name another --out, or pass --overwrite to "
             "replace it"
@@ -154,12 +159,7 @@ def _is_ours(report: object) -> bool:
     made_from, outputs = report.get("made_from"), report.get("outputs")
     if not isinstance(made_from, dict) or not isinstance(outputs, dict):
         return False
-    return isinstance(made_from.get("options"), dict) and outputs.keys() <= set(output_names())
-
-
-def output_names() -> tuple[str, ...]:
-    """Return every name of a file that a run may write: its manifests and its report."""
-    return (*(f"{split}.jsonl" for split in SPLITS), REPORT)
+    return isinstance(made_from.get("options"), dict) and outputs.keys() <= set(OUTPUT_NAMES)
 
 
 def _differences(

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import re
 import stat
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from ...runtime.files import Draft, drafted, is_held, sha256_file
+from ...runtime.files import Draft, drafted, is_held, put_link, sha256_file
 from ...runtime.progress import NoProgress, Progress
 from ...runtime.text import plural
 from ..manifest import (
@@ -37,7 +36,7 @@ from .definition import (
     find_layout,
     image_folder,
 )
-from .outputs import Earlier, output_names, read_contents
+from .outputs import OUTPUT_NAMES, Earlier, read_contents
 from .prepare_report import REPORT, Facts, LeftOuts, Listed, Tally, report_of, report_text
 from .same_text import plain_words
 from .split import cut_samples
@@ -56,12 +55,8 @@ def link_images(out: Path, images: Path) -> Path:
     if leads(link, images):
         return link
     if link.is_symlink() or not link.exists():
-        draft = out / f"{LINK}.{os.getpid()}.partial"
-        try:
-            draft.symlink_to(images.absolute())
-            draft.replace(link)
-        except OSError:
-            draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            put_link(link, images.absolute())
     return link if leads(link, images) else images
 
 
@@ -87,7 +82,7 @@ def remove_drafts(out: Path) -> bool:
         if path.is_symlink():
             if name == LINK:
                 path.unlink(missing_ok=True)
-        elif name in output_names() and not is_held(path):
+        elif name in OUTPUT_NAMES and not is_held(path):
             path.unlink(missing_ok=True)
             manifests = True
     for path in list(_in_images(out, drafted)):

@@ -6,8 +6,6 @@ cut short is dropped.
 
 import base64
 import binascii
-import errno
-import fcntl
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +16,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 import PIL
 
+from ...runtime.files import lock
 from ...runtime.processes import Workers
 from ...runtime.progress import Progress
 from ..decode import Unreadable
@@ -82,7 +81,10 @@ def fingerprint_file(path: Path | None) -> Iterator[FingerprintFile]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        _take(path, file)
+        if not lock(file):
+            raise FingerprintFileError(
+                f"{path}: another run writes to it; wait for that run, or name another file"
+            )
         file.seek(0)
         fingerprints = FingerprintFile(file)
         end = _read(path, file, fingerprints)
@@ -91,19 +93,6 @@ def fingerprint_file(path: Path | None) -> Iterator[FingerprintFile]:
         if not end:
             fingerprints._write(_HEAD)
         yield fingerprints
-
-
-def _take(path: Path, file: BinaryIO) -> None:
-    """Keep a second run out; the lock goes with the file, however this process ends."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise FingerprintFileError(
-            f"{path}: another run writes to it; wait for that run, or name another file"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
-            raise  # a file system without locks is used without one
 
 
 def _read(path: Path, file: BinaryIO, fingerprints: FingerprintFile) -> int:

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import itertools
 import os
 import shutil
@@ -8,14 +9,17 @@ from typing import Any
 
 import pytest
 
+from medalign.runtime.checks import UntrustedError
 from medalign.runtime.files import (
     Draft,
     append,
     append_lines,
     drafted,
     is_held,
+    lock,
     make_folder,
     publish_once,
+    put_link,
     read_lines,
     sha256_bytes,
     sha256_file,
@@ -24,7 +28,6 @@ from medalign.runtime.files import (
     whole_folder,
     write_durably,
 )
-from medalign.runtime.untrusted import UntrustedError
 
 Write = Callable[[Path, bytes], object]
 
@@ -274,3 +277,34 @@ def test_leftovers_of_earlier_versions_are_swept(tmp_path: Path) -> None:
         (tmp_path / name / "file").write_text("half")
     write_folder(tmp_path / "folder", "new")
     assert {path.name for path in tmp_path.iterdir()} == {"folder", ".other.writing"}
+
+
+def test_a_lock_keeps_others_out_until_the_file_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("a") as mine, path.open("a") as other:
+        assert lock(mine)
+        assert not lock(other)
+    with path.open("a") as other:
+        assert lock(other)
+
+
+def test_a_file_system_without_locks_is_used_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / ".file.1-a.partial").write_bytes(b"half")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (tmp_path / "lock").open("a") as file:
+        assert lock(file)
+    # Nobody knows whether it is a leftover, so it stays.
+    assert is_held(tmp_path / ".file.1-a.partial")
+
+
+def test_a_link_is_replaced(tmp_path: Path) -> None:
+    for target in ("a", "b"):
+        (tmp_path / target).mkdir()
+        put_link(tmp_path / "link", target)
+        assert (tmp_path / "link").resolve() == tmp_path / target
+    assert len(list(tmp_path.iterdir())) == 3

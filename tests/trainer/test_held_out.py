@@ -16,7 +16,7 @@ from medalign.pipeline.manifest import read_manifest
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
 from medalign.trainer.data.dataset import Conversations
-from medalign.trainer.data.order import HeldOutOrder
+from medalign.trainer.data.order import HeldOutOrder, choose
 from medalign.trainer.loop import Step
 from medalign.trainer.objective import Objective
 from medalign.trainer.prepared import describe, prepare, with_paths
@@ -29,7 +29,6 @@ from medalign.trainer.validation import (
     HeldOut,
     NothingHeldOutError,
     Validation,
-    choose,
 )
 
 Dataset = Callable[..., tuple[Path, Path, Path]]

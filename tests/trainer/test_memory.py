@@ -29,7 +29,7 @@ from medalign.trainer.preflight.shapes import count_parameters, load_of, setting
 from medalign.trainer.prepared import Prepared, prepare, with_paths
 from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.student import checkpoint_activations, load_base
-from medalign.trainer.train import adapted, load_engine, pad_id, samples_of
+from medalign.trainer.train import adapted, load_engine, samples_of
 
 # LLaVA-Med 1.5: Mistral 7B, CLIP ViT-L/14 at 336 px.
 PARAMETERS = Parameters(
@@ -71,15 +71,13 @@ def run(
         plan = prepare(chosen, cache, world=1)
         samples = samples_of(plan)
         places = range(plan.recipe.data.batch_size)
-        return plan, collate([samples[place] for place in places], pad_id(plan))
+        return plan, collate([samples[place] for place in places], plan.student.pad_id)
 
     return make
 
 
 def by_formula(plan: Prepared, batch: Batch) -> tuple[Shape, Load, Settings]:
-    bf16 = plan.recipe.student.dtype == "bf16"
-    chosen = settings_of(plan.recipe, bf16=bf16, gpu=False, world=1, teacher=True)
-    return shape_of(plan.student), load_of(batch), chosen
+    return shape_of(plan.student), load_of(batch), settings_of(plan)
 
 
 @pytest.mark.parametrize("text_model", ["mistral", "qwen2", "llama"])
@@ -115,7 +113,7 @@ def test_weights_gradients_and_optimiser_are_as_large_as_the_formula_says(
     # ZeRO 3 puts its own function here for the whole process; undone after this test.
     monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
     plan, batch = run(**{"deepspeed.stage": stage, "student.dtype": dtype})
-    _, engine = load_engine(plan.recipe, plan.student.path, Ranks())
+    _, engine = load_engine(plan, Ranks())
     wanted = states(count_parameters(plan.student.path, plan.recipe), by_formula(plan, batch)[2])
     batch = batch.to("cpu", torch.bfloat16 if dtype == "bf16" else torch.float32)
     for _ in range(2):
@@ -251,7 +249,7 @@ def test_gradients_are_seen_only_between_backward_and_update(
     run: Callable[..., tuple[Prepared, Batch]],
 ) -> None:
     plan, batch = run(**{"data.accumulation": 1})
-    _, engine = load_engine(plan.recipe, plan.student.path, Ranks())
+    _, engine = load_engine(plan, Ranks())
     assert isinstance(engine, Engine)
     assert measure.gradient_bytes(engine) == 0
     loss, _ = engine(batch, Share(1.0, 1.0))

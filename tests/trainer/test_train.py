@@ -20,7 +20,7 @@ from medalign.trainer.loop import (
     TrainingDivergedError,
     dropout_seed,
 )
-from medalign.trainer.memory import DeviceMemoryError
+from medalign.trainer.machine import DeviceMemoryError
 from medalign.trainer.prepared import describe, prepare, with_paths
 from medalign.trainer.recipe.recipe import Recipe, RecipeError
 from medalign.trainer.train import Result, adapted, train
@@ -354,8 +354,7 @@ def test_a_run_of_a_gpu_goes_on_without_one_only_in_its_own_precision(
         return recipe(**{"student.dtype": dtype, "deepspeed.stage": 1})
 
     with monkeypatch.context() as patch:  # what auto comes to on a GPU
-        for file in ("train", "prepared"):
-            patch.setattr(f"medalign.trainer.{file}.uses_bf16", lambda _recipe: True)
+        patch.setattr("medalign.trainer.derived._dtype", lambda *_, **__: torch.bfloat16)
         run(chosen("auto"), data, student, out, stop_after=3)
     with pytest.raises(RecipeError, match=r"another precision \('bf16', now 'fp32'\)"):
         run(chosen("auto"), data, student, out)

@@ -26,7 +26,7 @@ def test_the_recipe_alone_decides(recipe: MakeRecipe, stage: int) -> None:
     assert config["train_batch_size"] == 2 * 2 * 4
     assert config["gradient_clipping"] == chosen.optim.clip
     assert not config["bf16"]["enabled"]
-    assert zero_stage(chosen) == stage
+    assert zero_stage(config) == stage
 
 
 def test_offloading_reaches_deepspeed(recipe: MakeRecipe) -> None:
@@ -65,7 +65,7 @@ def test_a_users_file_keeps_its_own_settings_and_takes_ours(
     }
     chosen = with_file(recipe, tmp_path, theirs)
     config = zero_config(chosen, bf16=True, world=2)
-    assert zero_stage(chosen) == 3
+    assert zero_stage(config) == 3
     assert config["zero_optimization"]["stage3_prefetch_bucket_size"] == 12345
     assert config["train_micro_batch_size_per_gpu"] == 2
     assert config["bf16"] == {"enabled": True, "immediate_grad_update": True}
@@ -105,8 +105,9 @@ def test_a_file_that_says_otherwise_is_refused(
 def test_a_missing_file_and_an_unknown_stage_are_named(recipe: MakeRecipe, tmp_path: Path) -> None:
     absent = recipe(**{"deepspeed.config": str(tmp_path / "absent.json")})
     with pytest.raises(RecipeError, match=r"absent.json: No such file"):
-        zero_stage(absent)
+        zero_config(absent, bf16=False, world=1)
+    unknown = with_file(recipe, tmp_path, {"zero_optimization": {"stage": 4}})
     with pytest.raises(RecipeError, match=r"stage must be 0, 1, 2 or 3, got 4"):
-        zero_stage(with_file(recipe, tmp_path, {"zero_optimization": {"stage": 4}}))
+        zero_config(unknown, bf16=False, world=1)
     with pytest.raises(ValidationError, match=r"is in the file that deepspeed\.config names"):
         recipe(**{"deepspeed.config": "x.json", "deepspeed.offload": "all", "deepspeed.stage": 3})

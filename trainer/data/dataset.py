@@ -1,5 +1,6 @@
 """From a manifest and a sealed cache to samples, read by number."""
 
+import hashlib
 import json
 from array import array
 from collections import Counter
@@ -22,9 +23,12 @@ from .batch import Float32, Sample
 from .conversation import IGNORED, ConversationError, images_of_prompt
 from .teacher import ResampledRow, resample_row
 
+OnMissing = Literal["drop", "fail", "lm_only"]
+_ABSENT: Final = "not in the cache"
+
 
 class PackedRecords(Sequence[Record]):
-    """Records as JSON, one after the other, made into objects when they are asked for.
+    """Records as JSON, one after the other, made into objects when they are read.
 
     As objects, records take five to ten times the manifest's size, and a forked worker copies
     them all bit by bit, because counting a reference writes beside the object. Packed they take
@@ -83,9 +87,6 @@ def _packed(record: Record) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-OnMissing = Literal["drop", "fail", "lm_only"]
-
-
 class MissingTeacherError(ValueError):
     """Images of the manifest are not in the cache, and the recipe says that this is an error."""
 
@@ -95,7 +96,7 @@ class Selection:
     """Which records are trained on, and why others are not.
 
     Attributes:
-        records: kept, in the manifest's order and in compact form.
+        records: those to train on, in the manifest's order and in compact form.
         text_only: of those, records without an image; they train the language model alone.
         without_teacher: of those, records with an image that the cache lacks (`lm_only`).
         dropped: records left out because the cache lacks an image of theirs.
@@ -108,6 +109,14 @@ class Selection:
     dropped: int
     reasons: Counter[str]
 
+    def digest(self) -> str:
+        """SHA-256 over ids, image names and words of the conversations, in order."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            turns = [(turn.role, turn.text) for turn in record.conversations]
+            digest.update(json.dumps([record.id, record.images, turns]).encode())
+        return digest.hexdigest()
+
 
 def select(
     records: Iterable[Record], cache: TeacherCache | None, on_missing: OnMissing
@@ -115,7 +124,7 @@ def select(
     """Compare a manifest with a cache before anything is trained.
 
     Args:
-        records: seen once, so that a manifest may be streamed.
+        records: read once, so that a manifest may be streamed.
         cache: None keeps every record.
         on_missing: what to do with records of which the cache lacks an image.
 
@@ -124,16 +133,16 @@ def select(
             is left to train on.
     """
     failed = {} if cache is None else {item.path: item.reason for item in cache.failures}
-    seen = text_only = lacking = 0
+    total = text_only = lacking = 0
     reasons = Counter[str]()
 
     def lacks(cache: TeacherCache, path: str) -> bool:
         return path not in cache or path in failed
 
-    def kept() -> Iterator[Record]:
-        nonlocal seen, text_only, lacking
+    def usable() -> Iterator[Record]:
+        nonlocal total, text_only, lacking
         for record in records:
-            seen += 1
+            total += 1
             absent = [] if cache is None else [p for p in record.images if lacks(cache, p)]
             reasons.update(failed.get(path, _ABSENT) for path in absent)
             if absent and on_missing == "fail":
@@ -146,10 +155,10 @@ def select(
                 text_only += not record.images
                 yield record
 
-    packed = PackedRecords(kept())
+    packed = PackedRecords(usable())
     if not packed:
         raise MissingTeacherError(
-            f"none of {seen} records has its images in the cache; "
+            f"none of {total} records has its images in the cache; "
             "was it built from another manifest or --images folder?"
         )
     return Selection(
@@ -159,9 +168,6 @@ def select(
         dropped=0 if on_missing == "lm_only" else lacking,
         reasons=reasons,
     )
-
-
-_ABSENT: Final = "not in the cache"
 
 
 class Conversations(Dataset[Sample]):
@@ -199,9 +205,9 @@ class Conversations(Dataset[Sample]):
         record = self.records[index]
         try:
             encoder = self.student.encoder
-            shown = images_of_prompt(record) if self.ask else None
-            seen = [self._image(path) for path in record.images[:shown]]
-            sizes = [grid.size for _, grid, _ in seen]
+            asked_about = images_of_prompt(record) if self.ask else None
+            images = [self._image(path) for path in record.images[:asked_about]]
+            sizes = [grid.size for _, grid, _ in images]
             if self.ask:
                 encoded = encoder.prompt(record, sizes)
             else:
@@ -213,9 +219,9 @@ class Conversations(Dataset[Sample]):
         return Sample(
             record.id,
             encoded,
-            pixels=tuple(pixels for pixels, _, _ in seen),
-            teachers=tuple(teacher for _, _, teacher in seen),
-            grids=tuple(grid for _, grid, _ in seen),
+            pixels=tuple(pixels for pixels, _, _ in images),
+            teachers=tuple(teacher for _, _, teacher in images),
+            grids=tuple(grid for _, grid, _ in images),
         )
 
     def _image(self, path: str) -> tuple[Float32, PatchGrid, TeacherRow | ResampledRow | None]:
@@ -240,7 +246,7 @@ class Conversations(Dataset[Sample]):
 
 
 class Padded(Dataset[Sample]):
-    """Conversations, then as many copies of the first one as are asked for, without any weight."""
+    """Conversations, then copies of the first one without any weight, however many are read."""
 
     def __init__(self, samples: Conversations) -> None:
         self._samples = samples

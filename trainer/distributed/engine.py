@@ -1,16 +1,16 @@
 """A DeepSpeed engine around an objective, with state that knows neither ranks nor stages."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..recipe.recipe import Recipe
 from ..recipe.sections import OptimSection
 from .ranks import Ranks, load_deepspeed
 from .zero import MOMENTS, partition_of
-from .zero_config import zero_config, zero_stage
+from .zero_config import zero_stage
 
 
 class Engine:
@@ -18,27 +18,27 @@ class Engine:
 
     Args:
         objective: module whose `requires_grad` parameters are trained.
-        recipe: of the run.
+        optim: learning rates and constants of AdamW.
         ranks: processes taking part.
-        bf16: train in bfloat16 with float32 masters.
+        zero: DeepSpeed's configuration, from `zero_config`.
     """
 
-    def __init__(self, objective: nn.Module, recipe: Recipe, ranks: Ranks, *, bf16: bool) -> None:
+    def __init__(
+        self, objective: nn.Module, optim: OptimSection, ranks: Ranks, zero: Mapping[str, Any]
+    ) -> None:
         self.ranks = ranks
-        self.stage = zero_stage(recipe)
         deepspeed = load_deepspeed()
-        groups = _groups(objective, recipe.optim)
-        adam = torch.optim.AdamW(
-            groups, betas=recipe.optim.betas, weight_decay=recipe.optim.weight_decay
-        )
+        groups = _groups(objective, optim)
+        adam = torch.optim.AdamW(groups, betas=optim.betas, weight_decay=optim.weight_decay)
         self._base_rates = [float(group["lr"]) for group in groups]
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=objective,
             optimizer=adam,
-            config=zero_config(recipe, bf16=bf16, world=ranks.world),
+            # DeepSpeed keeps the mapping it gets and may write into it.
+            config=copy.deepcopy(dict(zero)),
         )
         self._named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
-        self._partition = partition_of(self.stage, self.optimizer, deepspeed)
+        self._partition = partition_of(zero_stage(zero), self.optimizer, deepspeed)
 
     def __call__(self, *args: Any) -> tuple[Tensor, Tensor]:
         """Run the objective's forward."""

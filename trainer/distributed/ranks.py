@@ -3,7 +3,7 @@
 import atexit
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -40,7 +40,7 @@ def load_deepspeed() -> Any:
 
 
 @contextmanager
-def sharded_loading(config: dict[str, Any], *, enabled: bool) -> Iterator[None]:
+def sharded_loading(config: Mapping[str, Any], *, enabled: bool) -> Iterator[None]:
     """While entered, models are cut into parts among the ranks as their weights are read.
 
     Args:
@@ -54,7 +54,7 @@ def sharded_loading(config: dict[str, Any], *, enabled: bool) -> Iterator[None]:
     import transformers.integrations.deepspeed as library
 
     bridge: Any = library
-    _held = bridge.HfDeepSpeedConfig(config)  # transformers keeps a weak reference only
+    _held = bridge.HfDeepSpeedConfig(dict(config))  # transformers keeps a weak reference only
     try:
         yield
     finally:
@@ -104,6 +104,10 @@ class Ranks:
             return [value]
         torch.distributed.all_gather_object(values, value)
         return values
+
+    def gather_items(self, items: Sequence[T]) -> list[T]:
+        """Give the items of every rank to every rank, in rank order."""
+        return [item for part in self.gather(items) for item in part]
 
     def first(self, job: Callable[[], T]) -> T:
         """Let rank 0 do a job and give its result to all; a failure there is a failure of all.

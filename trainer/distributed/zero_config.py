@@ -53,20 +53,9 @@ def zero_config(recipe: Recipe, *, bf16: bool, world: int) -> dict[str, Any]:
     return config
 
 
-def zero_stage(recipe: Recipe) -> int:
-    """ZeRO stage of a run, from the recipe or the file that it points to.
-
-    Raises:
-        RecipeError: the file cannot be read, or names no stage from 0 to 3.
-    """
-    if recipe.deepspeed.config is None:
-        return recipe.deepspeed.stage
-    path = Path(recipe.deepspeed.config)
-    zero = _read(path).get("zero_optimization", {})
-    stage = zero.get("stage", 0) if isinstance(zero, Mapping) else None
-    if stage not in (0, 1, 2, 3):
-        raise RecipeError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
-    return int(stage)
+def zero_stage(config: Mapping[str, Any]) -> int:
+    """ZeRO stage that a configuration of `zero_config` sets; 0 where it is silent."""
+    return int(_section(config, "zero_optimization").get("stage", 0))
 
 
 def _zero(stage: int, offload: str) -> dict[str, Any]:
@@ -119,7 +108,10 @@ def _check_sections(path: Path, theirs: dict[str, Any]) -> None:
         raise RecipeError(
             f"{path}: remove bf16.{lowered[0]}: masters and Adam's moments are kept in float32"
         )
-    zero = _section(theirs, "zero_optimization")
+    zero = theirs.get("zero_optimization", {})
+    stage = zero.get("stage", 0) if isinstance(zero, Mapping) else None
+    if stage not in (0, 1, 2, 3):
+        raise RecipeError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
     for key in ("offload_optimizer", "offload_param"):
         device = _section(zero, key).get("device", "cpu")
         if device not in ("cpu", "none"):

@@ -12,9 +12,9 @@ from ...pipeline.hygiene.finding import Check, guarded
 from ...pipeline.manifest import Record, even
 from ...teacher_cache.reader import TeacherCache
 from ..data.conversation import Encoded
-from ..distributed.zero_config import zero_config
+from ..derived import derive
 from ..machine import counted
-from ..prepared import check_precision, disagreements, uses_bf16
+from ..prepared import disagreements
 from ..recipe.compose import find_recipe
 from ..recipe.recipe import Recipe, RecipeError, for_ranks
 from ..recipe.sections import DataSection
@@ -92,10 +92,9 @@ class Examination:
     def _read_recipe(self, name: str) -> Check:
         try:
             self.recipe = Recipe.of(find_recipe(name))
-            check_precision(self.recipe)
             check_installed(self.recipe.log)
             ranks = _ranks(self.recipe)
-            zero_config(for_ranks(self.recipe, ranks), bf16=uses_bf16(self.recipe), world=ranks)
+            derive(for_ranks(self.recipe, ranks), ranks)
         except RecipeError as error:
             return Check("recipe", "failed", str(error), "mend the recipe")
         loss = self.recipe.loss

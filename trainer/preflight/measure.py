@@ -23,7 +23,7 @@ from ..memory import Memory
 from ..objective import Share
 from ..prepared import Prepared
 from ..students.spec import StudentError
-from ..train import load_engine, precision, read_ahead, step_order
+from ..train import load_engine, read_ahead, step_order
 
 T = TypeVar("T")
 
@@ -247,11 +247,11 @@ def measure(
         FullError: a device is too small.
     """
     own = step_order(plan, len(samples), ranks, 0, TIMED)
-    order = PlanOrder(tuple(longest), plan.recipe.data.micro_steps, own)
+    order = PlanOrder(tuple(longest), plan.derived.micro_steps, own)
     batches = read_ahead(plan, samples, order)
     before = 0 if ranks.device.type == "cuda" else peak_bytes()
-    _, engine = votes.together(lambda: load_engine(plan.recipe, plan.student.path, ranks))
-    stepper = _Stepper(engine, precision(plan.recipe), plan.recipe.data.micro_steps, votes)
+    _, engine = votes.together(lambda: load_engine(plan, ranks))
+    stepper = _Stepper(engine, plan.derived.dtype, plan.derived.micro_steps, votes)
     with closing(batches):
         parts = stepper.longest(batches)
         timed = [stepper.timed(batches) for _ in range(TIMED)]

@@ -1,15 +1,14 @@
 """A student's parameters and sizes without its weights: built on the meta device."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from ..data.batch import Batch
 from ..distributed.engine import group_of
-from ..distributed.zero_config import zero_config, zero_stage
-from ..memory import Load, Offload, Parameters, Settings, Shape, Stage
-from ..prepared import attention_kernel
+from ..memory import Load, Offload, Parameters, Settings, Shape
+from ..prepared import Prepared
 from ..recipe.recipe import Recipe
 from ..student import unloaded_model
 from ..students.spec import StudentSpec, read_config
@@ -68,18 +67,11 @@ def load_of(batch: Batch) -> Load:
     )
 
 
-def settings_of(recipe: Recipe, *, bf16: bool, gpu: bool, world: int, teacher: bool) -> Settings:
-    """Take from a recipe what decides memory.
-
-    Args:
-        recipe: of the run.
-        bf16: computes in bfloat16.
-        gpu: runs on one, where a dropout mask is a byte a number.
-        world: ranks.
-        teacher: a cache is given.
-    """
-    size = 2 if bf16 else 4
-    zero = zero_config(recipe, bf16=bf16, world=world).get("zero_optimization", {})
+def settings_of(plan: Prepared) -> Settings:
+    """Take from a run what decides memory."""
+    recipe, derived = plan.recipe, plan.derived
+    size = derived.dtype.itemsize
+    zero = derived.zero.get("zero_optimization", {})
     away = [part for part in ("optimizer", "param") if _in_host_memory(zero, part)]
     offload: Offload = "all" if len(away) == 2 else "optimizer" if away == ["optimizer"] else "none"
     return Settings(
@@ -87,14 +79,14 @@ def settings_of(recipe: Recipe, *, bf16: bool, gpu: bool, world: int, teacher: b
         rank=recipe.lora.rank,
         dropout=recipe.lora.dropout > 0,
         checkpointing=recipe.student.gradient_checkpointing,
-        flash=attention_kernel(recipe, Path(recipe.student.path or "")) == "flash_attention_2",
-        losses=teacher,
+        flash=derived.flash,
+        losses=plan.cache is not None,
         rotation=recipe.loss.rotation,
-        stage=cast(Stage, zero_stage(recipe)),
+        stage=derived.stage,
         offload=offload,
-        world=world,
+        world=derived.world,
         quantized=recipe.student.quantize != "none",
-        mask_bytes=1 if gpu else size,
+        mask_bytes=1 if derived.gpu else size,  # a GPU packs a mask into bytes,
     )
 
 

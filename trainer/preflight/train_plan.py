@@ -22,9 +22,9 @@ from ..memory import (
     gpu_seconds,
     step_operations,
 )
-from ..prepared import Prepared, prepare, uses_bf16
+from ..prepared import Prepared, prepare
 from ..recipe.recipe import Recipe
-from ..train import pad_id, samples_of
+from ..train import samples_of
 from .advice import Advice, Case, advise
 from .lengths import Lengths, VisualTokens, measure_lengths
 from .measure import FullError, Measured, Votes, measure
@@ -141,7 +141,7 @@ def make_plan(recipe: Recipe, cache: Path | str | None, out: Path) -> tuple[Prep
     samples = samples_of(run)
     longest, batch = _longest(run, samples, lengths)
     parameters = count_parameters(run.student.path, recipe)
-    here = _case(run, parameters, batch, gpu=torch.cuda.is_available(), world=world)
+    here = _case(run, parameters, batch)
     ranks = Ranks(recipe.run.timeout_minutes)
     measured, reason = attempt(run, samples, longest, here, ranks)
     if ranks.rank:
@@ -204,8 +204,11 @@ def _plan(
     reason: str,
     out: Path,
 ) -> Plan:
-    recipe, world, gpu = run.recipe, here.chosen.world, torch.cuda.is_available()
-    case = here if gpu else _case(run, here.parameters, batch, gpu=True, world=world)
+    recipe, gpu = run.recipe, run.derived.gpu
+    case = here
+    if not gpu:
+        on_gpu = replace(run, derived=run.derived.on_gpu(recipe))
+        case = _case(on_gpu, here.parameters, batch)
     whole = torch.cuda.get_device_properties(0).total_memory if gpu else GPU_BYTES
     peak = measured.taken if gpu and measured is not None else case.memory.total
     room = whole if gpu and measured is not None else round(ESTIMATED_SHARE * whole)
@@ -214,7 +217,7 @@ def _plan(
     adapter = here.parameters.trained * here.chosen.number_bytes
     best = int(recipe.validation.keep_best is not None)
     operations = step_operations(case.parameters, case.load, case.chosen)
-    seconds = gpu_seconds(operations * recipe.data.micro_steps)
+    seconds = gpu_seconds(operations * run.derived.micro_steps)
     return Plan(
         device=torch.cuda.get_device_name(0) if gpu else "CPU",
         case=case,
@@ -222,8 +225,8 @@ def _plan(
         run=Run(
             samples=len(run.selection.records),
             steps=run.steps,
-            per_step=recipe.data.batch_size * recipe.data.micro_steps * world,
-            world=world,
+            per_step=run.derived.per_step,
+            world=run.derived.world,
         ),
         disk=Disk(
             checkpoint=size,
@@ -245,14 +248,12 @@ def _at_stage(case: Case, stage: Stage) -> Memory:
     return estimate(case.parameters, case.shape, case.load, chosen)
 
 
-def _case(run: Prepared, parameters: Parameters, batch: Batch, *, gpu: bool, world: int) -> Case:
-    recipe = run.recipe
-    bf16 = recipe.student.dtype != "fp32" if gpu else uses_bf16(recipe)
+def _case(run: Prepared, parameters: Parameters, batch: Batch) -> Case:
     return Case(
         parameters=parameters,
         shape=shape_of(run.student),
         load=load_of(batch),
-        chosen=settings_of(recipe, bf16=bf16, gpu=gpu, world=world, teacher=run.cache is not None),
+        chosen=settings_of(run),
     )
 
 
@@ -277,4 +278,4 @@ def _longest(run: Prepared, samples: Conversations, lengths: Lengths) -> tuple[l
         raise NothingToLearnError(f"no conversation can be used, for instance {reasons[0]}")
     # A set smaller than a batch is seen more than once.
     repeat = -(-size // len(readable))
-    return (numbers * repeat)[:size], collate((readable * repeat)[:size], pad_id(run))
+    return (numbers * repeat)[:size], collate((readable * repeat)[:size], run.student.pad_id)

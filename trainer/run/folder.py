@@ -4,7 +4,7 @@ import errno
 import fcntl
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -13,6 +13,7 @@ from ...runtime.files import (
     drop_folder,
     make_folder,
     put_folder,
+    put_link,
     read_lines,
     recover_folders,
     whole_folder,
@@ -179,7 +180,7 @@ class RunFolder:
         """Every whole line of `skipped.jsonl`: step, id, reason."""
         return read_lines(self.path / "skipped.jsonl")
 
-    def append_skipped(self, step: int, skipped: tuple[tuple[str, str], ...]) -> None:
+    def append_skipped(self, step: int, skipped: Sequence[tuple[str, str]]) -> None:
         """Note conversations that carried no weight, and why, in `skipped.jsonl`."""
         lines = [{"step": step, "id": record, "reason": reason} for record, reason in skipped]
         append_lines(self.path / "skipped.jsonl", lines)
@@ -199,7 +200,7 @@ class RunFolder:
         target = self.checkpoints / f"step-{step}"
         seal_folder(partial)
         put_folder(partial, target)
-        _point(self.checkpoints / "last", target.name)
+        put_link(self.checkpoints / "last", target.name)
         complete = self._complete()
         best = self.best(contest)
         self._point_at_best(best)
@@ -248,7 +249,7 @@ class RunFolder:
         if best is None:
             link.unlink(missing_ok=True)
         else:
-            _point(link, best.checkpoint.name)
+            put_link(link, best.checkpoint.name)
 
     def _copy_adapter(self, checkpoint: Path, target: Path) -> None:
         with whole_folder(target) as partial:
@@ -282,13 +283,6 @@ class RunFolder:
             number += 1
         self.path.rename(old)
         return old
-
-
-def _point(link: Path, target: str) -> None:
-    temporary = link.with_name(f".{link.name}.new")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)
 
 
 def _json(value: Any) -> bytes:

@@ -70,6 +70,11 @@ class StudentSpec:
     positions: int | None
 
     @property
+    def pad_id(self) -> int:
+        """Token of the padding, which is never attended to."""
+        return self.processor.tokenizer.pad_token_id or 0
+
+    @property
     def square(self) -> Square:
         """How an image becomes the one square that the student sees.
 

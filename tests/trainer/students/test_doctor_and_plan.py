@@ -17,7 +17,7 @@ from medalign.trainer.preflight.shapes import count_parameters, load_of, setting
 from medalign.trainer.prepared import prepare, with_paths
 from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.student import load_base
-from medalign.trainer.train import adapted, pad_id, samples_of
+from medalign.trainer.train import adapted, samples_of
 
 FAMILIES = ("gemma3", "qwen2_5_vl")
 Conversations = Callable[..., tuple[Path, Path, Path]]
@@ -52,7 +52,7 @@ def test_counts_and_activations_of_every_family(
     chosen = with_paths(chosen, student=folder, manifest=manifest, images=images)
     run = prepare(chosen, None, world=1)
     samples = samples_of(run)
-    batch = collate([samples[0], samples[1]], pad_id(run))
+    batch = collate([samples[0], samples[1]], run.student.pad_id)
     model = adapted(load_base(folder, torch.float32), chosen).train()
     parameters = count_parameters(folder, chosen)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -60,7 +60,7 @@ def test_counts_and_activations_of_every_family(
     assert parameters.frozen == sum(p.numel() for p in model.parameters()) - trained
     with measure.SavedTensors(model) as saved:
         Objective(model, chosen.loss)(batch, Share(1.0, 1.0))
-    settings = settings_of(chosen, bf16=False, gpu=False, world=1, teacher=False)
+    settings = settings_of(run)
     wanted = kept_bytes(shape_of(run.student), load_of(batch), settings)
     assert wanted == pytest.approx(saved.bytes, rel=0.05)
 

@@ -13,7 +13,7 @@ from medalign.cli import app
 from medalign.eval.predictions import AnswersError
 from medalign.eval.result_file import result_json, write_result
 from medalign.eval.score import score
-from medalign.eval.tables import Overview
+from medalign.eval.side_by_side import Overview
 
 Write = Callable[[Path, Iterable[Mapping[str, Any]]], Path]
 

@@ -1,25 +1,27 @@
-"""What the `medalign cache` commands have in common: arguments and exit codes."""
+"""How a stopped `medalign cache` or `medalign data` command is run again."""
 
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from ..expert_names import is_folder
 
-FAILED = 1
-INTERRUPTED = 130
+if TYPE_CHECKING:
+    from ...teacher_cache.origin import Origin
 
-Store = Annotated[str, typer.Argument(help="Folder or URL of the cache.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+FAILED: Final = 1
+INTERRUPTED: Final = 130
+
+_PATHS = ("manifest", "images", "weights")
+_SHARE = "part"  # the command for the shards that are pending builds all of them
 
 
 @contextmanager
-def stopping(message: str) -> Iterator[None]:
-    """Say so on Ctrl-C, SIGTERM and SIGHUP, and end with exit code 130."""
+def stopping(message: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C, SIGTERM or SIGHUP print the message, and end with exit code 130."""
     from ...runtime.signals import interruptible
 
     try:
@@ -27,28 +29,21 @@ def stopping(message: str) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         with suppress(OSError):  # after SIGHUP the terminal may be gone
-            typer.echo(f"medalign: {message}", err=True)
+            typer.echo(f"medalign: {message()}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
-if TYPE_CHECKING:
-    from ...teacher_cache.origin import Origin
-
-_PATHS = ("manifest", "images", "weights")
-_SHARE = "part"  # the command that builds what is left builds all of it
-
-
-def retyped(context: typer.Context) -> "Origin | None":
+def origin_of(context: typer.Context) -> "Origin | None":
     """Return the origin that a `medalign cache build` command line makes, its paths absolute.
 
-    Only options that were given are in its command: a default of this machine, such as its GPU,
-    may be another one where the build goes on. None where a path has what no terminal can show: it
-    is a hint, and must not stop a build.
+    Its command has only the options that the user gave: a default of this machine, such as its
+    GPU, may differ where the build is continued. None where a path has characters that no terminal
+    can show: the command is a hint, and must not stop a build.
     """
     from ...teacher_cache.origin import Origin
     from ...teacher_cache.schema import TeacherCacheError
 
-    values = _from_anywhere(context.params)
+    values = _absolute_paths(context.params)
     words = ["medalign", "cache", "build"]
     for parameter in context.command.params:
         name = str(parameter.name)
@@ -67,25 +62,20 @@ def retyped(context: typer.Context) -> "Origin | None":
         return None
 
 
-def quoted(words: Sequence[str]) -> str:
-    """Return a command line that a shell reads back as `words`."""
-    return shlex.join(words)
-
-
-def _from_anywhere(given: Mapping[str, Any]) -> dict[str, Any]:
+def _absolute_paths(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a command line with every path absolute."""
-    values = dict(given)
+    values = dict(parameters)
     for name in _PATHS:
         if values[name] is not None:
-            values[name] = absolute(values[name])
+            values[name] = _absolute(values[name])
     if is_folder(values["expert"]):
-        values["expert"] = absolute(values["expert"])
+        values["expert"] = _absolute(values["expert"])
     if "://" not in values["out"]:
-        values["out"] = absolute(values["out"])
+        values["out"] = _absolute(values["out"])
     return values
 
 
-def absolute(path: str | Path) -> str:
+def _absolute(path: str | Path) -> str:
     """Return a path that stays true in another folder."""
     return str(Path(path).expanduser().resolve())
 
