@@ -88,7 +88,7 @@ def _packed(record: Record) -> bytes:
 
 
 class MissingTeacherError(ValueError):
-    """Images of the manifest are not in the cache, and the recipe says that this is an error."""
+    """Images of the manifest are not in the cache, which the recipe makes an error."""
 
 
 @dataclass(frozen=True, slots=True)
