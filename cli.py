@@ -1,14 +1,16 @@
 """Command line: parse arguments, call one function, print its result."""
 
 import errno
+import itertools
 import os
+import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, cast
 
 import typer
 from typer.core import TyperGroup
@@ -17,9 +19,10 @@ from . import __version__
 from .demo.commands import demo
 from .eval.commands.bench import bench
 from .eval.commands.eval import app as eval_app
-from .eval.commands.eval import cache_show
+from .eval.commands.figures import cache_show
 from .pipeline.commands.cache import cache
 from .pipeline.commands.prepare_data import data
+from .runtime.arguments import ArgumentError, did_you_mean, expected, flag, label
 from .runtime.signals import REPEATED, handled_by
 from .trainer.commands.doctor import doctor
 from .trainer.commands.export import export
@@ -27,20 +30,41 @@ from .trainer.commands.recipes import recipes
 from .trainer.commands.student import student
 from .trainer.commands.train import train
 
-INTERRUPTED = "interrupted; run the same command again to go on"
+INTERRUPTED: Final = "interrupted; run the same command again to continue"
 
-_SOON = 0.05  # seconds
+BUG: Final = 70
+"""Exit code of an error that nobody foresaw; never 1, after which scripts may continue."""
 
-BUG = 70
-"""Exit code of an error that nobody foresaw; never 1, which scripts may go on after."""
+_SOON: Final = 0.05  # seconds
+
+# Typer brings click with it in some releases and imports it in others; its own errors, and
+# those of no other library, are above this one.
+_USAGE_ERROR: Final = cast(
+    type[Exception],
+    next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"),
+)
 
 
 class Interrupted(Exception):  # noqa: N818 - no error
-    """Stand in for KeyboardInterrupt, which Typer ends without a word."""
+    """Stand in for KeyboardInterrupt, which Typer ends without a message."""
 
 
 class Commands(TyperGroup):
-    """The commands, with interruptions left for `main` to tell of."""
+    """The commands, with interruptions and wrong usage left for `main` to print."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line.
+
+        Raises:
+            ArgumentError: it is no such command, or it lacks or misspells something.
+        """
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except _USAGE_ERROR as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed by now
+                raise SystemExit(2) from None
+            raise ArgumentError(_usage(error, extra.get("args") or sys.argv[1:])) from error
+        raise SystemExit(code)
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Parse the words of the command line."""
@@ -60,7 +84,6 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Teach a medical vision-language model where to look, from a cached CLIP expert.",
 )
@@ -77,17 +100,17 @@ app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         typer.echo(f"medalign {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", "--debug")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, flag("Show the version.", "--version", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     """Teach a medical vision-language model where to look, from a cached CLIP expert."""
@@ -96,7 +119,7 @@ def options(
 def main() -> None:
     """Run the command line: what a user can mend is one line on stderr and exit code 2.
 
-    Errors that tell of a check that failed are ValueErrors too, and bring their own `exit_code`.
+    An error that reports a failed check is a ValueError too, and has its own `exit_code`.
     """
     debug = "--debug" in sys.argv[1:]
     # `--debug` may stand anywhere; the `deepspeed` launcher adds what LOCAL_RANK says already.
@@ -126,13 +149,13 @@ def _interruptible() -> Iterator[None]:
     Python drops what is raised while it destroys an object; there it is raised again a moment
     later, in the command itself.
     """
-    interrupt, told = _interrupter(os.getpid()), sys.unraisablehook
+    interrupt, hook = _interrupter(os.getpid()), sys.unraisablehook
 
     def again(about: "sys.UnraisableHookArgs") -> None:
         if about.exc_type is KeyboardInterrupt:
             signal.setitimer(signal.ITIMER_REAL, _SOON)
         else:
-            told(about)
+            hook(about)
 
     alarm = signal.signal(signal.SIGALRM, interrupt)
     sys.unraisablehook = again
@@ -142,7 +165,7 @@ def _interruptible() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, alarm)
-        sys.unraisablehook = told
+        sys.unraisablehook = hook
 
 
 def _interrupter(process: int) -> Callable[[int, FrameType | None], None]:
@@ -167,12 +190,57 @@ def _interrupter(process: int) -> Callable[[int, FrameType | None], None]:
     return interrupt
 
 
+def _usage(error: Any, words: Sequence[str]) -> str:
+    """Say in one line what is wrong with a command line, and what is near.
+
+    Click's and typer's releases word it differently; what is not recognised here stays as it is.
+    """
+    context, parameter = error.ctx, getattr(error, "param", None)
+    text = " ".join(error.format_message().split()).rstrip(".")
+    problem = text[:1].lower() + text[1:]
+    if context is None:
+        return problem
+    if match := re.match(r"No such command '(.*?)'", text):
+        near = did_you_mean(match[1], context.command.commands)
+        problem = f"unknown command {match[1]}{near}"
+    elif type(error).__name__ == "NoSuchOption":
+        options = context.command.params
+        known = [name for option in options for name in option.opts + option.secondary_opts]
+        problem = f"unknown option {error.option_name}{did_you_mean(error.option_name, known)}"
+    elif type(error).__name__ == "MissingParameter":
+        problem = f"{label(parameter)} is missing{expected(parameter)}"
+    elif parameter is not None:
+        problem = f"{_as_typed(label(parameter), words)}: {_refusal(error.message)}"
+    path = context.command_path
+    advice = "" if problem.endswith("?") else f"; see {path} --help"
+    # It begins with "medalign", or with "python -m medalign".
+    return f"{path.partition('medalign')[2].strip()}: {problem}{advice}".lstrip(": ")
+
+
+def _as_typed(name: str, words: Sequence[str]) -> str:
+    """Return an option with its value, as it stands in a command line."""
+    for word, value in itertools.pairwise([*words, ""]):
+        if word == name:
+            return f"{name} {value}"
+        if word.startswith(f"{name}="):
+            return word
+    return name
+
+
+def _refusal(message: str) -> str:
+    """Return why a value is refused, and which of the choices is near it."""
+    text = " ".join(message.removeprefix("Value error, ").split()).rstrip(".")
+    match = re.match(r"'(.*?)' is not one of (.*)", text)
+    near = did_you_mean(match[1], re.findall(r"'(.*?)'", match[2])) if match else ""
+    return f"{text[:1].lower()}{text[1:]}{near}"
+
+
 def _explain(error: Exception) -> str:
     """One line for what the user can mend; an empty string for a bug."""
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
+        file = f"{error.filename}: " if error.filename else ""
         hint = "; free some space and run the same command again" * (error.errno == errno.ENOSPC)
-        return f"{where}{error.strerror or error}{hint}"
+        return f"{file}{error.strerror or error}{hint}"
     if type(error).__module__.startswith("medalign."):
         return str(error).strip()
     return ""

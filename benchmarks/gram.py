@@ -35,7 +35,8 @@ import numpy.typing as npt
 
 from medalign.pipeline.geometry import apply_geometry, normalise, valid_patches
 from medalign.pipeline.pixels import PixelsError, read_image
-from medalign.teacher_cache.gram.codec import GramCode, decode, encode
+from medalign.teacher_cache.gram.code import GramCode
+from medalign.teacher_cache.gram.codec import decode, encode
 from medalign.teacher_cache.schema import PatchGrid
 
 Floats = npt.NDArray[Any]

@@ -32,8 +32,8 @@ import numpy as np
 from PIL import Image
 
 from medalign.pipeline.manifest import Record, read_manifest
-from medalign.teacher_cache.audit import seal
 from medalign.teacher_cache.schema import CacheCard, ExpertCard, PatchGrid, Plan
+from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.writer import TeacherCacheWriter
 
 SAMPLE = Path(__file__).parents[1] / "demo/sample/train.jsonl"

@@ -65,7 +65,7 @@ def saved(image: Image.Image, kind: str, quality: int) -> Pixels:
 
 def distance(one: Fingerprint, other: Fingerprint) -> float:
     near = next(iter(near_images([one], [other], BITS)))
-    return float(near.distances[0]) if len(near.places) else float("inf")
+    return float(near.distances[0]) if len(near.numbers) else float("inf")
 
 
 def of_copies(folder: Path) -> tuple[list[Fingerprint], dict[str, list[float]]]:
@@ -87,7 +87,7 @@ def of_others(prints: list[Fingerprint]) -> list[float]:
     return sorted(
         far
         for place, near in found
-        for other, far in zip(near.places.tolist(), near.distances.tolist(), strict=True)
+        for other, far in zip(near.numbers.tolist(), near.distances.tolist(), strict=True)
         if place < other
     )
 

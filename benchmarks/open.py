@@ -36,8 +36,8 @@ def build(store: Path, rows: int, _fsync: object) -> None:
     """Write and seal a store."""
     import numpy as np
 
-    from medalign.teacher_cache.audit import seal
     from medalign.teacher_cache.schema import CacheCard, ExpertCard, PatchGrid, Plan
+    from medalign.teacher_cache.seal import seal
     from medalign.teacher_cache.writer import TeacherCacheWriter
 
     grid = PatchGrid(PATCHES, 1)

@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medalign.teacher_cache.format.arrays import RowArray, metadata_bytes
+from medalign.teacher_cache.format.arrays import RowArray
 from medalign.teacher_cache.format.shard_file import RowReader
+from medalign.teacher_cache.metadata import zarr_json
 from medalign.teacher_cache.storage.local import LocalStorage
 from medalign.teacher_cache.storage.open_files import OpenFiles
 
@@ -92,7 +93,7 @@ def write(kind: Kind, folder: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(array.encode(values[array.name]))
     for array in kind.arrays:
-        metadata = metadata_bytes(array.metadata(kind.rows))
+        metadata = zarr_json(array.metadata(kind.rows))
         (folder / "medalign" / array.name / "zarr.json").write_bytes(metadata)
         (folder / "memmap").mkdir(exist_ok=True)
         whole = np.lib.format.open_memmap(

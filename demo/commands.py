@@ -2,9 +2,8 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from ..runtime.arguments import OutFolder
 
 _PLAINLY = (
     "Expert and student are tiny models with random weights: this shows that the machinery runs, "
@@ -13,13 +12,11 @@ _PLAINLY = (
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path(
-        "medalign-demo"
-    ),
+    out: OutFolder = Path("medalign-demo"),
 ) -> None:
     """Do the whole job on packaged real images: cache, train, answer, score, draw.
 
-    The second run uses what the first one made, and finishes what it left.
+    A second run reuses the first run's files, and finishes what is missing.
     """
     started = time.monotonic()
     from ..trainer.machine import quiet_libraries

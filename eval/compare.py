@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .clusters import cluster_records, clustered_by
-from .metrics.definitions import Better, Unit
+from .metrics.definitions import Better, Key, Unit
 from .metrics.interval import LEVEL, RESAMPLES, SEED, Interval
 from .metrics.paired import SWAPS, McNemar, compare_statistics
 from .metrics.statistic import Int64
-from .predictions import SHOWN, Answer, AnswersError, Task, refuse_absent
+from .predictions import Answer, AnswersError, Task, listed, refuse_absent
 from .result_file import identify_file, package_version
 from .score import (
     NotComputed,
@@ -70,6 +70,11 @@ class Compared:
     package: str
     version: str
 
+    @property
+    def key(self) -> Key:
+        """Protocol and name, which no two metrics share."""
+        return self.protocol, self.name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -117,15 +122,15 @@ def compare(
         b: second.
         manifest: the manifest both answer.
         task: "vqa" or "report".
-        allow_missing: take records that neither file answers as answered with nothing.
+        allow_missing: score records that neither file answers as empty answers.
         metrics: which to compare; all if empty.
         paths: where the models are that metrics of reports need.
 
     Raises:
-        AnswersError: a record is answered in one file only, or as `score.score`.
+        AnswersError: a record is answered in one file only, or as `score`.
         ManifestError: the manifest is broken.
     """
-    wanted = choose_metrics(task, metrics)
+    chosen = choose_metrics(task, metrics)
     answers_a, pairs_a = read_pairs(a, manifest, task, allow_missing=True)
     answers_b, pairs_b = read_pairs(b, manifest, task, allow_missing=True)
     refuse_unmatched(a, answers_a, b, answers_b)
@@ -134,12 +139,12 @@ def compare(
             refuse_absent(pair.record.id for pair in pairs_a if pair.missing)
         except AnswersError as error:
             raise AnswersError(f"{a} and {b} against {manifest}: {error}") from None
-    instruments = instruments_for(task, wanted, paths)
-    scored_a = task_scores(pairs_a, task, wanted, instruments, named=bool(metrics))
-    scored_b = task_scores(pairs_b, task, wanted, instruments, named=bool(metrics))
+    instruments = instruments_for(task, chosen, paths)
+    scored_a = task_scores(pairs_a, task, chosen, instruments, named=bool(metrics))
+    scored_b = task_scores(pairs_b, task, chosen, instruments, named=bool(metrics))
     records = [pair.record for pair in pairs_a]
     clusters = cluster_records(records)
-    left_out = {each.name: each for one in (scored_a, scored_b) for each in one.not_computed}
+    not_computed = {one.name: one for scored in (scored_a, scored_b) for one in scored.not_computed}
     return Comparison(
         task=task,
         manifest=identify_file(manifest),
@@ -163,7 +168,7 @@ def compare(
             "corrected_for_several_metrics": False,
         },
         metrics=compare_scored(scored_a, scored_b, clusters),
-        not_computed=list(left_out.values()),
+        not_computed=list(not_computed.values()),
         instruments={} if instruments is None else instruments.files,
     )
 
@@ -176,7 +181,7 @@ def compare_scored(a: TaskScores, b: TaskScores, clusters: Int64) -> list[Compar
         b: of the second, over the same samples in the same order.
         clusters: [samples] cluster of every sample.
     """
-    found = []
+    compared = []
     for key, definition in a.definitions.items():
         if key not in b.definitions:  # undefined there, and named among what is not computed
             continue
@@ -186,13 +191,13 @@ def compare_scored(a: TaskScores, b: TaskScores, clusters: Int64) -> list[Compar
         times = scale(definition.unit)
         low, high = paired.interval
         protocol, name = key
-        found.append(
+        compared.append(
             Compared(
                 name=name,
                 protocol=protocol,
                 group=definition.group,
                 unit=definition.unit,
-                n=len(a.statistics[key].places),
+                n=len(a.statistics[key].samples),
                 clusters=paired.clusters,
                 a=times * paired.a,
                 b=times * paired.b,
@@ -207,7 +212,7 @@ def compare_scored(a: TaskScores, b: TaskScores, clusters: Int64) -> list[Compar
                 version=package_version(definition.package),
             )
         )
-    return found
+    return compared
 
 
 def refuse_unmatched(
@@ -222,11 +227,9 @@ def refuse_unmatched(
     for path, own, other, theirs in ((a, ids_a, b, ids_b), (b, ids_b, a, ids_a)):
         only = sorted(own - theirs)
         if only:
-            shown = ", ".join(repr(id_) for id_ in only[:SHOWN])
-            more = f", and {len(only) - SHOWN} more" if len(only) > SHOWN else ""
             raise AnswersError(
-                f"{len(only)} ids are answered in {path} and not in {other}: {shown}{more}; a "
-                "paired comparison takes answers to the same records"
+                f"{len(only)} ids are answered in {path} and not in {other}: "
+                f"{listed(map(repr, only))}; a paired comparison takes answers to the same records"
             )
 
 

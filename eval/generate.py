@@ -1,10 +1,9 @@
-"""Let a student answer a manifest's questions, batched, resumable, and shared if need be."""
+"""Let a student answer a manifest's questions: in batches, resumable, shared among processes."""
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,112 +32,25 @@ from .prediction_log import (
     part_path,
     refuse_other_parts,
 )
-from .predictions import Answer, AnswersError, gold
+from .predictions import Answer, gold, refuse_no_folder
 from .source import Source
 
-
-def answer_batch(
-    model: Any,
-    student: StudentSpec,
-    batch: Batch,
-    records: Sequence[Record],
-    spec: Spec,
-    seed: int,
-) -> Iterator[Answer]:
-    """Yield one answer per record, in their order.
-
-    Args:
-        model: the Hugging Face model, its PEFT wrapper taken off.
-        student: what the model's folder says.
-        batch: the records' first questions, padded on the left, wherever it lies.
-        records: B of them; skipped ones get an answer too, which says nothing.
-        spec: decoder and its settings.
-        seed: of decoders that draw tokens or noise; answers of others say 0.
-    """
-    # Pixels stay float32: the decoder casts them, after it has added noise.
-    moved = batch.to(model.device, torch.float32)
-    inputs = {
-        "input_ids": moved.input_ids,
-        "attention_mask": moved.attention_mask,
-        "pixel_values": moved.pixel_values,
-        **student.family.inputs(model.config, moved.input_ids, moved.grids),
-    }
-    tokenizer = student.processor.tokenizer
-    if isinstance(spec, Pai) and spec.variant == "reference":
-        inputs |= _bare_questions(tokenizer, records, dict(batch.skipped), model.device)
-    new = decode(model, inputs, spec, seed, ids=batch.ids).tolist()
-    end = model.generation_config.eos_token_id
-    ends = set(end) if isinstance(end, list) else {end}
-    for record, tokens in zip(records, new, strict=True):
-        length = next((k + 1 for k, token in enumerate(tokens) if token in ends), len(tokens))
-        yield Answer(
-            id=record.id,
-            prompt=student.encoder.prompt_text(record),
-            text=tokenizer.decode(tokens[:length], skip_special_tokens=True).strip(),
-            answer=gold(record),
-            decoder=spec.name,
-            # Nothing else tells lines of one file apart: it may be continued with another seed.
-            seed=seed if spec.seeded else 0,
-            new_tokens=length,
-            settings=spec.settings(),
-        )
-
-
-def _bare_questions(
-    tokenizer: Any, records: Sequence[Record], skipped: Container[str], device: torch.device
-) -> dict[str, Tensor]:
-    """The questions by themselves, without template and image, padded on the left."""
-    texts = [r.conversations[0].text.replace(IMAGE_PLACEHOLDER, "").strip() for r in records]
-    # Of skipped ones a single token, as in the batch: theirs may be too long for the student.
-    rows = [
-        [0] if record.id in skipped else tokenizer(text)["input_ids"]
-        for record, text in zip(records, texts, strict=True)
-    ]
-    longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for k, row in enumerate(rows):
-        ids[k, longest - len(row) :] = torch.tensor(row)
-        mask[k, longest - len(row) :] = 1
-    return {"question_ids": ids.to(device), "question_mask": mask.to(device)}
-
-
-@dataclass(frozen=True, slots=True)
-class FittingQuestions(Dataset[Sample]):
-    """Samples by number; picklable, so that each worker process may hold its own.
-
-    Attributes:
-        samples: the questions.
-        spec: how they will be answered.
-    """
-
-    samples: Conversations
-    spec: Spec
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.samples[index]
-        if sample.encoded is None:
-            return sample
-        tokens = len(sample.encoded.input_ids)
-        reason = lacks_room(tokens, self.spec, self.samples.student.positions)
-        return sample if reason is None else Sample(sample.id, skipped=reason)
-
-
 Progress = Callable[[int, int], None]
+"""Called with (records done, records in all)."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
     """How generation ended.
 
     Attributes:
         out: the file that was written.
-        records: that were to be answered.
+        records: in the manifest, or in the part.
         reused: answered by an earlier run.
         answered: answered now.
-        unreadable: (record id, reason) of records that got no answer: what they name cannot be
-            read, or they leave no room for an answer.
-        joined: what became of all parts; None without parts.
+        unreadable: (record id, reason) of records without an answer: an image cannot be read, or
+            the question leaves no room for an answer.
+        joined: state of all parts; None without parts.
     """
 
     out: Path
@@ -174,23 +86,23 @@ def generate(
         out: predictions file.
         spec: decoder and its settings.
         seed: of decoders that draw tokens or noise; lines of others say 0.
-        part: answer every N-th record, into a file of its own beside `out`; whoever finds all
-            parts finished joins them into `out`.
+        part: answer every N-th record, into a file of its own beside `out`; the process that
+            finds all parts finished joins them into `out`.
         batch_size: questions at a time; OPERA answers them one by one whatever it is.
         workers: processes that decode images.
-        progress: told how many records are done, and of how many.
+        progress: called with (records done, records in all).
 
     Raises:
         ValueError: of the part that is wrong: manifest, student, adapter, decoder, predictions.
     """
-    if not images.is_dir():
-        raise AnswersError(f"--images {images} is no folder")
+    refuse_no_folder(images)
     records = read_manifest(manifest)
     student = source.spec()
     check_fit(spec, student)
+    # OPERA rewinds each answer by itself, so a batch would only take memory.
     together = 1 if isinstance(spec, Opera) else batch_size
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    asker = _Asker(source, student, images, spec, seed, together, device)
+    answerer = _Answerer(source, student, images, spec, seed, together, device)
     identity = {
         **source.identity(device),
         **spec.identity(seed),
@@ -199,21 +111,89 @@ def generate(
     }
     if part is None:
         with AnswerLog.open(out, identity) as log:
-            return asker.answer(records, log, workers, progress)
+            return answerer.answer(records, log, workers, progress)
     refuse_other_parts(out, part.count, identity)
     own = records[part.index - 1 :: part.count]
     with AnswerLog.open(part_path(out, part), part_identity(identity, part)) as log:
         if any(record.id not in log.done for record in own):
             begin_part(out, part)
-        done = asker.answer(own, log, workers, progress)
+        done = answerer.answer(own, log, workers, progress)
     finish_part(out, part, done.unreadable)
     joined = join_parts(out, part.count, identity, [record.id for record in records])
-    return dataclasses.replace(done, joined=joined)
+    return replace(done, joined=joined)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Asker:
-    """A student, loaded when there is something to ask it, and how it is asked."""
+def answer_batch(
+    model: Any,
+    student: StudentSpec,
+    batch: Batch,
+    records: Sequence[Record],
+    spec: Spec,
+    seed: int,
+) -> Iterator[Answer]:
+    """Yield one answer per record, in their order.
+
+    Args:
+        model: the Hugging Face model, its PEFT wrapper taken off.
+        student: description of the model's folder.
+        batch: the records' first questions, padded on the left, on any device.
+        records: B of them; skipped ones get an answer too, which means nothing.
+        spec: decoder and its settings.
+        seed: of decoders that draw tokens or noise; answers of others say 0.
+    """
+    # Pixels stay float32: the decoder casts them, after it has added noise.
+    moved = batch.to(model.device, torch.float32)
+    inputs = {
+        "input_ids": moved.input_ids,
+        "attention_mask": moved.attention_mask,
+        "pixel_values": moved.pixel_values,
+        **student.family.inputs(model.config, moved.input_ids, moved.grids),
+    }
+    tokenizer = student.processor.tokenizer
+    if isinstance(spec, Pai) and spec.variant == "reference":
+        inputs |= _bare_questions(tokenizer, records, dict(batch.skipped), model.device)
+    new = decode(model, inputs, spec, seed, ids=batch.ids).tolist()
+    end = model.generation_config.eos_token_id
+    ends = set(end) if isinstance(end, list) else {end}
+    for record, tokens in zip(records, new, strict=True):
+        length = next((k + 1 for k, token in enumerate(tokens) if token in ends), len(tokens))
+        yield Answer(
+            id=record.id,
+            prompt=student.encoder.prompt_text(record),
+            text=tokenizer.decode(tokens[:length], skip_special_tokens=True).strip(),
+            answer=gold(record),
+            decoder=spec.name,
+            # Nothing else tells lines of one file apart: it may be continued with another seed.
+            seed=seed if spec.seeded else 0,
+            new_tokens=length,
+            settings=spec.settings(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FittingQuestions(Dataset[Sample]):
+    """Samples by number; picklable, so that each worker process may hold its own.
+
+    Attributes:
+        samples: the questions.
+        spec: decoder and its settings.
+    """
+
+    samples: Conversations
+    spec: Spec
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.samples[index]
+        if sample.encoded is None:
+            return sample
+        tokens = len(sample.encoded.input_ids)
+        reason = lacks_room(tokens, self.spec, self.samples.student.positions)
+        return sample if reason is None else Sample(sample.id, skipped=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answerer:
+    """A student, loaded when a record has no answer yet, and its decoder."""
 
     source: Source
     student: StudentSpec
@@ -237,10 +217,10 @@ class _Asker:
         answered = 0
         if open_records:
             model = llava_of(self.source.load(self.device))
-            for asked, batch in self._batches(open_records, workers):
+            for own, batch in self._batches(open_records, workers):
                 skipped = dict(batch.skipped)
                 unreadable += batch.skipped
-                for answer in answer_batch(model, self.student, batch, asked, self.spec, self.seed):
+                for answer in answer_batch(model, self.student, batch, own, self.spec, self.seed):
                     if answer.id not in skipped:
                         log.append(answer)
                         answered += 1
@@ -265,5 +245,24 @@ class _Asker:
         order = [list(numbers[k : k + self.batch_size]) for k in numbers[:: self.batch_size]]
         pad = self.student.processor.tokenizer.pad_token_id or 0
         with closing(micro_batches(fitting, order, pad, workers, left=True)) as batches:
-            for places, batch in zip(order, batches, strict=True):
-                yield [records[k] for k in places], batch
+            for rows, batch in zip(order, batches, strict=True):
+                yield [records[row] for row in rows], batch
+
+
+def _bare_questions(
+    tokenizer: Any, records: Sequence[Record], skipped: Container[str], device: torch.device
+) -> dict[str, Tensor]:
+    """Return the questions by themselves, without template and image, padded on the left."""
+    texts = [r.conversations[0].text.replace(IMAGE_PLACEHOLDER, "").strip() for r in records]
+    # A single token for skipped ones, as in the batch: theirs may be too long for the student.
+    rows = [
+        [0] if record.id in skipped else tokenizer(text)["input_ids"]
+        for record, text in zip(records, texts, strict=True)
+    ]
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for k, row in enumerate(rows):
+        ids[k, longest - len(row) :] = torch.tensor(row)
+        mask[k, longest - len(row) :] = 1
+    return {"question_ids": ids.to(device), "question_mask": mask.to(device)}

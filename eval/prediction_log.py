@@ -1,6 +1,5 @@
-"""Write predicted answers so that a killed run goes on where it stopped."""
+"""Write predicted answers so that a killed run continues where it stopped, whole or in parts."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,17 +13,38 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from ..pipeline.manifest import Record
-from ..runtime.files import write_durably
+from ..runtime.files import append, lock, write_durably
 from ..runtime.parts import Part
-from .predictions import SHOWN, Answer, AnswersError, parse_answers
+from .predictions import Answer, AnswersError, listed, parse_answers, reason_of
+
+_RECORDS: Final = 64
+_BYTES: Final = 1 << 16
+
+Reason = tuple[str, str]
+"""(record id, why it has no answer)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """State of the parts.
+
+    Attributes:
+        answers: in the whole file; None when a part is not finished.
+        waiting: parts that are not finished, from 1.
+        unreadable: records of all parts without an answer.
+    """
+
+    answers: int | None
+    waiting: tuple[int, ...]
+    unreadable: tuple[Reason, ...]
 
 
 class AnswerLog:
     """Append answers to a predictions file, one whole line each.
 
-    Who answered is kept beside the file, in `PREDICTIONS.jsonl.meta.json`; a run with another
-    identity is refused, so one file never mixes two models. A line that a kill cut short is
-    dropped when the file is opened again; its question is then answered again.
+    The identity of the model is kept beside the file, in `PREDICTIONS.jsonl.meta.json`; a run with
+    another identity is refused, so one file never mixes two models. A line that a kill cut short
+    is dropped when the file is opened again; its question is then answered again.
 
     Attributes:
         path: the predictions file.
@@ -40,7 +60,7 @@ class AnswerLog:
 
     @classmethod
     def open(cls, path: Path, identity: Mapping[str, Any], *, sync_seconds: float = 5.0) -> Self:
-        """Start a predictions file, or go on with one of the same identity.
+        """Start a predictions file, or continue one of the same identity.
 
         Args:
             path: the predictions file; missing folders are made.
@@ -66,8 +86,7 @@ class AnswerLog:
                 file.close()
                 raise
         except OSError as error:
-            reason = (error.strerror or "error").lower()
-            raise AnswersError(f"{path}: cannot be written: {reason}") from None
+            raise AnswersError(f"{path}: cannot be written: {reason_of(error)}") from None
 
     def append(self, answer: Answer) -> None:
         """Write one answer; it survives the death of the process once this returns.
@@ -77,18 +96,14 @@ class AnswerLog:
         """
         if answer.id in self.done:
             raise AnswersError(f"{self.path}: id {answer.id!r} is answered already; skip it")
-        size = self._file.tell()
         try:
-            self._write(answer.to_line())
+            append(self.path, answer.to_line())
             if time.monotonic() - self._synced >= self._sync_seconds:
                 self._sync()
         except OSError as error:
-            # A half line here would spoil the next one, if the caller goes on.
-            os.truncate(self.path, size)
-            reason = (error.strerror or "error").lower()
             raise AnswersError(
-                f"{self.path}: cannot be written: {reason}; the answers so far are kept, "
-                "run the same command again"
+                f"{self.path}: cannot be written: {reason_of(error)}; the answers so far are "
+                "kept, run the same command again"
             ) from None
         self.done.add(answer.id)
 
@@ -109,18 +124,13 @@ class AnswerLog:
     ) -> None:
         self.close()
 
-    def _write(self, line: bytes) -> None:
-        rest = memoryview(line)
-        while rest:  # an unbuffered write may take only a part, on a disk that fills up
-            rest = rest[self._file.write(rest) :]
-
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
 
 def identity_path(path: Path) -> Path:
-    """Return where the identity of a predictions file is kept."""
+    """Return the path of a predictions file's identity."""
     return path.with_name(f"{path.name}.meta.json")
 
 
@@ -136,98 +146,13 @@ def refuse_other(path: Path, identity: Mapping[str, Any]) -> None:
         _claim(path, json.loads(json.dumps(identity)))
 
 
-def _open_alone(path: Path) -> FileIO:
-    """Open a file for appending; the lock goes with the process, however it ends."""
-    file = path.open("ab", buffering=0)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise AnswersError(
-            f"{path}: another process writes it; wait for it, or choose another --out"
-        ) from None
-    except OSError:  # a file system without locks: as before there were any
-        return file
-    return file
-
-
-def _claim(path: Path, identity: Mapping[str, Any]) -> None:
-    """Write the identity of a new file, or compare it with the one that is there."""
-    side = identity_path(path)
-    begun = path.exists() and path.stat().st_size > 0
-    if begun and side.exists():
-        _compare(path, _read_identity(side), identity)
-    elif begun:
-        raise AnswersError(
-            f"{path}: holds answers but {side.name} is missing, so who gave them is unknown; "
-            "choose another --out or remove the file"
-        )
-    else:
-        # Whole or absent: a kill in the middle must not leave an identity nobody can match.
-        text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
-        write_durably(side, text.encode("utf-8"))
-
-
-def _read_identity(side: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(side.read_text(encoding="utf-8"))
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise AnswersError(f"{side}: is no JSON object; choose another --out or remove both files")
-    return value
-
-
-def _compare(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    keys = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
-    if keys:
-        shown = ", ".join(
-            f"{key} {there.get(key)!r} (now {here.get(key)!r})" for key in keys[:SHOWN]
-        )
-        raise AnswersError(
-            f"{path}: was begun with another {shown}; choose another --out, or remove the file "
-            f"and {identity_path(path).name}"
-        )
-
-
-def _recover(path: Path) -> set[str]:
-    """Drop a line that was cut short; return the ids that have a whole one."""
-    if not path.exists():
-        return set()
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    done = {answer.id for answer in parse_answers(data[:whole], path)}
-    if whole < len(data):
-        os.truncate(path, whole)
-    return done
-
-
-Reason = tuple[str, str]
-"""(record id, why it has no answer)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """What became of the parts.
-
-    Attributes:
-        answers: in the whole file; None when a part is not finished.
-        waiting: parts that are not finished, from 1.
-        unreadable: records of all parts without an answer.
-    """
-
-    answers: int | None
-    waiting: tuple[int, ...]
-    unreadable: tuple[Reason, ...]
-
-
 def part_path(out: Path, part: Part) -> Path:
-    """Where a part's answers stand: P.jsonl has P.part-1-of-4.jsonl and so on beside it."""
+    """Return the file of a part's answers: P.jsonl has P.part-1-of-4.jsonl and so on beside it."""
     return out.with_name(f"{out.stem}.part-{part.index}-of-{part.count}{out.suffix}")
 
 
 def part_identity(identity: Mapping[str, Any], part: Part) -> dict[str, Any]:
-    """The identity of a part's file."""
+    """Return the identity of a part's file."""
     return {**identity, "part": str(part)}
 
 
@@ -243,11 +168,11 @@ def refuse_other_parts(out: Path, count: int, identity: Mapping[str, Any]) -> No
     name = re.escape(out.stem), re.escape(out.suffix)
     pattern = re.compile(r"{}\.part-\d+-of-(\d+){}".format(*name))
     for file in sorted(out.parent.iterdir()) if out.parent.is_dir() else ():
-        found = pattern.fullmatch(file.name)
-        if found is not None and int(found[1]) != count:
+        match = pattern.fullmatch(file.name)
+        if match is not None and int(match[1]) != count:
             raise AnswersError(
-                f"{file}: is a part of {found[1]}, this is one of {count}; go on with "
-                f"--part I/{found[1]}, remove the files of these parts, or choose another --out"
+                f"{file}: is a part of {match[1]}, this is one of {count}; continue with "
+                f"--part I/{match[1]}, remove the files of these parts, or choose another --out"
             )
     for index in range(1, count + 1):
         part = Part(index, count)
@@ -255,21 +180,21 @@ def refuse_other_parts(out: Path, count: int, identity: Mapping[str, Any]) -> No
 
 
 def begin_part(out: Path, part: Part) -> None:
-    """Take back that a part is finished; it is about to be written."""
+    """Mark a part as not finished; it is about to be written."""
     _mark(part_path(out, part)).unlink(missing_ok=True)
 
 
 def finish_part(out: Path, part: Part, unreadable: Sequence[Reason]) -> None:
-    """Say that every record of a part was asked."""
+    """Mark a part as finished: every record was answered, or is named as unreadable."""
     text = json.dumps({"unreadable": list(unreadable)}) + "\n"
     write_durably(_mark(part_path(out, part)), text.encode("ascii"))
 
 
 def join_parts(out: Path, count: int, identity: Mapping[str, Any], order: Sequence[str]) -> Joined:
-    """Write the whole file if all parts are finished; whoever comes last does, or several do.
+    """Write the whole file if all parts are finished.
 
     The file appears whole. Processes that join at once write equal bytes. The parts stay, so that
-    each of them knows what it has done when it is run again.
+    each of them knows its answers when it is run again.
 
     Args:
         out: the whole file.
@@ -280,7 +205,7 @@ def join_parts(out: Path, count: int, identity: Mapping[str, Any], order: Sequen
     Raises:
         AnswersError: a part or the whole file belongs to another identity, or is damaged.
     """
-    found: dict[str, Answer] = {}
+    answers: dict[str, Answer] = {}
     waiting: list[int] = []
     unreadable: list[Reason] = []
     for index in range(1, count + 1):
@@ -293,39 +218,19 @@ def join_parts(out: Path, count: int, identity: Mapping[str, Any], order: Sequen
         unreadable += marked
         data = path.read_bytes() if path.exists() else b""
         # A part that was begun again may be in the middle of a line.
-        answers = parse_answers(data[: data.rfind(b"\n") + 1], path)
-        found.update((answer.id, answer) for answer in answers)
+        whole = parse_answers(data[: data.rfind(b"\n") + 1], path)
+        answers.update((answer.id, answer) for answer in whole)
     if waiting:
         return Joined(None, tuple(waiting), tuple(unreadable))
     refuse_other_parts(out, count, identity)
-    text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
-    write_durably(identity_path(out), text.encode("utf-8"))
-    lines = [found[record].to_line() for record in order if record in found]
+    _write_identity(out, identity)
+    lines = [answers[record].to_line() for record in order if record in answers]
     write_durably(out, b"".join(lines))
     return Joined(len(lines), (), tuple(unreadable))
 
 
-def _mark(path: Path) -> Path:
-    return path.with_name(f"{path.name}.done.json")
-
-
-def _read_mark(path: Path) -> list[Reason] | None:
-    mark = _mark(path)
-    try:
-        value = json.loads(mark.read_text(encoding="ascii"))
-        return [(str(record), str(reason)) for record, reason in value["unreadable"]]
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        raise AnswersError(f"{mark}: is damaged; remove it and run its part again") from None
-
-
-_RECORDS: Final = 64
-_BYTES: Final = 1 << 16
-
-
 def image_digest(records: Sequence[Record], folder: Path) -> str:
-    """SHA-256 of what a manifest's images are: of up to 64 records, name, size and first 64 KiB.
+    """Return a SHA-256 over the images of up to 64 records: name, size and first 64 KiB of each.
 
     The records are spread evenly over the manifest, so a folder of other versions (resized,
     windowed, anonymised) differs, while a copy of the folder does not. An image that is not there
@@ -343,3 +248,82 @@ def image_digest(records: Sequence[Record], folder: Path) -> str:
             digest.update(f"{image} {size}\n".encode())
             digest.update(data)
     return digest.hexdigest()
+
+
+def _open_alone(path: Path) -> FileIO:
+    """Open a file for appending; the lock goes with the process, however it ends."""
+    file = path.open("ab", buffering=0)
+    if lock(file):
+        return file
+    file.close()
+    raise AnswersError(f"{path}: another process writes it; wait for it, or choose another --out")
+
+
+def _claim(path: Path, identity: Mapping[str, Any]) -> None:
+    """Write the identity of a new file, or compare it with the one that is there."""
+    beside = identity_path(path)
+    begun = path.exists() and path.stat().st_size > 0
+    if begun and beside.exists():
+        _compare(path, _read_identity(beside), identity)
+    elif begun:
+        raise AnswersError(
+            f"{path}: holds answers but {beside.name} is missing, so the model that gave them is "
+            "unknown; choose another --out or remove the file"
+        )
+    else:
+        _write_identity(path, identity)
+
+
+def _write_identity(path: Path, identity: Mapping[str, Any]) -> None:
+    # Whole or absent: a kill in the middle must not leave an identity nobody can match.
+    text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
+    write_durably(identity_path(path), text.encode("utf-8"))
+
+
+def _read_identity(beside: Path) -> dict[str, Any]:
+    try:
+        identity = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError:
+        identity = None
+    if not isinstance(identity, dict):
+        raise AnswersError(
+            f"{beside}: is no JSON object; choose another --out or remove both files"
+        )
+    return identity
+
+
+def _compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if keys:
+        changes = (f"{key} {old.get(key)!r} (now {new.get(key)!r})" for key in keys)
+        raise AnswersError(
+            f"{path}: was begun with another {listed(changes)}; choose another --out, or remove "
+            f"the file and {identity_path(path).name}"
+        )
+
+
+def _recover(path: Path) -> set[str]:
+    """Drop a line that was cut short; return the ids that have a whole one."""
+    if not path.exists():
+        return set()
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    done = {answer.id for answer in parse_answers(data[:whole], path)}
+    if whole < len(data):
+        os.truncate(path, whole)
+    return done
+
+
+def _mark(path: Path) -> Path:
+    return path.with_name(f"{path.name}.done.json")
+
+
+def _read_mark(path: Path) -> list[Reason] | None:
+    mark = _mark(path)
+    try:
+        value = json.loads(mark.read_text(encoding="ascii"))
+        return [(str(record), str(reason)) for record, reason in value["unreadable"]]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise AnswersError(f"{mark}: is damaged; remove it and run its part again") from None

@@ -8,38 +8,11 @@ from typing import Any, Literal, get_args
 
 from ..pipeline.manifest import IMAGE_PLACEHOLDER, Record
 
-
-def changed_questions(prompts: Mapping[str, str], records: Sequence[Record]) -> list[str]:
-    """Return the ids of records whose question is surely not the one that was answered.
-
-    A prompt holds the question inside a chat template, but files made elsewhere may hold anything.
-    So a prompt without its record's question tells only where most prompts of the file have
-    theirs; blanks, line ends, upper case and where images stand do not matter.
-
-    Args:
-        prompts: what the student was asked, by id of the record; blank where that is not known.
-        records: the manifest.
-    """
-    told = [r for r in records if r.conversations and prompts.get(r.id, "").strip()]
-    changed = [record.id for record in told if not _holds(prompts[record.id], record)]
-    return changed if 2 * len(changed) < len(told) else []
-
-
-def _holds(prompt: str, record: Record) -> bool:
-    inside = _plain(prompt)
-    pieces = record.conversations[0].text.split(IMAGE_PLACEHOLDER)
-    return all(_plain(piece) in inside for piece in pieces)
-
-
-def _plain(text: str) -> str:
-    return "".join(text.casefold().split())
-
-
 Task = Literal["vqa", "report"]
 """What is scored: short answers to questions, or whole reports."""
 
 SHOWN = 5
-"""How many lines or ids one error message names; the rest are counted."""
+"""How many lines or ids one error message names; it counts the others."""
 
 
 class AnswersError(ValueError):
@@ -52,8 +25,8 @@ class Answer:
 
     Attributes:
         id: id of the record that was answered.
-        prompt: what the model was asked.
-        text: what it answered.
+        prompt: the text that the model read.
+        text: its answer.
         answer: the reference, copied from the manifest, so that stale predictions are noticed.
         decoder: name of the decoder.
         seed: seed of the decoder.
@@ -96,17 +69,17 @@ def reference(record: Record, task: Task) -> str:
         AnswersError: the record has none, it is blank, or `report` is no text.
     """
     turns = [turn.text for turn in record.conversations if turn.role == "gpt"]
-    found: object = None
+    text: object = None
     if turns:
-        found = turns[0] if task == "vqa" else turns[-1]
+        text = turns[0] if task == "vqa" else turns[-1]
     if task == "report":
-        found = record.fields.get("report") or found
-    if isinstance(found, str) and found.strip():
-        return found
-    wanted = "a turn from gpt" if task == "vqa" else "a field `report` or a turn from gpt"
+        text = record.fields.get("report") or text
+    if isinstance(text, str) and text.strip():
+        return text
+    sources = "a turn from gpt" if task == "vqa" else "a field `report` or a turn from gpt"
     raise AnswersError(
         f"manifest line {record.line}: record {record.id!r} has no reference; --task {task} "
-        f"compares with {wanted} that is not blank"
+        f"compares with {sources} that is not blank"
     )
 
 
@@ -126,9 +99,7 @@ def read_answers(path: Path) -> list[Answer]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise AnswersError(
-            f"{path}: cannot be read: {(error.strerror or 'error').lower()}"
-        ) from None
+        raise AnswersError(f"{path}: cannot be read: {reason_of(error)}") from None
     answers = parse_answers(data, path)
     if not answers:
         raise AnswersError(f"{path}: holds no answers; `eval generate` writes them")
@@ -149,7 +120,7 @@ def parse_answers(data: bytes, path: Path) -> list[Answer]:
     """
     answers: list[Answer] = []
     problems: list[str] = []
-    seen: dict[str, int] = {}
+    lines: dict[str, int] = {}
     cut = 0 if data.endswith(b"\n") else data.count(b"\n") + 1
     for number, line in _lines(data):
         try:
@@ -158,12 +129,13 @@ def parse_answers(data: bytes, path: Path) -> list[Answer]:
             hint = "; it was cut short, run `eval generate` again" if number == cut else ""
             problems.append(f"line {number}: {error}{hint}")
             continue
-        first = seen.setdefault(answer.id, number)
+        first = lines.setdefault(answer.id, number)
         if first != number:
             problems.append(f"line {number}: id {answer.id!r} was answered before, on line {first}")
         answers.append(answer)
     if problems:
-        raise AnswersError(f"{path}: {_listed(problems, 'problems', '; ')}")
+        count = f"{len(problems)} problems: " if len(problems) > 1 else ""
+        raise AnswersError(f"{path}: {count}{listed(problems, '; ')}")
     return answers
 
 
@@ -176,7 +148,7 @@ def join(
         answers: the predictions, ids unique.
         records: the manifest, ids unique.
         task: which reference counts.
-        allow_missing: take a record without a prediction as answered with "", which is wrong.
+        allow_missing: score a record without a prediction as an empty answer, which is wrong.
 
     Raises:
         AnswersError: an answer belongs to no record, a record has no answer (unless allowed) or no
@@ -212,6 +184,32 @@ def refuse_absent(ids: Iterable[str]) -> None:
         AnswersError: there are some; it names the first few.
     """
     _refuse(list(ids), "records have no answer; finish `eval generate` or pass --allow-missing")
+
+
+def changed_questions(prompts: Mapping[str, str], records: Sequence[Record]) -> list[str]:
+    """Return the ids of records whose question is surely not the one that was answered.
+
+    A prompt holds the question inside a chat template, but files made elsewhere may hold anything.
+    So a prompt without its record's question counts only where most prompts of the file have
+    theirs; blanks, line ends, upper case and the positions of images do not matter.
+
+    Args:
+        prompts: the student's prompt by id of the record; blank where it is not known.
+        records: the manifest.
+    """
+    prompted = [r for r in records if r.conversations and prompts.get(r.id, "").strip()]
+    changed = [record.id for record in prompted if not _holds(prompts[record.id], record)]
+    return changed if 2 * len(changed) < len(prompted) else []
+
+
+def _holds(prompt: str, record: Record) -> bool:
+    inside = _plain(prompt)
+    pieces = record.conversations[0].text.split(IMAGE_PLACEHOLDER)
+    return all(_plain(piece) in inside for piece in pieces)
+
+
+def _plain(text: str) -> str:
+    return "".join(text.casefold().split())
 
 
 def _pair(record: Record, answer: Answer | None, task: Task) -> Pair:
@@ -263,13 +261,35 @@ def _answer(line: bytes) -> Answer:
     return Answer(**values, settings=settings)
 
 
+def refuse_no_folder(images: Path) -> None:
+    """Refuse a folder of images that is not there.
+
+    Raises:
+        AnswersError: it is no folder.
+    """
+    if not images.is_dir():
+        raise AnswersError(f"--images {images} is no folder")
+
+
+def first_repeated(paths: Sequence[Path]) -> Path | None:
+    """Return the first path of a file or folder that an earlier one names too."""
+    true = [path.resolve() for path in paths]
+    return next((path for k, path in enumerate(paths) if true[k] in true[:k]), None)
+
+
+def listed(items: Iterable[str], separator: str = ", ") -> str:
+    """Return the first few items as text, and how many more there are."""
+    items = list(items)
+    more = len(items) - SHOWN
+    tail = [f"and {more} more"] if more > 0 else []
+    return separator.join(items[:SHOWN] + tail)
+
+
+def reason_of(error: OSError) -> str:
+    """Return the system's reason for an error, without the path."""
+    return (error.strerror or "error").lower()
+
+
 def _refuse(ids: Sequence[str], rule: str) -> None:
     if ids:
-        raise AnswersError(f"{len(ids)} {rule}: {_listed([repr(id_) for id_ in ids], 'ids', ', ')}")
-
-
-def _listed(items: Sequence[str], noun: str, separator: str) -> str:
-    more = len(items) - SHOWN
-    tail = f"{separator}and {more} more" if more > 0 else ""
-    head = f"{len(items)} {noun}: " if noun == "problems" and len(items) > 1 else ""
-    return head + separator.join(items[:SHOWN]) + tail
+        raise AnswersError(f"{len(ids)} {rule}: {listed(map(repr, ids))}")

@@ -1,15 +1,13 @@
 """Write results as JSON files that say what they were computed from."""
 
-import contextlib
-import hashlib
 import importlib.metadata
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..runtime.files import make_folder, sha256_file, write_durably
 from .predictions import AnswersError
 
 if TYPE_CHECKING:
@@ -27,22 +25,17 @@ def write_result(path: Path, text: str) -> None:
     Raises:
         AnswersError: the file cannot be written.
     """
-    draft = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        make_folder(path.parent)
+        write_durably(path, text.encode("utf-8"))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
         reason = (error.strerror or "error").lower()
         raise AnswersError(f"{path}: cannot be written: {reason}") from None
 
 
 def identify_file(path: Path) -> dict[str, str]:
     """Return path and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"path": str(path), "sha256": sha256_file(path)}
 
 
 def package_version(package: str) -> str:

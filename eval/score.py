@@ -29,8 +29,7 @@ from .result_file import identify_file, package_version, write_result
 from .vqa_scores import question_type, vqa_scores
 
 if TYPE_CHECKING:
-    from .metric_models.locate import Instruments
-
+    from .metric_models.locate import InstrumentPaths, Instruments
 
 _NO_SAMPLES = {
     "open": "no record has answer_type OPEN",
@@ -46,10 +45,10 @@ WITH_MODELS = frozenset({"bertscore", "chexbert", "radgraph", "ratescore"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotComputed:
-    """Say which metric has no value, and why.
+    """A metric without a value, and why it has none.
 
     Attributes:
-        name: of the metric, or of all that `--metrics` calls by this name.
+        name: of the metric, or of a group of `--metrics`.
         reason: "needs X at Y", or what leaves it undefined.
     """
 
@@ -59,7 +58,7 @@ class NotComputed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScores:
-    """Hold what one predictions file scores.
+    """What one predictions file scores.
 
     Attributes:
         statistics: metrics by (protocol, name).
@@ -76,101 +75,9 @@ class TaskScores:
     not_computed: Sequence[NotComputed]
 
 
-def known_metrics(task: Task) -> tuple[str, ...]:
-    """Return what can be chosen of a task's metrics."""
-    return VQA_METRICS if task == "vqa" else REPORT_METRICS
-
-
-def choose_metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the metrics to compute: the named ones, or all if none is named.
-
-    Raises:
-        AnswersError: the task has no such metric.
-    """
-    known = known_metrics(task)
-    strange = [name for name in names if name not in known]
-    if strange:
-        raise AnswersError(f"--metrics {', '.join(strange)}: task {task} has {', '.join(known)}")
-    return tuple(name for name in known if name in names) if names else known
-
-
-def task_scores(
-    pairs: Sequence[Pair],
-    task: Task,
-    wanted: Sequence[str],
-    instruments: "Instruments | None",
-    *,
-    named: bool = False,
-) -> TaskScores:
-    """Score pairs.
-
-    Args:
-        pairs: in the order of the manifest.
-        task: "vqa" or "report".
-        wanted: of `known_metrics`.
-        instruments: what reports need; None for questions.
-        named: whether a user asked for `wanted`, and so is told of those without samples.
-    """
-    wordnet, not_computed = None, []
-    if task == "vqa":
-        statistics, counts = vqa_scores(pairs)
-        kinds = {kind for pair in pairs if (kind := question_type(pair)) is not None}
-        definitions = vqa_definitions(kinds)
-    else:
-        # Inside: nltk and torch take seconds to import, which VQA scores need not pay.
-        from .report_scores import report_scores
-
-        assert instruments is not None
-        scored = report_scores(pairs, wanted, instruments)
-        statistics, counts, wordnet = dict(scored.samples), dict(scored.counts), scored.wordnet
-        definitions = _report_definitions(wordnet, instruments)
-        not_computed = [NotComputed(name=n, reason=why) for n, why in instruments.missing.items()]
-    found = {
-        key: definition
-        for key, definition in definitions.items()
-        if definition.group in wanted and key in statistics
-    }
-    if named:
-        known = {of.group for of in found.values()} | {each.name for each in not_computed}
-        not_computed += [
-            NotComputed(name=group, reason=_NO_SAMPLES.get(group, "applies to no record"))
-            for group in wanted
-            if group not in known
-        ]
-    undefined = [key for key in found if math.isnan(statistics[key].value())]
-    return TaskScores(
-        statistics=statistics,
-        definitions={key: of for key, of in found.items() if key not in undefined},
-        counts=counts,
-        wordnet=wordnet,
-        not_computed=not_computed + [_undefined(key, statistics[key]) for key in undefined],
-    )
-
-
-def _report_definitions(wordnet: str | None, instruments: "Instruments") -> dict[Key, Definition]:
-    bertscore, radgraph = instruments.bertscore, instruments.radgraph
-    return report_definitions(
-        wordnet,
-        "" if bertscore is None else bertscore.label,
-        "medalign" if radgraph is None else radgraph.package,
-    )
-
-
-def _undefined(key: Key, statistic: Statistic) -> NotComputed:
-    protocol, name = key
-    reason = "is undefined: nothing to count"
-    if np.isnan(statistic.terms).any():
-        reason = "has samples whose value is not a number: what computes it is damaged"
-    return NotComputed(name=f"{name} ({protocol})", reason=reason)
-
-
-if TYPE_CHECKING:
-    from .metric_models.locate import InstrumentPaths, Instruments
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Hold one metric: value and interval in its unit, and what they mean.
+    """One metric: value and interval in its unit, and what they mean.
 
     Attributes:
         name: of the metric.
@@ -182,7 +89,7 @@ class Score:
         definition: one sentence.
         package: distribution that computes it.
         version: of the package.
-        group: what `--metrics` calls it and its neighbours.
+        group: name of `--metrics` for it and its neighbours.
         clusters: patients or images that the n samples belong to.
         better: which direction is better: "higher", "lower" or "neither".
     """
@@ -200,10 +107,15 @@ class Score:
     clusters: int
     better: Better
 
+    @property
+    def key(self) -> Key:
+        """Protocol and name, which no two metrics share."""
+        return self.protocol, self.name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Hold everything a scores file says.
+    """Everything in a scores file.
 
     Attributes:
         task: "vqa" or "report".
@@ -236,6 +148,24 @@ class Scores:
     instruments: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
 
 
+def known_metrics(task: Task) -> tuple[str, ...]:
+    """Return the groups of metrics that a task has."""
+    return VQA_METRICS if task == "vqa" else REPORT_METRICS
+
+
+def choose_metrics(task: Task, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the metrics to compute: the named ones, or all if none is named.
+
+    Raises:
+        AnswersError: the task has no such metric.
+    """
+    known = known_metrics(task)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise AnswersError(f"--metrics {', '.join(unknown)}: task {task} has {', '.join(known)}")
+    return tuple(name for name in known if name in names) if names else known
+
+
 def score(
     predictions: Path,
     manifest: Path,
@@ -251,20 +181,73 @@ def score(
         predictions: predictions file, JSON Lines.
         manifest: the manifest they answer.
         task: "vqa" or "report".
-        allow_missing: take records without an answer as answered with nothing, instead of refusing.
-        metrics: which to compute, of `task_scores.known_metrics`; all if empty.
+        allow_missing: score records without an answer as empty answers, instead of refusing.
+        metrics: which to compute, of `known_metrics`; all if empty.
         paths: where the models are that metrics of reports need.
 
     Raises:
-        AnswersError: the two do not fit, see `answers.read_answers` and `answers.join`, or a
-            model cannot be used.
+        AnswersError: the two do not fit, see `read_answers` and `join`, or a model cannot be used.
         ManifestError: the manifest is broken.
     """
-    wanted = choose_metrics(task, metrics)
+    chosen = choose_metrics(task, metrics)
     answers, pairs = read_pairs(predictions, manifest, task, allow_missing=allow_missing)
-    instruments = instruments_for(task, wanted, paths)
-    scored = task_scores(pairs, task, wanted, instruments, named=bool(metrics))
+    instruments = instruments_for(task, chosen, paths)
+    scored = task_scores(pairs, task, chosen, instruments, named=bool(metrics))
     return summarise(predictions, manifest, task, answers, pairs, scored, instruments)
+
+
+def task_scores(
+    pairs: Sequence[Pair],
+    task: Task,
+    metrics: Sequence[str],
+    instruments: "Instruments | None",
+    *,
+    named: bool = False,
+) -> TaskScores:
+    """Score pairs.
+
+    Args:
+        pairs: in the order of the manifest.
+        task: "vqa" or "report".
+        metrics: which to compute, of `known_metrics`.
+        instruments: models of reports; None for questions.
+        named: whether the user named the metrics; those without samples are then reported.
+    """
+    wordnet, not_computed = None, []
+    if task == "vqa":
+        statistics, counts = vqa_scores(pairs)
+        kinds = {kind for pair in pairs if (kind := question_type(pair)) is not None}
+        definitions = vqa_definitions(kinds)
+    else:
+        # Inside: nltk and torch take seconds to import, which VQA scores need not pay.
+        from .report_scores import report_scores
+
+        assert instruments is not None
+        scored = report_scores(pairs, metrics, instruments)
+        statistics, counts, wordnet = dict(scored.samples), dict(scored.counts), scored.wordnet
+        definitions = _report_definitions(wordnet, instruments)
+        not_computed = [NotComputed(name=n, reason=why) for n, why in instruments.missing.items()]
+    applied = {
+        key: definition
+        for key, definition in definitions.items()
+        if definition.group in metrics and key in statistics
+    }
+    if named:
+        known = {definition.group for definition in applied.values()}
+        known |= {absent.name for absent in not_computed}
+        not_computed += [
+            NotComputed(name=group, reason=_NO_SAMPLES.get(group, "applies to no record"))
+            for group in metrics
+            if group not in known
+        ]
+    undefined = [key for key in applied if math.isnan(statistics[key].value())]
+    return TaskScores(
+        statistics=statistics,
+        definitions={key: value for key, value in applied.items() if key not in undefined},
+        counts=counts,
+        wordnet=wordnet,
+        not_computed=not_computed + [_undefined(key, statistics[key]) for key in undefined],
+    )
 
 
 def summarise(
@@ -276,16 +259,16 @@ def summarise(
     scored: TaskScores,
     instruments: "Instruments | None",
 ) -> Scores:
-    """Return what a scores file says of answers that were scored sample by sample.
+    """Return the scores file of answers that were scored sample by sample.
 
     Args:
-        predictions: the file they were read from.
+        predictions: file of the answers.
         manifest: that they answer.
         task: "vqa" or "report".
         answers: of the file.
         pairs: the same, joined with the manifest.
         scored: what the pairs score.
-        instruments: the models that were used.
+        instruments: models that were used.
     """
     records = [pair.record for pair in pairs]
     clusters = cluster_records(records)
@@ -323,7 +306,7 @@ def read_pairs(
         ManifestError: the manifest is broken.
     """
     answers = read_answers(predictions)
-    other = next((a for a in answers if a.settings != answers[0].settings), None)
+    other = next((answer for answer in answers if answer.settings != answers[0].settings), None)
     if other is not None:
         raise AnswersError(
             f"{predictions}: answers {answers[0].id!r} and {other.id!r} come from different "
@@ -337,64 +320,27 @@ def read_pairs(
 
 
 def instruments_for(
-    task: Task, wanted: Sequence[str], paths: "InstrumentPaths | None"
+    task: Task, metrics: Sequence[str], paths: "InstrumentPaths | None"
 ) -> "Instruments | None":
-    """Open the models that the wanted metrics need; None for a task that needs none.
+    """Open the models that metrics need; None for a task that needs none.
 
     Raises:
         AnswersError: a model cannot be used, or is given for a task that needs none.
     """
-    from .metric_models.locate import InstrumentPaths
-
     if task == "vqa":
-        if paths not in (None, InstrumentPaths()):
+        if paths is not None and paths != type(paths)():
             raise AnswersError(
                 "--task vqa has no metric that needs a model; leave out the models of reports"
             )
         return None
-    from .metric_models.locate import open_instruments
+    from .metric_models.locate import InstrumentPaths, open_instruments
 
-    return open_instruments(wanted, paths or InstrumentPaths())
+    return open_instruments(metrics, paths or InstrumentPaths())
 
 
 def scale(unit: Unit) -> float:
-    """Return what a statistic is multiplied with to be in a unit."""
+    """Return the factor that brings a statistic into a unit."""
     return 100.0 if unit == "percent" else 1.0
-
-
-def _summarise(scored: TaskScores, clusters: Int64) -> list[Score]:
-    found = []
-    for (protocol, name), definition in scored.definitions.items():
-        statistic = scored.statistics[protocol, name]
-        times = scale(definition.unit)
-        count = len(set(clusters[statistic.places].tolist()))
-        low, high = bootstrap_interval(statistic, clusters)
-        found.append(
-            Score(
-                name=name,
-                protocol=protocol,
-                value=times * statistic.value(),
-                interval=(times * low, times * high) if count > 1 else None,
-                unit=definition.unit,
-                n=len(statistic.places),
-                definition=definition.sentence,
-                package=definition.package,
-                version=package_version(definition.package),
-                group=definition.group,
-                clusters=count,
-                better=definition.better,
-            )
-        )
-    return found
-
-
-def _counts(pairs: Sequence[Pair], answers: Sequence[Answer]) -> dict[str, int]:
-    return {
-        "records": len(pairs),
-        "answers": len(answers),
-        "missing": sum(pair.missing for pair in pairs),
-        "blank_answers": sum(not answer.text.strip() for answer in answers),
-    }
 
 
 def write_texts(predictions: Sequence[Path], manifest: Path, out: Path) -> int:
@@ -409,17 +355,68 @@ def write_texts(predictions: Sequence[Path], manifest: Path, out: Path) -> int:
         How many texts were written.
 
     Raises:
-        AnswersError: as `score.score`; a record without an answer is left out.
+        AnswersError: as `score`; a record without an answer is left out.
         ManifestError: the manifest is broken.
     """
-    from .metrics.report_text import clinical_text
-    from .report_scores import PROTOCOLS
+    from .metrics.report_text import PROTOCOLS, clinical_text
 
     texts: set[str] = set()
     for path in predictions:
         _, pairs = read_pairs(path, manifest, "report", allow_missing=True)
         texts |= {pair.reference for pair in pairs}
         texts |= {clinical_text(pair.prediction, p) for pair in pairs for p in PROTOCOLS}
-    found = sorted(text for text in texts if text.strip())
-    write_result(out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    return len(found)
+    distinct = sorted(text for text in texts if text.strip())
+    write_result(out, json.dumps(distinct, indent=1, ensure_ascii=False) + "\n")
+    return len(distinct)
+
+
+def _report_definitions(wordnet: str | None, instruments: "Instruments") -> dict[Key, Definition]:
+    bertscore, radgraph = instruments.bertscore, instruments.radgraph
+    return report_definitions(
+        wordnet,
+        "" if bertscore is None else bertscore.label,
+        "medalign" if radgraph is None else radgraph.package,
+    )
+
+
+def _undefined(key: Key, statistic: Statistic) -> NotComputed:
+    protocol, name = key
+    reason = "is undefined: nothing to count"
+    if np.isnan(statistic.terms).any():
+        reason = "has samples whose value is not a number: the model that computes it is damaged"
+    return NotComputed(name=f"{name} ({protocol})", reason=reason)
+
+
+def _summarise(scored: TaskScores, clusters: Int64) -> list[Score]:
+    summary = []
+    for (protocol, name), definition in scored.definitions.items():
+        statistic = scored.statistics[protocol, name]
+        times = scale(definition.unit)
+        count = len(set(clusters[statistic.samples].tolist()))
+        low, high = bootstrap_interval(statistic, clusters)
+        summary.append(
+            Score(
+                name=name,
+                protocol=protocol,
+                value=times * statistic.value(),
+                interval=(times * low, times * high) if count > 1 else None,
+                unit=definition.unit,
+                n=len(statistic.samples),
+                definition=definition.sentence,
+                package=definition.package,
+                version=package_version(definition.package),
+                group=definition.group,
+                clusters=count,
+                better=definition.better,
+            )
+        )
+    return summary
+
+
+def _counts(pairs: Sequence[Pair], answers: Sequence[Answer]) -> dict[str, int]:
+    return {
+        "records": len(pairs),
+        "answers": len(answers),
+        "missing": sum(pair.missing for pair in pairs),
+        "blank_answers": sum(not answer.text.strip() for answer in answers),
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from .metrics.interval import LEVEL
-from .predictions import AnswersError, Task
+from .predictions import AnswersError, Task, reason_of
 from .result_file import identify_file
 from .score import NotComputed, Scores, TaskScores, known_metrics, scale
 
@@ -17,7 +17,7 @@ NEEDED = {
     "predictions": ("path", "sha256"),
     "interval": ("level", "clusters", "clustered_by"),
 }
-"""What the mappings of a scores file must say for it to be used again."""
+"""Keys that the mappings of a scores file must have."""
 
 _TOLERANCE = 1e-6  # of a value in its unit: another order of additions, not another definition
 
@@ -28,7 +28,7 @@ class ScoresFile:
 
     Attributes:
         path: of the file.
-        scores: what it says.
+        scores: its content.
     """
 
     path: Path
@@ -44,13 +44,12 @@ class ScoresFile:
         try:
             scores = TypeAdapter(Scores).validate_json(path.read_bytes(), strict=True)
         except OSError as error:
-            reason = (error.strerror or "error").lower()
-            raise AnswersError(f"{path}: cannot be read: {reason}") from None
+            raise AnswersError(f"{path}: cannot be read: {reason_of(error)}") from None
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
+            field = ".".join(map(str, first["loc"]))
             raise AnswersError(
-                f"{path}: is no scores file of `eval score`: {place + ': ' if place else ''}"
+                f"{path}: is no scores file of `eval score`: {field + ': ' if field else ''}"
                 f"{first['msg'].lower()}"
             ) from None
         for name, keys in NEEDED.items():
@@ -75,37 +74,36 @@ class ScoresFile:
         """Return the scores of some groups of metrics, and which of them the file lacks.
 
         Args:
-            metrics: of `task_scores.known_metrics`; all if empty.
+            metrics: of `known_metrics`; all if empty.
         """
         if not metrics:
             return self.scores
-        known = known_metrics(self.scores.task)
-        kept = [each for each in self.scores.metrics if each.group in metrics]
-        # What is undefined goes by the name of one metric, not of a group.
-        left = [
-            each
-            for each in self.scores.not_computed
-            if each.name in metrics or each.name not in known
+        groups = known_metrics(self.scores.task)
+        chosen = [metric for metric in self.scores.metrics if metric.group in metrics]
+        # An undefined metric has its own name here, not that of its group.
+        absent = [
+            metric
+            for metric in self.scores.not_computed
+            if metric.name in metrics or metric.name not in groups
         ]
-        told = {each.group for each in kept} | {each.name for each in left}
-        left += [
+        covered = {metric.group for metric in chosen} | {metric.name for metric in absent}
+        absent += [
             NotComputed(name=name, reason=f"{self.path} has no value of it")
             for name in metrics
-            if name not in told
+            if name not in covered
         ]
-        return replace(self.scores, metrics=kept, not_computed=left)
+        return replace(self.scores, metrics=chosen, not_computed=absent)
 
     def differences(self, scored: TaskScores) -> list[str]:
-        """Say which metrics have another value here than in the file: other versions, no WordNet.
+        """Name metrics with another value here than in the file: other versions, no WordNet.
 
         Args:
             scored: what the same predictions score now; metrics that it lacks are not compared.
         """
         lines = []
         for metric in self.scores.metrics:
-            key = metric.protocol, metric.name
-            if key in scored.definitions:
-                value = scale(metric.unit) * scored.statistics[key].value()
+            if metric.key in scored.definitions:
+                value = scale(metric.unit) * scored.statistics[metric.key].value()
                 if abs(value - metric.value) > _TOLERANCE:
                     lines.append(
                         f"{metric.name}, {metric.protocol}: {metric.value:.2f} in {self.path} "
@@ -120,12 +118,11 @@ def match_scores(
 ) -> Mapping[Path, ScoresFile]:
     """Return the scores file of each predictions file that has one.
 
-    Files are told apart by their contents, so it does not matter where they were when they were
-    scored.
+    Files are recognised by their contents, wherever they were when they were scored.
 
     Args:
         files: scores files.
-        predictions: what is to be shown.
+        predictions: files that a report shows.
         manifest: that the predictions answer.
         task: "vqa" or "report".
 
@@ -134,7 +131,7 @@ def match_scores(
             none of the predictions, or there are two of the same predictions.
     """
     owners = {identify_file(path)["sha256"]: path for path in predictions} if files else {}
-    found: dict[Path, ScoresFile] = {}
+    matched: dict[Path, ScoresFile] = {}
     for path in files:
         file = ScoresFile.read(path)
         scores = file.scores
@@ -151,7 +148,7 @@ def match_scores(
                 f"{path}: are scores of {scores.predictions['path']}, and none of the predictions "
                 "given has the same bytes; run `eval score` again"
             )
-        if owner in found:
-            raise AnswersError(f"{path} and {found[owner].path}: are both scores of {owner}")
-        found[owner] = file
-    return found
+        if owner in matched:
+            raise AnswersError(f"{path} and {matched[owner].path}: are both scores of {owner}")
+        matched[owner] = file
+    return matched

@@ -12,6 +12,7 @@ from ..pipeline.pixels import Alpha
 from ..trainer.run.folder import RunFolder
 from ..trainer.student import load_base, load_student, read_identity
 from ..trainer.students.spec import StudentError, StudentSpec, read_student, student_digest
+from .predictions import first_repeated
 
 _SMALL: Final = frozenset({".json", ".jinja", ".model", ".txt"})
 
@@ -25,7 +26,7 @@ class Source:
         adapter: folder of the adapter, None for the student by itself.
         geometry: as the run was trained.
         alpha: colour behind transparent pixels, as the run was trained.
-        unfinished: what to tell a user when the adapter is an unfinished run's.
+        unfinished: a note for the user where the adapter is an unfinished run's.
     """
 
     student: Path
@@ -57,7 +58,7 @@ class Source:
         return load_student(base, self.adapter, probe=probe)
 
     def identity(self, device: torch.device) -> dict[str, str | None]:
-        """What tells one model from another, without reading gigabytes of weights.
+        """Return what distinguishes one model from another, without reading all of its weights.
 
         Digests of the student's weights, of its small files (tokenizer, template, processor, end
         tokens) and of the adapter; how images become pixels; the type of the weights.
@@ -91,12 +92,12 @@ def find_source(path: Path, student: Path | None = None) -> Source:
     kind = kind_of(path)
     if kind == "run":
         adapter = _adapter_of_run(path)
-        found = _source(adapter, student)
-        if adapter != RunFolder(path).adapter:
-            step = adapter.parent.name
-            note = f"{path} is not finished: these are answers of its checkpoint {step}"
-            return replace(found, unfinished=note)
-        return found
+        source = _source(adapter, student)
+        if adapter == RunFolder(path).adapter:
+            return source
+        step = adapter.parent.name
+        note = f"{path} is not finished: these are answers of its checkpoint {step}"
+        return replace(source, unfinished=note)
     return _source(path, student) if kind == "adapter" else Source(path, None)
 
 
@@ -127,10 +128,9 @@ def source_names(paths: Sequence[Path]) -> list[str]:
     Raises:
         StudentError: one is given twice.
     """
-    true = [path.resolve() for path in paths]
-    if twice := [path for k, path in enumerate(paths) if true[k] in true[:k]]:
-        raise StudentError(f"{twice[0]} is given twice")
-    short = [path.name for path in true]
+    if repeated := first_repeated(paths):
+        raise StudentError(f"{repeated} is given twice")
+    short = [path.resolve().name for path in paths]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
 
@@ -150,9 +150,9 @@ def _source(adapter: Path, student: Path | None) -> Source:
     base = student or (None if written is None else Path(written))
     if base is None or not (base / "config.json").is_file():
         if student is not None:
-            found = "has no config.json" if student.is_dir() else "is no folder"
+            problem = "has no config.json" if student.is_dir() else "is no folder"
             raise StudentError(
-                f"--student {student} {found}; give the student that {adapter} was trained on, a "
+                f"--student {student} {problem}; give the student that {adapter} was trained on, a "
                 "folder in Hugging Face format"
             )
         raise StudentError(f"the student of {adapter} is not at {base}; give --student DIR")

@@ -157,7 +157,7 @@ def build(
     store = open_storage(store)
     check_folders(manifest, images, store)
     asked = list_images(manifest)
-    with Workers(options.workers) as workers:
+    with Workers(options.workers, preload="medalign.pipeline.decode") as workers:
         plan = _plan(store, images, asked.paths, workers, options, progress)
         writer = TeacherCacheWriter.begin(store, make_card(expert, options), plan)
         if origin is not None and origin != load_origin(store):

@@ -2,20 +2,22 @@
 
 The only file that imports open_clip and timm. Text towers are never built, and nothing here
 reaches for the network: open_clip's own loaders would fetch a hub config for the text tower.
+Building the vision tower alone takes names that open_clip may move in any release;
+`check_open_clip` names the one that is gone.
 """
 
+import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import open_clip
-import timm.models.vision_transformer as timm_vit
 import torch
-from open_clip.model import CLIPVisionCfg, VisionTransformer, _build_vision_tower
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import Attention as OpenClipAttention
+from timm.layers import Attention as TimmAttention  # type: ignore[attr-defined]
+from timm.models import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,57 +27,12 @@ from .geometry import CLIP_MEAN, CLIP_STD
 from .resample import ExpertOutput
 from .weights import ExpertError
 
-
-@dataclass(frozen=True, slots=True)
-class QueryKey:
-    """How an attention module makes queries and keys from its input.
-
-    Attributes:
-        weight: [2D, D], the rows for the queries, then those for the keys.
-        bias: [2D] or None.
-        heads: H; each head has D / H features.
-        query_norm: applied to each head's queries, None for none (timm's `q_norm`).
-        key_norm: the same for keys.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    heads: int
-    query_norm: Callable[[Tensor], Tensor] | None = None
-    key_norm: Callable[[Tensor], Tensor] | None = None
-
-
-def class_attention(projection: QueryKey, tokens: Tensor) -> Tensor:
-    """Return how the first token attends to all tokens, as the mean over heads.
-
-    Scores and softmax are float32 whatever the tower computes in: in bfloat16 small
-    probabilities would round to zero, and their logarithm is needed later (Eq. 5).
-
-    Args:
-        projection: the queries and keys of the block.
-        tokens: what the block's attention module receives, [B, T, D], [cls] first.
-
-    Returns:
-        Probabilities [B, T], float32; each row sums to 1.
-    """
-    weights = projection.weight.chunk(2)
-    biases = (None, None) if projection.bias is None else projection.bias.chunk(2)
-    query = _heads(F.linear(tokens[:, :1], weights[0], biases[0]), projection.heads)
-    keys = _heads(F.linear(tokens, weights[1], biases[1]), projection.heads)
-    if projection.query_norm is not None:
-        query = projection.query_norm(query)
-    if projection.key_norm is not None:
-        keys = projection.key_norm(keys)
-    query = query.float() * query.shape[-1] ** -0.5
-    scores = query @ keys.float().transpose(-2, -1)
-    return torch.softmax(scores, dim=-1).mean(dim=1).squeeze(1)
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """Split [B, T, D] into [B, H, T, D / H]."""
-    batch, tokens, width = x.shape
-    return x.reshape(batch, tokens, heads, width // heads).transpose(1, 2)
-
+_BUILDER: Final = "model._build_vision_tower"
+_TRANSFORMER: Final = "model.VisionTransformer"
+_TIMM_ADAPTER: Final = "timm_model.TimmModel"
+_ATTENTION: Final = "transformer.Attention"
+_BUILDER_OPTIONS: Final = ("embed_dim", "vision_cfg", "quick_gelu")
+_FORWARD_OPTIONS: Final = ("indices", "normalize_intermediates", "intermediates_only", "output_fmt")
 
 Colour = tuple[float, float, float]
 
@@ -113,6 +70,25 @@ class TowerConfig:
         return name
 
 
+@dataclass(frozen=True, slots=True)
+class QueryKey:
+    """How an attention module makes queries and keys from its input.
+
+    Attributes:
+        weight: [2D, D], the rows for the queries, then those for the keys.
+        bias: [2D] or None.
+        heads: H; each head has D / H features.
+        query_norm: applied to each head's queries, None for none (timm's `q_norm`).
+        key_norm: the same for keys.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    heads: int
+    query_norm: Callable[[Tensor], Tensor] | None = None
+    key_norm: Callable[[Tensor], Tensor] | None = None
+
+
 def architectures() -> list[str]:
     """Return the names that open_clip knows by itself."""
     names: list[str] = open_clip.list_models()
@@ -128,7 +104,7 @@ def read_config(folder: Path) -> TowerConfig:
     """Read `open_clip_config.json` from a folder, as open_clip's hub repositories have it.
 
     Raises:
-        ExpertError: the file is missing or says nothing usable.
+        ExpertError: the file is missing, or describes no vision tower.
     """
     path = folder / CONFIG_NAME
     try:
@@ -142,14 +118,14 @@ def read_config(folder: Path) -> TowerConfig:
     return _parse(content.get("model_cfg", content), content.get("preprocess_cfg", {}), str(path))
 
 
-def _parse(model: Any, preprocess: Any, where: str) -> TowerConfig:
+def _parse(model: Any, preprocess: Any, source: str) -> TowerConfig:
     vision = model.get("vision_cfg") if isinstance(model, dict) else None
     if not isinstance(vision, dict) or not isinstance(model.get("embed_dim"), int):
-        raise ExpertError(f"{where}: needs an embed_dim and a vision_cfg")
+        raise ExpertError(f"{source}: needs an embed_dim and a vision_cfg")
     # A pretrained timm trunk would be downloaded; the checkpoint brings all weights anyway.
     vision = {key: value for key, value in vision.items() if key != "timm_model_pretrained"}
     mean, std = (
-        _colour(preprocess, key, default, where)
+        _colour(preprocess, key, default, source)
         for key, default in (("mean", CLIP_MEAN), ("std", CLIP_STD))
     )
     return TowerConfig(
@@ -161,13 +137,51 @@ def _parse(model: Any, preprocess: Any, where: str) -> TowerConfig:
     )
 
 
-def _colour(preprocess: Any, key: str, default: Colour, where: str) -> Colour:
+def _colour(preprocess: Any, key: str, default: Colour, source: str) -> Colour:
     value = preprocess.get(key, default) if isinstance(preprocess, dict) else default
     try:
         red, green, blue = (float(channel) for channel in value)
     except (TypeError, ValueError) as error:
-        raise ExpertError(f"{where}: {key} takes three numbers, got {value!r}") from error
+        raise ExpertError(f"{source}: {key} takes three numbers, got {value!r}") from error
     return red, green, blue
+
+
+def check_open_clip() -> None:
+    """Check that the installed open_clip still has what it does not promise to keep.
+
+    Raises:
+        ExpertError: a name is gone, or a function takes other arguments.
+    """
+    for name in (_TRANSFORMER, _TIMM_ADAPTER, _ATTENTION):
+        _internal(name)
+    _function(_BUILDER, _BUILDER_OPTIONS)
+    for tower in (_TRANSFORMER, _TIMM_ADAPTER):
+        _function(f"{tower}.forward_intermediates", _FORWARD_OPTIONS, positional=2)
+
+
+def _internal(name: str) -> Any:
+    # Looked up when it is used: gone, it would otherwise break the import of every command.
+    try:
+        return attrgetter(name)(open_clip)
+    except AttributeError:
+        raise _unfit_release(f"has no {name}") from None
+
+
+def _function(name: str, options: Sequence[str], *, positional: int = 0) -> Any:
+    """Return an internal function, certain that it can be called in this way."""
+    function = _internal(name)
+    try:
+        inspect.signature(function).bind(*[None] * positional, **dict.fromkeys(options))
+    except TypeError as error:
+        raise _unfit_release(f"calls {name} in another way ({error})") from None
+    return function
+
+
+def _unfit_release(change: str) -> ExpertError:
+    return ExpertError(
+        f"open_clip {open_clip.__version__} {change}, so no expert can be built; install the "
+        "versions that were tested together: pip install -c constraints.txt open_clip_torch timm"
+    )
 
 
 class Tower:
@@ -182,7 +196,7 @@ class Tower:
 
     def __init__(self, config: TowerConfig, name: str) -> None:
         self.module: Any = _build(config, name)
-        if isinstance(self.module, VisionTransformer):
+        if isinstance(self.module, _internal(_TRANSFORMER)):
             sides, grid = self.module.image_size, self.module.grid_size
             self.width: int = self.module.transformer.width
             self._blocks: nn.ModuleList = self.module.transformer.resblocks
@@ -206,9 +220,10 @@ class Tower:
             for name, tensor in weights.items()
         }
         self.module.load_state_dict(copies, strict=True, assign=True)
-        left = [name for name, buffer in self.module.named_buffers() if buffer.is_meta]
-        if left:
-            raise ExpertError(f"towers with buffers outside the checkpoint ({left}) do not load")
+        # A buffer that is not in the state dict would stay without numbers.
+        unset = [name for name, buffer in self.module.named_buffers() if buffer.is_meta]
+        if unset:
+            raise ExpertError(f"towers with buffers outside the checkpoint ({unset}) do not load")
         self.module.eval().requires_grad_(False)
 
     def run(self, pixels: Tensor, *, normalised: bool) -> ExpertOutput:
@@ -231,10 +246,9 @@ class Tower:
             )
         finally:
             hook.remove()
-        # open_clip runs some towers as [T, B, D]; torch's module knows which.
-        tokens = (
-            received[0] if getattr(attention, "batch_first", True) else received[0].transpose(0, 1)
-        )
+        tokens = received[0]
+        if not getattr(attention, "batch_first", True):  # open_clip runs some towers as [T, B, D]
+            tokens = tokens.transpose(0, 1)
         row = class_attention(query_key(attention), tokens)
         return ExpertOutput(output["image_intermediates"][0], row[:, self._prefix :])
 
@@ -243,6 +257,38 @@ class Tower:
             return self._blocks[-1].get_submodule("attn")
         except AttributeError as error:
             raise ExpertError(f"blocks of {type(self.module).__name__} have no attn") from error
+
+
+def class_attention(projection: QueryKey, tokens: Tensor) -> Tensor:
+    """Return how the first token attends to all tokens, as the mean over heads.
+
+    Scores and softmax are float32 whatever the tower computes in: in bfloat16 small
+    probabilities would round to zero, and their logarithm is needed later (Eq. 5).
+
+    Args:
+        projection: the queries and keys of the block.
+        tokens: what the block's attention module receives, [B, T, D], [cls] first.
+
+    Returns:
+        Probabilities [B, T], float32; each row sums to 1.
+    """
+    weights = projection.weight.chunk(2)
+    biases = (None, None) if projection.bias is None else projection.bias.chunk(2)
+    query = _heads(F.linear(tokens[:, :1], weights[0], biases[0]), projection.heads)
+    keys = _heads(F.linear(tokens, weights[1], biases[1]), projection.heads)
+    if projection.query_norm is not None:
+        query = projection.query_norm(query)
+    if projection.key_norm is not None:
+        keys = projection.key_norm(keys)
+    query = query.float() * query.shape[-1] ** -0.5
+    scores = query @ keys.float().transpose(-2, -1)
+    return torch.softmax(scores, dim=-1).mean(dim=1).squeeze(1)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """Split [B, T, D] into [B, H, T, D / H]."""
+    batch, tokens, width = x.shape
+    return x.reshape(batch, tokens, heads, width // heads).transpose(1, 2)
 
 
 def query_key(attention: Any) -> QueryKey:
@@ -254,10 +300,10 @@ def query_key(attention: Any) -> QueryKey:
     if type(attention) is nn.MultiheadAttention and attention.in_proj_weight is not None:
         bias = attention.in_proj_bias
         return _in_projection(attention.in_proj_weight, bias, attention.num_heads)
-    if type(attention) is OpenClipAttention and attention.logit_scale is None:
+    if type(attention) is _internal(_ATTENTION) and attention.logit_scale is None:
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         return _in_projection(weight, bias, attention.num_heads, attention.ln_q, attention.ln_k)
-    if type(attention) is timm_vit.Attention:  # type: ignore[attr-defined]
+    if type(attention) is TimmAttention:
         weight, bias = attention.qkv.weight, attention.qkv.bias
         return _in_projection(weight, bias, attention.num_heads, attention.q_norm, attention.k_norm)
     kind = f"{type(attention).__module__}.{type(attention).__qualname__}"
@@ -282,19 +328,22 @@ def _build(config: TowerConfig, name: str) -> Any:
     timm_name = str(config.vision.get("timm_model_name") or "")
     if ":" in timm_name:
         raise ExpertError(f"{name}: timm tower {timm_name!r} names a hub, which is never asked")
+    builder = _function(_BUILDER, _BUILDER_OPTIONS)
     try:
-        vision = CLIPVisionCfg(**config.vision)
+        vision = open_clip.CLIPVisionCfg(**config.vision)
         if isinstance(vision.layers, list | tuple):
             raise ExpertError(f"{name}: a ResNet has no [cls] token; use a ViT")
         with torch.device("meta"):  # no memory, no time, and no numbers drawn at random
-            return _build_vision_tower(config.embed_dim, vision, config.quick_gelu)
+            return builder(
+                embed_dim=config.embed_dim, vision_cfg=vision, quick_gelu=config.quick_gelu
+            )
     except (TypeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
         raise ExpertError(f"{name}: open_clip cannot build this vision_cfg ({error})") from error
 
 
 def _class_token_trunk(module: Any, name: str) -> Any:
-    trunk = module.trunk if isinstance(module, TimmModel) else module
-    if not (isinstance(trunk, timm_vit.VisionTransformer) and trunk.has_class_token):
+    trunk = module.trunk if isinstance(module, _internal(_TIMM_ADAPTER)) else module
+    if not (isinstance(trunk, TimmTransformer) and trunk.has_class_token):
         raise ExpertError(
             f"{name}: of timm's towers only a VisionTransformer with a [cls] token has the "
             f"attention we learn from, not {type(trunk).__name__}"

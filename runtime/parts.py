@@ -1,4 +1,4 @@
-"""Which share of the shards this process builds: asked for, or told by Slurm or torchrun."""
+"""Which share of the work this process does: by option, or by what Slurm or torchrun set."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ class PartError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Part `index` of `count`, from 1; it takes the shards k with k mod count == index - 1."""
+    """Part `index` of `count`, from 1; it takes the items k with k mod count == index - 1."""
 
     index: int = 1
     count: int = 1
@@ -42,18 +42,18 @@ class Part:
     def from_environment(cls, environment: Mapping[str, str]) -> "Part":
         """Read the share from a Slurm array task and the ranks that torchrun or others set.
 
-        Where both are there, each task of the array is shared among its ranks.
+        With both, each task of the array is shared among its ranks.
 
         Raises:
             PartError: the variables contradict each other.
         """
         index, count, sources = 0, 1, []
-        for size, place, source in (
+        for size, rank, source in (
             (*_slurm_array(environment), "the Slurm array"),
             (*_ranks(environment), "RANK and WORLD_SIZE"),
         ):
             if size > 1:
-                index, count = index * size + place, count * size
+                index, count = index * size + rank, count * size
                 sources.append(source)
         return cls(index + 1, count, " and ".join(sources))
 
@@ -67,20 +67,21 @@ def _slurm_array(environment: Mapping[str, str]) -> tuple[int, int]:
         for name, default in (("ID", 0), ("COUNT", 1), ("MIN", 0), ("MAX", 0))
     )
     step = (last - first) // (count - 1) if count > 1 else 1
-    place, rest = divmod(task - first, max(step, 1))
-    if rest or not 0 <= place < count or (count > 1 and first + step * (count - 1) != last):
+    rank, remainder = divmod(task - first, max(step, 1))
+    even = count == 1 or first + step * (count - 1) == last
+    if remainder or not even or not 0 <= rank < count:
         raise PartError(
             f"task {task} of the Slurm array is not one of {count} evenly spaced tasks from "
-            f"{first} to {last}; say --part I/N"
+            f"{first} to {last}; pass --part I/N"
         )
-    return count, place
+    return count, rank
 
 
 def _ranks(environment: Mapping[str, str]) -> tuple[int, int]:
     size = _number(environment, "WORLD_SIZE", 1)
     rank = _number(environment, "RANK", 0)
     if "RANK" in environment and not 0 <= rank < size:
-        raise PartError(f"RANK is {rank} and WORLD_SIZE {size}; say --part I/N")
+        raise PartError(f"RANK is {rank} and WORLD_SIZE {size}; pass --part I/N")
     return (size, rank) if "RANK" in environment else (1, 0)
 
 
@@ -88,4 +89,4 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     try:
         return int(environment.get(name, default))
     except ValueError as error:
-        raise PartError(f"{name} is no number but {environment[name]!r}") from error
+        raise PartError(f"{name} takes a whole number, got {environment[name]!r}") from error

@@ -13,22 +13,20 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
-from types import FrameType, TracebackType
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
-from .signals import REPEATED, handled_by, held_back
+from .signals import held_back, unheard
 
 # Fork would copy a parent that holds CUDA, OpenMP threads and the locks of other threads; the
 # fork server starts small and clean, and its children need neither torch nor zarr.
-_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-_PRELOAD = "medalign.pipeline.decode"
-
-_ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-
-_DIED = (
-    "a worker process died while it read images, most often because memory ran out; shards that "
-    "are written stay: run the same command again to go on, with fewer --workers if it dies again"
+_METHOD: Final = (
+    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
+_ONE_THREAD: Final = dict.fromkeys(
+    ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+)
+_LATE_SECONDS: Final = 0.5
+"""A scheduler signals every process of a job: so much later than a worker's, ours may come."""
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -51,33 +49,26 @@ class Workers:
     `if __name__ == "__main__":`, since workers import the main module.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, preload: str | None = None) -> None:
+        """Take the number of processes, and a module that all of them need: it is loaded once."""
         if count < 0:
             raise ValueError(f"workers takes a number from 0, got {count}")
         self.count = count
+        self._preload = [] if preload is None else [preload]
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Self:
         if self.count:
             context = multiprocessing.get_context(_METHOD)
-            if _METHOD == "forkserver":
-                # First: it would unblock Ctrl-C for what starts after it.
-                with _deaf(signal.SIGHUP):
-                    resource_tracker.ensure_running()
-            with _deaf(signal.SIGHUP, signal.SIGINT):
+            with starting_processes(_METHOD, signal.SIGHUP, signal.SIGINT):
                 if _METHOD == "forkserver":
-                    context.set_forkserver_preload([_PRELOAD])
+                    context.set_forkserver_preload(self._preload)
                     with _one_thread():
                         forkserver.ensure_running()
                 self._pool = ProcessPoolExecutor(self.count, context, initializer=_begin_worker)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -91,13 +82,11 @@ class Workers:
             done: Future[Result] = Future()
             try:
                 done.set_result(function(task))
-            except Exception as error:  # told where a process would tell it: by the result
+            except Exception as error:  # raised where a process would raise it: by the result
                 done.set_exception(error)
             return done
-        try:
+        with _deaths_reported():
             return _submit(self._pool, function, task)
-        except BrokenProcessPool as error:
-            raise WorkerDiedError(_DIED) from error
 
     def map(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int
@@ -115,18 +104,50 @@ class Workers:
         if self._pool is None:
             yield from map(function, tasks)
             return
-        rest = iter(tasks)
+        waiting = iter(tasks)
         futures: deque[Future[Result]] = deque()
-        try:
-            for task in itertools.islice(rest, max(1, ahead)):
+        with _deaths_reported():
+            for task in itertools.islice(waiting, max(1, ahead)):
                 futures.append(_submit(self._pool, function, task))
             while futures:
                 result = futures.popleft().result()
-                for task in itertools.islice(rest, 1):
+                for task in itertools.islice(waiting, 1):
                     futures.append(_submit(self._pool, function, task))
                 yield result
-        except BrokenProcessPool as error:
-            raise WorkerDiedError(_DIED) from error
+
+
+def result_of(future: Future[Result]) -> Result:
+    """Wait for what `Workers.submit` began.
+
+    Raises:
+        WorkerDiedError: the process that did it ended by itself.
+    """
+    with _deaths_reported():
+        return future.result()
+
+
+@contextmanager
+def starting_processes(method: str, *numbers: signal.Signals) -> Iterator[None]:
+    """Start processes by a method of `multiprocessing`; they never hear these signals."""
+    if method != "fork":
+        # First, for its start unblocks Ctrl-C. It would die of a closed terminal itself, and what
+        # keeps track of semaphores must outlive those who use them.
+        with unheard(signal.SIGHUP):
+            resource_tracker.ensure_running()
+    with unheard(*numbers):
+        yield
+
+
+@contextmanager
+def _deaths_reported() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        time.sleep(_LATE_SECONDS)  # a signal of our own says better why
+        raise WorkerDiedError(
+            "a worker process died, most often because memory ran out; run the same command again "
+            "to go on, with fewer --workers if it dies again"
+        ) from error
 
 
 def _submit(
@@ -153,33 +174,6 @@ def _one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextmanager
-def _deaf(*numbers: signal.Signals) -> Iterator[None]:
-    """Let processes that start meanwhile not hear Ctrl-C or a closed terminal.
-
-    Both reach every process of a terminal. What keeps track of semaphores would die of SIGHUP, and
-    a process that is still starting would print a traceback; this process hears them afterwards.
-    """
-    with held_back():
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def result_of(future: Future[Result]) -> Result:
-    """Wait for what `Workers.submit` began.
-
-    Raises:
-        WorkerDiedError: the process that did it ended by itself.
-    """
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise WorkerDiedError(_DIED) from error
-
-
 def _begin_worker() -> None:
     os.environ.update(_ONE_THREAD)  # in time where numpy is not loaded yet: spawned processes
     # Ctrl-C reaches the whole process group; the parent alone decides how to stop.
@@ -193,28 +187,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
-
-
-_LATE_SECONDS = 0.5
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn the first SIGTERM, SIGHUP or Ctrl-C into KeyboardInterrupt.
-
-    After that the first two are ignored, since schedulers repeat them, and Ctrl-C interrupts at
-    once whatever is still being finished. What `nohup` has ignored stays ignored.
-    """
-    with handled_by(_stop):
-        try:
-            yield
-        except WorkerDiedError:
-            # A scheduler signals every process of a job, and ours may come last.
-            time.sleep(_LATE_SECONDS)
-            raise
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    for number in REPEATED:
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt

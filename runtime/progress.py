@@ -2,41 +2,43 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Protocol
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Final, Protocol
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-LINE_EVERY_SECONDS = 20.0
+LINE_EVERY_SECONDS: Final = 20.0
 """How often a plain line is written where there is no terminal."""
 
 
 class Progress(Protocol):
-    """What a long job tells as it goes."""
+    """What a long job reports while it runs."""
 
-    @contextmanager
-    def stage(self, what: str, *, total: int, done: int = 0) -> Iterator[None]:
+    def stage(self, what: str, *, total: int, done: int = 0) -> AbstractContextManager[object]:
         """Begin a stage of `total` items, `done` of which an earlier run did; end it after."""
 
     def advance(self, count: int) -> None:
         """Count items of the current stage as done."""
 
     def say(self, message: str) -> None:
-        """Tell one fact."""
+        """Report one fact."""
 
 
 class NoProgress:
-    """Tells nobody anything."""
+    """Reports nothing."""
 
     @contextmanager
     def stage(self, what: str, *, total: int, done: int = 0) -> Iterator[None]:
@@ -55,17 +57,23 @@ class ConsoleProgress:
     """A bar on a terminal; elsewhere a line now and then, fit for a log file."""
 
     def __init__(self, console: Console | None = None, unit: str = "images") -> None:
+        """Take where to show it, standard error by default, and what is counted.
+
+        Args:
+            console: to print on.
+            unit: a plural; `bytes` are shown as kB, MB, GB.
+        """
         self._console = console or Console(stderr=True)
         self._unit = unit
         self._stage: _Bar | _Lines | None = None
 
     @contextmanager
-    def stage(self, what: str, *, total: int, done: int = 0) -> Iterator[None]:
-        """Show a stage while it lasts."""
+    def stage(self, what: str, total: int, *, done: int = 0) -> Iterator[Callable[[int], None]]:
+        """Show a stage while it lasts; give `advance`."""
         kind = _Bar if self._console.is_terminal else _Lines
         self._stage = kind(self._console, what, self._unit, total, done)
         try:
-            yield
+            yield self.advance
         finally:
             self._stage.close()
             self._stage = None
@@ -79,7 +87,7 @@ class ConsoleProgress:
         with ExitStack() as stack:
             before = 0
 
-            def told(done: int, total: int) -> None:
+            def count(done: int, total: int) -> None:
                 nonlocal before
                 if self._stage is None:
                     stack.enter_context(self.stage(what, total=total))
@@ -88,7 +96,7 @@ class ConsoleProgress:
                 if done == total:
                     stack.close()  # another stage may follow within the block
 
-            yield told
+            yield count
 
     def advance(self, count: int) -> None:
         """Move the bar, or write a line if the last is long ago."""
@@ -102,11 +110,13 @@ class ConsoleProgress:
 
 class _Bar:
     def __init__(self, console: Console, what: str, unit: str, total: int, done: int) -> None:
+        amounts: tuple[ProgressColumn, ...] = (MofNCompleteColumn(), _RateColumn(unit))
+        if unit == "bytes":
+            amounts = (DownloadColumn(), TransferSpeedColumn())
         self._progress = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            _RateColumn(unit),
+            *amounts,
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -135,23 +145,22 @@ class _Lines:
     def __init__(self, console: Console, what: str, unit: str, total: int, done: int) -> None:
         self._console, self._what, self._unit = console, what, unit
         self._total, self._before, self._done = total, done, done
-        self._begun = self._told = time.monotonic()
+        self._begun = self._written = time.monotonic()
 
     def advance(self, count: int) -> None:
         self._done += count
         now = time.monotonic()
-        if now - self._told < LINE_EVERY_SECONDS:
+        if now - self._written < LINE_EVERY_SECONDS:
             return
-        self._told = now
+        self._written = now
         rate = (self._done - self._before) / max(now - self._begun, 1e-9)
-        left = (self._total - self._done) / max(rate, 1e-9)
-        self._console.print(
-            f"{self._what}: {self._done} of {self._total} {self._unit}, {rate:.1f} "
-            f"{self._unit}/s, {left / 60:.0f} min left",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
+        minutes = (self._total - self._done) / max(rate, 1e-9) / 60
+        if self._unit == "bytes":
+            counts = f"{decimal(self._done)} of {decimal(self._total)}, {decimal(int(rate))}/s"
+        else:
+            counts = f"{self._done} of {self._total} {self._unit}, {rate:.1f} {self._unit}/s"
+        line = f"{self._what}: {counts}, {minutes:.0f} min left"
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         pass

@@ -7,7 +7,7 @@ Fact = tuple[str, str]
 
 
 def aligned(facts: Iterable[Fact]) -> Iterator[str]:
-    """Yield one line per fact; an empty name goes on below the fact before it."""
+    """Yield one line per fact; an empty name continues the fact before it."""
     facts = list(facts)
     width = max(len(name) for name, _ in facts)
     for name, value in facts:

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from .format.arrays import group_metadata, metadata_bytes
 from .generations import Layout
 from .plan_file import FOLDER, check_format, has_plan
-from .schema import FORMAT, CacheCard, TeacherCacheError
+from .schema import CacheCard, Failure, TeacherCacheError
 from .storage.local import Storage, read_json
 from .storage.untrusted import (
     MAX_ROWS,
@@ -19,7 +18,6 @@ from .storage.untrusted import (
     check_text,
     check_type,
     strict_fields,
-    with_digest,
     within,
     without_digest,
 )
@@ -90,9 +88,24 @@ class Seal:
         """Number of generations that are sealed."""
         return len(self.plans)
 
+    @property
+    def listed_failures(self) -> tuple[Failure, ...]:
+        """Failures that a path leads to."""
+        return tuple(Failure(fail.path, fail.reason) for fail in self.failures if fail.path)
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """Row -> why its image could not be decoded."""
+        return {fail.row: fail.reason for fail in self.failures if fail.row is not None}
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Path -> why its image could not even be read for hashing; such an image has no row."""
+        return {fail.path: fail.reason for fail in self.failures if fail.path and fail.row is None}
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
-        given = {name: getattr(self, name) for name in _OPTIONAL}
+        optional = {name: getattr(self, name) for name in _OPTIONAL}
         return {
             "generations": list(self.layout.counts),
             "rows": self.layout.rows,
@@ -103,7 +116,7 @@ class Seal:
             "plans": list(self.plans),
             "records": self.records,
             "tables": dict(self.tables),
-            **{name: dict(value) for name, value in given.items() if value is not None},
+            **{name: dict(value) for name, value in optional.items() if value is not None},
         }
 
 
@@ -120,23 +133,6 @@ class Attributes:
         return "building" if self.seal is None else "sealed"
 
 
-def save_attributes(store: Storage, attributes: Attributes, *, replace: bool) -> None:
-    """Write the root `zarr.json`; without `replace` an existing one stays."""
-    fields: dict[str, Any] = {
-        "format": FORMAT,
-        "state": attributes.state,
-        "card": attributes.card.to_json(),
-        "fingerprint": attributes.card.fingerprint(),
-    }
-    if attributes.seal is not None:
-        fields |= attributes.seal.to_json()
-    data = metadata_bytes(group_metadata({"medalign": with_digest(fields)}))
-    if replace:
-        store.write(ROOT, data)
-    elif store.size(ROOT) is None:  # a store with nothing to do may be read-only
-        store.publish(ROOT, data)
-
-
 def load_attributes(store: Storage) -> Attributes | None:
     """Read the attributes of `store`; None when its build was killed before it wrote any.
 
@@ -145,35 +141,35 @@ def load_attributes(store: Storage) -> Attributes | None:
     """
     if not store.exists():
         raise TeacherCacheError(f"{store} does not exist; `medalign cache build` makes a cache")
-    where = f"{store}/{ROOT}"
+    path = f"{store}/{ROOT}"
     if store.size(ROOT) is None:
         if has_plan(store):
             return None
         raise TeacherCacheError(f"{store} is not a teacher cache: it has no {ROOT}")
     try:
-        found = _medalign_of(read_json(store, ROOT, _ROOT_BYTES), store)
-        check_format(found, where)  # first: another version may digest in another way
-        fields = without_digest(found, f"{where}: attribute medalign")
+        attribute = _medalign_of(read_json(store, ROOT, _ROOT_BYTES), store)
+        check_format(attribute, path)  # first: another version may digest in another way
+        fields = without_digest(attribute, f"{path}: attribute medalign")
     except DamagedError as error:
         if not has_plan(store):
             raise
         raise DamagedError(
-            f"{error}; the shards are not touched by this: delete {where}, then run the same "
+            f"{error}; the shards are not touched by this: delete {path}, then run the same "
             f"`medalign cache build` again and `medalign cache seal {store}`"
         ) from error
-    return _attributes_from(fields, where)
+    with within(f"{path}: attribute medalign"):
+        return _attributes_from(fields)
 
 
-def _attributes_from(found: dict[str, Any], where: str) -> Attributes:
-    with within(f"{where}: attribute medalign"):
-        check_choice(found.get("state"), "state", get_args(State))
-        sealed = found["state"] == "sealed"
-        names, optional = (_BUILDING + _SEALED, _OPTIONAL) if sealed else (_BUILDING, ())
-        fields = strict_fields(found, names, "fields", optional)
-        card = CacheCard.from_json(fields["card"])
-        if fields["fingerprint"] != card.fingerprint():
-            raise TeacherCacheError("fingerprint does not fit the card")
-        seal = _seal_from(fields, card.shard_rows) if sealed else None
+def _attributes_from(attribute: dict[str, Any]) -> Attributes:
+    check_choice(attribute.get("state"), "state", get_args(State))
+    sealed = attribute["state"] == "sealed"
+    names, optional = (_BUILDING + _SEALED, _OPTIONAL) if sealed else (_BUILDING, ())
+    fields = strict_fields(attribute, names, "fields", optional)
+    card = CacheCard.from_json(fields["card"])
+    if fields["fingerprint"] != card.fingerprint():
+        raise TeacherCacheError("fingerprint does not fit the card")
+    seal = _seal_from(fields, card.shard_rows) if sealed else None
     return Attributes(card=card, seal=seal)
 
 
@@ -203,8 +199,8 @@ def _seal_from(fields: Mapping[str, Any], shard_rows: int) -> Seal:
         check_sha256(digest, f"tables: {name}")
     check_int(fields["paths"], "paths", 1, MAX_ROWS)
     check_int(fields["text_bytes"], "text_bytes", fields["paths"], 2**40)
-    given = {name: fields[name] for name in _OPTIONAL if name in fields}
-    for name, value in given.items():
+    optional = {name: fields[name] for name in _OPTIONAL if name in fields}
+    for name, value in optional.items():
         check_mapping(value, name)
     return Seal(
         layout=layout,
@@ -215,7 +211,7 @@ def _seal_from(fields: Mapping[str, Any], shard_rows: int) -> Seal:
         plans=tuple(fields["plans"]),
         records=fields["records"],
         tables=tables,
-        **given,
+        **optional,
     )
 
 

@@ -1,12 +1,19 @@
 """What state a store is in, and whether its bytes are still those that were written."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from .attributes import Seal, load_attributes
-from .commits import CommitLog, RecordSums, ShardState, list_failures
+from .commits import (
+    CommitLog,
+    Progress,
+    RecordSums,
+    ShardState,
+    content_hash,
+    list_failures,
+)
 from .damage import (
     Damage,
     Remedy,
@@ -21,12 +28,6 @@ from .index import StoredIndex
 from .origin import finishing, mend_command
 from .plan_file import FOLDER, has_newer_plan, load_plans
 from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
-from .seal import Certify as Certify
-from .seal import Progress as Progress
-from .seal import SealReport as SealReport
-from .seal import hash_of_rows, listed_failures
-from .seal import reopen as reopen
-from .seal import seal as seal
 from .storage.local import Storage, open_storage
 
 
@@ -40,7 +41,7 @@ class CacheStatus:
         rows: distinct image contents that were planned.
         rows_written: rows of complete shards, failed ones included.
         rows_failed: rows of complete shards whose image could not be decoded.
-        rows_left: how many of them no path leads to any more.
+        rows_left: failed rows that no path leads to any more.
         shards: number of shards.
         pending: shards without a record.
         damaged: shards whose record or file sizes do not fit; contents are not read.
@@ -73,7 +74,7 @@ class CacheStatus:
     @property
     def commands(self) -> list[str]:
         """What finishes the store, in order; empty when nothing is left to do."""
-        remedies = {each.remedy for each in self.damages}
+        remedies = {damage.remedy for damage in self.damages}
         written = self.complete == self.shards and Remedy.BUILD not in remedies
         if Remedy.SEAL in remedies:
             finish = finishing(self.store, written=written, sealed=False)
@@ -96,13 +97,15 @@ class CacheStatus:
             "damaged": list(self.damaged),
             "failures": [[failure.path, failure.reason] for failure in self.failures],
             "never_read": self.never_read,
-            "damages": [{"where": each.where, "reason": each.reason} for each in self.damages],
+            "damages": [
+                {"where": damage.where, "reason": damage.reason} for damage in self.damages
+            ],
         }
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What is at a store: its seal if it has one, its plans unless they need not be read."""
+class _Inventory:
+    """What a store holds: its seal if it has one, its plans unless the seal covers them all."""
 
     card: CacheCard
     log: CommitLog
@@ -119,7 +122,17 @@ class _Found:
     def never_read(self) -> int:
         if self.chain is not None:
             return len(self.chain.failures)
-        return sum(each.row is None for each in self.seal.failures) if self.seal else 0
+        return len(self.seal.unreadable) if self.seal else 0
+
+    @property
+    def rows_left(self) -> int:
+        """Failed rows of a sealed store that no path leads to."""
+        return sum(fail.path is None for fail in self.seal.failures) if self.seal else 0
+
+    def failures(self, reasons: Mapping[int, str]) -> tuple[Failure, ...]:
+        if self.chain is not None:
+            return tuple(list_failures(self.chain, reasons))
+        return self.seal.listed_failures if self.seal else ()
 
 
 def status(store: Path | str | Storage) -> CacheStatus:
@@ -128,47 +141,43 @@ def status(store: Path | str | Storage) -> CacheStatus:
     Raises:
         TeacherCacheError: missing, something else, or its card or plan is damaged.
     """
-    return _status(_find(open_storage(store)))
+    return _status(_inventory(open_storage(store)))
 
 
 def list_known_failures(store: Path | str | Storage) -> tuple[Failure, ...]:
-    """List the images without a readable row so far; of a sealed store without looking further.
+    """List the images without a readable row so far; a sealed store's records are not read.
 
     Raises:
         TeacherCacheError: missing, something else, or its card or plan is damaged.
     """
-    found = _find(open_storage(store))
-    return tuple(found.log.failures(found.chain)) if found.chain else listed_failures(found.seal)
+    inventory = _inventory(open_storage(store))
+    return inventory.failures(inventory.log.reasons() if inventory.chain else {})
 
 
-def _status(found: _Found) -> CacheStatus:
-    log = found.log
+def _status(inventory: _Inventory) -> CacheStatus:
+    log, chain, sealed = inventory.log, inventory.chain, inventory.seal
     states: dict[int, ShardState] = {}
     reasons: dict[int, str] = {}
     for shard, state, failed in log.survey():
         states[shard] = state
         reasons |= failed
-    complete = [shard for shard, state in states.items() if state is ShardState.COMPLETE]
-    chain, sealed = found.chain, found.seal
+    by_state = {state: tuple(k for k in states if states[k] is state) for state in ShardState}
+    left = len(reasons.keys() - set(chain.paths.values())) if chain else inventory.rows_left
     return CacheStatus(
         store=log.store,
-        state=found.state,
+        state=inventory.state,
         generations=len(log.layout.counts),
         rows=log.layout.rows,
-        rows_written=sum(len(log.rows_of(shard)) for shard in complete),
+        rows_written=sum(len(log.rows_of(shard)) for shard in by_state[ShardState.COMPLETE]),
         rows_failed=len(reasons),
-        rows_left=len(reasons.keys() - set(chain.paths.values())) if chain else _left(sealed),
+        rows_left=left,
         shards=log.shards,
-        pending=tuple(k for k, state in states.items() if state is ShardState.PENDING),
-        damaged=tuple(k for k, state in states.items() if state is ShardState.DAMAGED),
-        failures=tuple(list_failures(chain, reasons)) if chain else listed_failures(sealed),
-        never_read=found.never_read,
-        damages=tuple(description_damages(log.store, found.card, sealed) if sealed else ()),
+        pending=by_state[ShardState.PENDING],
+        damaged=by_state[ShardState.DAMAGED],
+        failures=inventory.failures(reasons),
+        never_read=inventory.never_read,
+        damages=tuple(description_damages(log.store, inventory.card, sealed) if sealed else ()),
     )
-
-
-def _left(sealed: Seal | None) -> int:
-    return sum(each.path is None for each in sealed.failures) if sealed else 0
 
 
 def verify(store: Path | str | Storage, progress: Progress | None = None) -> list[Damage]:
@@ -199,13 +208,13 @@ def info(store: Path | str | Storage) -> dict[str, Any]:
         TeacherCacheError: missing, something else, or its card or plan is damaged.
     """
     store = open_storage(store)
-    found = _find(store)
-    sealed = found.seal
+    inventory = _inventory(store)
+    card, sealed = inventory.card, inventory.seal
     return {
-        **_status(found).to_json(),
+        **_status(inventory).to_json(),
         "format": FORMAT,
-        "card": found.card.to_json(),
-        "fingerprint": found.card.fingerprint(),
+        "card": card.to_json(),
+        "fingerprint": card.fingerprint(),
         "paths": sealed.paths if sealed else None,
         "content_hash": sealed.content_hash if sealed else None,
         "gram_error": dict(sealed.gram_error) if sealed and sealed.gram_error else None,
@@ -214,15 +223,15 @@ def info(store: Path | str | Storage) -> dict[str, Any]:
     }
 
 
-def _find(store: Storage) -> _Found:
+def _inventory(store: Storage) -> _Inventory:
     attributes = load_attributes(store)
     seal = attributes.seal if attributes is not None else None
     if attributes is not None and seal is not None:
         log = CommitLog(store, attributes.card, seal.layout, seal.plans)
         if not has_newer_plan(store, seal.generations):
-            return _Found(attributes.card, log, seal, None)
+            return _Inventory(attributes.card, log, seal, None)
     card, chain = load_plans(store)
-    return _Found(card, CommitLog.of_chain(store, card, chain), seal, chain)
+    return _Inventory(card, CommitLog.of_chain(store, card, chain), seal, chain)
 
 
 def _verify_sealed(
@@ -261,6 +270,5 @@ def _summary_damages(log: CommitLog, index: StoredIndex, seal: Seal) -> Iterator
         reason = "a commit record is valid but not the one that was sealed"
         yield Damage(FOLDER, reason, Remedy.SEAL)
     tables = {name: index.load(name) for name in ("content", "row_digest")}
-    failed = {each.row: each.reason for each in seal.failures if each.row is not None}
-    if hash_of_rows(log.card, seal.layout, tables, failed) != seal.content_hash:
+    if content_hash(log.card, seal.layout, tables, seal.reasons) != seal.content_hash:
         yield Damage("zarr.json", "the content hash is not that of the index", Remedy.SEAL)

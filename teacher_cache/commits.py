@@ -1,7 +1,7 @@
 """The commit protocol: a shard without a record does not exist."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -27,10 +27,17 @@ from .storage.untrusted import (
     check_type,
     strict_fields,
     with_digest,
+    within,
     without_digest,
 )
 
+Progress = Callable[[int, int], None]
+"""Called with the shards done so far and the number of all of them."""
+Reasons = Mapping[int, str]
+"""Row -> why its image could not be decoded."""
+
 ROW_DIGEST_BYTES = 16
+_RECORD_BYTES = 2**26  # far above a record of MAX_SHARD_ROWS rows, and bounds what a liar costs
 _FIELDS = (
     "format",
     "generation",
@@ -42,6 +49,14 @@ _FIELDS = (
     "row_digests",
     "failures",
 )
+
+
+class ShardState(Enum):
+    """Pending: no record. Complete: record and file sizes fit. Damaged: they do not."""
+
+    PENDING = "pending"
+    COMPLETE = "complete"
+    DAMAGED = "damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,54 +86,6 @@ class ShardRecord:
     digest: str
 
 
-def record_to_json(
-    identity: Mapping[str, Any],
-    rows: range,
-    files: Mapping[str, FileRecord],
-    row_digests: npt.NDArray[np.uint8],
-    failures: Mapping[int, str],
-) -> dict[str, Any]:
-    """Return the JSON form of a record; `identity` binds it to its store, plan and shard."""
-    lost = np.array([row in failures for row in rows])
-    return with_digest(
-        {
-            **identity,
-            "files": {name: [file.size_bytes, file.sha256] for name, file in files.items()},
-            "row_digests": np.where(lost[:, None], 0, row_digests).astype(np.uint8).tobytes().hex(),
-            "failures": {str(row): reason for row, reason in sorted(failures.items())},
-        }
-    )
-
-
-def record_from_json(
-    raw: Any,
-    where: str,
-    shard: int,
-    rows: range,
-    identity: Mapping[str, Any],
-    arrays: Sequence[RowArray],
-) -> ShardRecord:
-    """Read the JSON form of the record of `shard`.
-
-    Raises:
-        TeacherCacheError: damaged, of another store, plan or shard, or no record.
-    """
-    fields = without_digest(raw, where)
-    check_format(fields, where)
-    fields = strict_fields(fields, _FIELDS, where)
-    found = {key: fields[key] for key in identity}
-    if found != identity:
-        raise TeacherCacheError(f"{where} is not of this store: {found}, should be {identity}")
-    failures = _failures(fields["failures"], rows, where)
-    return ShardRecord(
-        shard=shard,
-        files=_files(fields["files"], arrays, rows, where),
-        row_digests=_row_digests(fields["row_digests"], rows, failures, where),
-        failures=failures,
-        digest=raw["digest"],
-    )
-
-
 class RecordSums:
     """What a seal needs of all records together, gathered one by one.
 
@@ -144,60 +111,6 @@ class RecordSums:
     def digest(self) -> str:
         """SHA-256 (hex) over the digests of all records so far."""
         return self._sha.hexdigest()
-
-
-def _files(
-    value: object, arrays: Sequence[RowArray], rows: range, where: str
-) -> dict[str, FileRecord]:
-    wanted = {array.file_of(rows.start // array.shard_rows): array for array in arrays}
-    fields = strict_fields(value, wanted, f"{where}: files")
-    for name, entry in fields.items():
-        check_type(entry, f"{where}: {name}", list)
-        check_int(len(entry), f"{where}: {name}: number of fields", 2, 2)
-        most = wanted[name].file_bytes(len(rows))
-        check_int(entry[0], f"{where}: {name}: size", 0, most)
-        if not wanted[name].may_have(entry[0], len(rows)):
-            raise TeacherCacheError(f"{where}: {name}: size takes {most}, got {entry[0]}")
-        check_sha256(entry[1], f"{where}: {name}: digest")
-    return {name: FileRecord(*fields[name]) for name in wanted}
-
-
-def _failures(value: object, rows: range, where: str) -> dict[int, str]:
-    failures: dict[int, str] = {}
-    for row, reason in check_mapping(value, f"{where}: failures").items():
-        if not row.isdecimal() or len(row) > 10 or int(row) not in rows:
-            raise TeacherCacheError(f"{where}: failures name row {row!r:.80}, outside {rows}")
-        failures[int(row)] = check_text(reason, f"{where}: reason", empty=True)
-    return failures
-
-
-def _row_digests(
-    value: object, rows: range, failures: Mapping[int, str], where: str
-) -> npt.NDArray[np.uint8]:
-    check_type(value, f"{where}: row_digests", str)
-    try:
-        flat = np.frombuffer(bytes.fromhex(str(value)), np.uint8)
-        digests = flat.reshape(len(rows), ROW_DIGEST_BYTES)
-    except ValueError as error:
-        raise TeacherCacheError(f"{where}: row_digests: {error}") from error
-    lost = np.zeros(len(rows), np.bool_)
-    lost[[row - rows.start for row in failures]] = True
-    if (digests.any(axis=1) == lost).any():
-        raise TeacherCacheError(f"{where}: a row takes either a digest or a failure")
-    return digests
-
-
-Reasons = Mapping[int, str]
-"""Row -> why its image could not be decoded."""
-_RECORD_BYTES = 2**26
-
-
-class ShardState(Enum):
-    """Pending: no record. Complete: record and file sizes fit. Damaged: they do not."""
-
-    PENDING = "pending"
-    COMPLETE = "complete"
-    DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)
@@ -255,15 +168,19 @@ class CommitLog:
             sums = aside.map(sha256_bytes, files.values())
             for name, data in files.items():
                 self.store.write(name, data)
-        sizes = map(FileRecord, map(len, files.values()), sums)
-        fields = record_to_json(
-            self._identity(shard),
-            self.rows_of(shard),
-            dict(zip(files, sizes, strict=True)),
-            row_digests,
-            failures,
-        )
-        self.store.write(self.name_of(shard), canonical_json(fields))
+            written = {
+                name: [len(data), sha256]
+                for (name, data), sha256 in zip(files.items(), sums, strict=True)
+            }
+        failed = np.array([row in failures for row in self.rows_of(shard)])[:, None]
+        digests = np.where(failed, 0, row_digests).astype(np.uint8)
+        fields = {
+            **self._identity(shard),
+            "files": written,
+            "row_digests": digests.tobytes().hex(),
+            "failures": {str(row): failures[row] for row in sorted(failures)},
+        }
+        self.store.write(self.name_of(shard), canonical_json(with_digest(fields)))
 
     def record(self, shard: int) -> ShardRecord:
         """Read and check the record of `shard`; the files themselves are not looked at.
@@ -273,8 +190,22 @@ class CommitLog:
         """
         name = self.name_of(shard)
         raw = read_json(self.store, name, _RECORD_BYTES)
-        where, identity = f"{self.store}/{name}", self._identity(shard)
-        return record_from_json(raw, where, shard, self.rows_of(shard), identity, self.arrays)
+        fields = without_digest(raw, source := f"{self.store}/{name}")
+        check_format(fields, source)
+        with within(source):
+            fields = strict_fields(fields, _FIELDS, "fields")
+            identity = self._identity(shard)
+            if (recorded := {key: fields[key] for key in identity}) != identity:
+                raise TeacherCacheError(f"is not of this store: {recorded}, should be {identity}")
+            rows = self.rows_of(shard)
+            failures = _failures(fields["failures"], rows)
+            return ShardRecord(
+                shard=shard,
+                files=_files(fields["files"], self.arrays, rows),
+                row_digests=_row_digests(fields["row_digests"], rows, failures),
+                failures=failures,
+                digest=raw["digest"],
+            )
 
     def state(self, shard: int, sizes: Mapping[str, int] | None = None) -> ShardState:
         """Judge `shard` by its record and the sizes of its files, without reading them.
@@ -300,12 +231,9 @@ class CommitLog:
         """Judge many shards after listing the store once; all of them by default."""
         return {shard: state for shard, state, _ in self.survey(shards)}
 
-    def failures(self, chain: PlanChain) -> list[Failure]:
-        """List the images that failed so far, under every path that leads to them."""
-        reasons: dict[int, str] = {}
-        for _, _, failed in self.survey():
-            reasons |= failed
-        return list_failures(chain, reasons)
+    def reasons(self) -> dict[int, str]:
+        """Return why images of complete shards could not be decoded, by row."""
+        return {row: why for _, _, failed in self.survey() for row, why in failed.items()}
 
     def unsealed(self) -> str:
         """Say that the store is not sealed, how far it is, and the commands that finish it."""
@@ -329,13 +257,13 @@ class CommitLog:
             return
         rows = self.rows_of(shard)
         for name, file in record.files.items():
-            where = f"rows {rows.start} to {rows.stop - 1}"
+            holds = f"rows {rows.start} to {rows.stop - 1}"
             if (size := self.store.size(name)) is None:
-                yield name, f"is missing; {where} are lost"
+                yield name, f"is missing; {holds} are lost"
             elif size != file.size_bytes:
-                yield name, f"has {size} bytes and should have {file.size_bytes}; it holds {where}"
+                yield name, f"has {size} bytes and should have {file.size_bytes}; it holds {holds}"
             elif contents and sha256_of(self.store, name) != file.sha256:
-                yield name, f"does not match its digest; it holds {where}"
+                yield name, f"does not match its digest; it holds {holds}"
 
     def forget(self, shard: int) -> None:
         """Drop the record of `shard`, which makes it pending."""
@@ -396,9 +324,9 @@ def row_digests_of(arrays: Mapping[str, Array]) -> npt.NDArray[np.uint8]:
 
 def content_hash(
     card: CacheCard,
-    content: npt.NDArray[np.uint8],
-    row_digests: npt.NDArray[np.uint8],
-    failed: npt.NDArray[np.bool_],
+    layout: Layout,
+    tables: Mapping[str, npt.NDArray[np.uint8]],
+    failures: Collection[int],
 ) -> str:
     """Return the SHA-256 (hex) of what a cache holds.
 
@@ -407,11 +335,51 @@ def content_hash(
 
     Args:
         card: of the cache; its fingerprint counts.
-        content: [R, 32], SHA-256 of each row's image file, in any order.
-        row_digests: [R, 16], of each row's values.
-        failed: [R], rows whose image could not be decoded.
+        layout: which rows there are.
+        tables: `content` [extent, 32], SHA-256 of each row's image file, and `row_digest`
+            [extent, 16], of each row's values.
+        failures: rows whose image could not be decoded.
     """
-    stored = np.where(failed[:, None], 0, row_digests).astype(np.uint8)
-    parts = (content, (~failed)[:, None].astype(np.uint8), stored)
-    rows = np.concatenate(parts, axis=1)[order_of(content)]
-    return hashlib.sha256(card.fingerprint().encode("ascii") + rows.tobytes()).hexdigest()
+    rows = layout.numbers()
+    content, decoded = tables["content"][rows], ~np.isin(rows, list(failures))[:, None]
+    digests = np.where(decoded, tables["row_digest"][rows], 0).astype(np.uint8)
+    records = np.concatenate((content, decoded.astype(np.uint8), digests), axis=1)
+    ordered = records[order_of(content)].tobytes()
+    return hashlib.sha256(card.fingerprint().encode("ascii") + ordered).hexdigest()
+
+
+def _files(value: object, arrays: Sequence[RowArray], rows: range) -> dict[str, FileRecord]:
+    arrays_by_file = {array.file_of(rows.start // array.shard_rows): array for array in arrays}
+    fields = strict_fields(value, arrays_by_file, "files")
+    for name, entry in fields.items():
+        check_type(entry, name, list)
+        check_int(len(entry), f"{name}: number of fields", 2, 2)
+        most = arrays_by_file[name].file_bytes(len(rows))
+        check_int(entry[0], f"{name}: size", 0, most)
+        if not arrays_by_file[name].may_have(entry[0], len(rows)):
+            raise TeacherCacheError(f"{name}: size takes {most}, got {entry[0]}")
+        check_sha256(entry[1], f"{name}: digest")
+    return {name: FileRecord(*fields[name]) for name in arrays_by_file}
+
+
+def _failures(value: object, rows: range) -> dict[int, str]:
+    failures: dict[int, str] = {}
+    for row, reason in check_mapping(value, "failures").items():
+        if not row.isdecimal() or len(row) > 10 or int(row) not in rows:
+            raise TeacherCacheError(f"failures name row {row!r:.80}, outside {rows}")
+        failures[int(row)] = check_text(reason, "reason", empty=True)
+    return failures
+
+
+def _row_digests(value: object, rows: range, failures: Mapping[int, str]) -> npt.NDArray[np.uint8]:
+    check_type(value, "row_digests", str)
+    try:
+        flat = np.frombuffer(bytes.fromhex(str(value)), np.uint8)
+        digests = flat.reshape(len(rows), ROW_DIGEST_BYTES)
+    except ValueError as error:
+        raise TeacherCacheError(f"row_digests: {error}") from error
+    lost = np.zeros(len(rows), np.bool_)
+    lost[[row - rows.start for row in failures]] = True
+    if (digests.any(axis=1) == lost).any():
+        raise TeacherCacheError("a row takes either a digest or a failure")
+    return digests

@@ -2,22 +2,22 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from .attributes import Seal, load_attributes
-from .build_plan import Failure, Plan
-from .commits import ROW_DIGEST_BYTES, row_digests_of
+from .commits import ROW_DIGEST_BYTES, Progress, row_digests_of
 from .format.arrays import row_arrays
 from .format.shard_file import RowReader
 from .generations import next_generation
 from .index import StoredIndex
 from .plan_file import has_plan, load_plans
 from .reader import InFlight, TeacherCache
-from .schema import CacheCard, TeacherCacheError
-from .seal import Progress, seal
+from .schema import CacheCard, Failure, Plan, TeacherCacheError
+from .seal import seal
 from .storage.local import LocalStorage, Storage, open_storage
 from .storage.open_files import keep_open
 from .storage.untrusted import within
@@ -61,13 +61,13 @@ def merge(
 ) -> CopyReport:
     """Copy everything that a path leads to from several sealed caches into one, and seal it.
 
-    Killed at any moment, the same call goes on. The content hash is that of one build over all
-    images. Rows that no path leads to any more are left behind.
+    After a kill at any moment, the same call continues. The content hash is that of one build
+    over all images. Rows that no path leads to any more are left behind.
 
     Args:
         sources: sealed caches of one card.
         out: folder or URL of the new cache.
-        progress: told of every shard.
+        progress: called after every shard.
         prefer: `first` takes the image of the first source where a path has several.
 
     Raises:
@@ -79,16 +79,16 @@ def merge(
         raise TeacherCacheError(f"merge takes at least two caches, got {len(opened)}")
     for source in opened[1:]:
         _check_cards(opened[0], source)
-    wanted = _Wanted()
+    selection = _Selection()
     for source in opened:
-        wanted.take(source, source.paths())
-    if wanted.conflicts and prefer is None:
-        examples = ", ".join(sorted(wanted.conflicts)[:_SHOWN])
+        selection.add(source, source.paths())
+    if selection.conflicts and prefer is None:
+        examples = ", ".join(sorted(selection.conflicts)[:_SHOWN])
         raise TeacherCacheError(
-            f"{len(wanted.conflicts)} paths have different images in these caches, for example "
+            f"{len(selection.conflicts)} paths have different images in these caches, for example "
             f"{examples}; --prefer first takes those of the first cache"
         )
-    return _copy(opened, wanted, out, progress)
+    return _copy(opened, selection, out, progress)
 
 
 def subset(
@@ -99,13 +99,13 @@ def subset(
 ) -> CopyReport:
     """Copy the rows of `paths` from a sealed cache into a new one, and seal it.
 
-    Killed at any moment, the same call goes on. Images that failed are carried as failures.
+    After a kill at any moment, the same call continues. Images that failed are carried as failures.
 
     Args:
         source: sealed cache.
         paths: manifest paths.
         out: folder or URL of the new cache.
-        progress: told of every shard.
+        progress: called after every shard.
 
     Raises:
         TeacherCacheError: `source` does not know a path or is damaged, or `out` is something else
@@ -126,9 +126,9 @@ def subset(
             f"{opened.store} lacks {len(unknown)} of the images, for example "
             f"{', '.join(unknown[:_SHOWN])}; `medalign cache build` adds them"
         )
-    wanted = _Wanted()
-    wanted.take(opened, rows)
-    return _copy([opened], wanted, out, progress)
+    selection = _Selection()
+    selection.add(opened, rows)
+    return _copy([opened], selection, out, progress)
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,6 @@ class _Source:
     card: CacheCard
     seal: Seal
     index: StoredIndex
-    reasons: Mapping[int, str]
-    unreadable: Mapping[str, str]
 
     @classmethod
     def open(cls, store: Path | str | Storage) -> "_Source":
@@ -149,18 +147,17 @@ class _Source:
         attributes = load_attributes(store)
         assert attributes is not None
         assert attributes.seal is not None
-        found = attributes.seal
-        failures = found.failures
-        return cls(
-            store=store,
-            card=attributes.card,
-            seal=found,
-            index=StoredIndex(store, found),
-            reasons={each.row: each.reason for each in failures if each.row is not None},
-            unreadable={
-                each.path: each.reason for each in failures if each.path and each.row is None
-            },
-        )
+        return cls(store, attributes.card, attributes.seal, StoredIndex(store, attributes.seal))
+
+    @cached_property
+    def reasons(self) -> Mapping[int, str]:
+        """Row -> why its image could not be decoded."""
+        return self.seal.reasons
+
+    @cached_property
+    def unreadable(self) -> Mapping[str, str]:
+        """Path -> why its image could not be read at all."""
+        return self.seal.unreadable
 
     def paths(self) -> dict[str, int | None]:
         """Return the row of every path, None where its image could not be read at all."""
@@ -174,25 +171,25 @@ class _Source:
 
 
 @dataclass
-class _Wanted:
-    """What a new cache shall hold, and where it is.
+class _Selection:
+    """What a new cache is to hold, and which source has it.
 
     Attributes:
         paths: manifest path -> content (SHA-256, hex).
         failures: path -> why its image could not be read.
-        places: content -> source and row.
+        origins: content -> source and row.
         conflicts: paths with another content in a later source.
         differing: contents with other numbers in a later source.
     """
 
     paths: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    places: dict[str, tuple[_Source, int]] = field(default_factory=dict)
+    origins: dict[str, tuple[_Source, int]] = field(default_factory=dict)
     conflicts: set[str] = field(default_factory=set)
     differing: set[str] = field(default_factory=set)
 
-    def take(self, source: _Source, rows: Mapping[str, int | None]) -> None:
-        """Add paths of a source; what is there already stays."""
+    def add(self, source: _Source, rows: Mapping[str, int | None]) -> None:
+        """Add paths of a source; those of earlier sources stay."""
         for path, row in rows.items():
             if row is None:
                 self.failures.setdefault(path, source.unreadable[path])
@@ -201,16 +198,19 @@ class _Wanted:
             if self.paths.setdefault(path, content) != content:
                 self.conflicts.add(path)
                 continue
-            known, there = self.places.setdefault(content, (source, row))
-            if known is not source:
-                self._compare(content, (known, there), (source, row))
+            first = self.origins.setdefault(content, (source, row))
+            if first[0] is not source:
+                self._compare(content, first, (source, row))
 
     def plan(self) -> Plan:
         """Return the plan of the new cache, its rows in the order of the sources' files."""
-        order = {id(source): place for place, (source, _) in enumerate(self.places.values())}
-        content = sorted(
-            self.places, key=lambda each: (order[id(self.places[each][0])], self.places[each][1])
-        )
+        order = {id(source): number for number, (source, _) in enumerate(self.origins.values())}
+
+        def file_order(content: str) -> tuple[int, int]:
+            source, row = self.origins[content]
+            return order[id(source)], row
+
+        content = sorted(self.origins, key=file_order)
         rows = {digest: row for row, digest in enumerate(content)}
         return Plan(
             content=tuple(content),
@@ -226,17 +226,17 @@ class _Wanted:
         failed = [row in source.reasons for source, row in (first, later)]
         digests = [source.index.row_digest(row) for source, row in (first, later)]
         if failed == [True, False]:  # a decoder was installed for the later one
-            self.places[content] = later
+            self.origins[content] = later
         elif failed == [False, False] and digests[0] != digests[1]:
             self.differing.add(content)
 
 
 def _check_cards(first: _Source, other: _Source) -> None:
-    wanted, found = first.card.identity(), other.card.identity()
+    here, there = first.card.identity(), other.card.identity()
     differences = [
-        f"{key} is {found[key]!r} there and {wanted[key]!r} here"
-        for key in wanted
-        if wanted[key] != found[key]
+        f"{key} is {there[key]!r} there and {here[key]!r} here"
+        for key in here
+        if here[key] != there[key]
     ]
     if differences:
         raise TeacherCacheError(
@@ -246,25 +246,27 @@ def _check_cards(first: _Source, other: _Source) -> None:
 
 def _copy(
     sources: Sequence[_Source],
-    wanted: _Wanted,
+    selection: _Selection,
     out: Path | str | Storage,
     progress: Progress | None,
 ) -> CopyReport:
     out = open_storage(out)
-    plan = wanted.plan()
+    plan = selection.plan()
     _check_out(out, sources, plan)
     writer = TeacherCacheWriter.begin(out, sources[0].card, plan)
     readers = {id(source): source.readers() for source in sources}
     local = all(isinstance(source.store, LocalStorage) for source in sources)
     flight, pending = InFlight(1 if local else _IN_FLIGHT), writer.pending()
     for done, shard in enumerate(pending, 1):
-        places = [_place_of(writer, wanted, row) for row in writer.rows_of(shard)]
-        copied = flight.each(lambda place: _row(*place, readers[id(place[0])]), places)
+        rows = writer.rows_of(shard)
+        origins = [_origin_of(writer, selection, row) for row in rows]
+        copied = flight.map(lambda origin: _row(*origin, readers[id(origin[0])]), origins)
         chunks = {name: [row.chunks[name] for row in copied] for name in copied[0].chunks}
         digests = np.frombuffer(b"".join(row.digest for row in copied), np.uint8)
-        rows = zip(writer.rows_of(shard), places, strict=True)
         failures = {
-            row: source.reasons[there] for row, (source, there) in rows if there in source.reasons
+            row: source.reasons[old]
+            for row, (source, old) in zip(rows, origins, strict=True)
+            if old in source.reasons
         }
         writer.write_chunks(shard, chunks, digests.reshape(-1, ROW_DIGEST_BYTES), failures)
         if progress is not None:
@@ -277,8 +279,8 @@ def _copy(
         copied=len(pending),
         failures=sealed.failures,
         content_hash=sealed.content_hash,
-        conflicts=len(wanted.conflicts),
-        differing=len(wanted.differing),
+        conflicts=len(selection.conflicts),
+        differing=len(selection.differing),
     )
 
 
@@ -288,20 +290,20 @@ def _check_out(out: Storage, sources: Sequence[_Source], plan: Plan) -> None:
     Raises:
         TeacherCacheError: it is one of those.
     """
-    if _place(out) in {_place(source.store) for source in sources}:
+    if _location(out) in {_location(source.store) for source in sources}:
         raise TeacherCacheError(f"{out} is one of the caches to copy from; give another --out")
     if not has_plan(out):
         return
     _, chain = load_plans(out)
     first = chain.starting(1)
-    adds = any(next_generation(each, plan) is not None for each in (first, chain))
+    adds = any(next_generation(plans, plan) is not None for plans in (first, chain))
     if adds or len(first.paths) != len(plan.paths):
         raise TeacherCacheError(
             f"{out} is a cache that was begun for other images than these; give another --out"
         )
 
 
-def _place(store: Storage) -> Path | str:
+def _location(store: Storage) -> Path | str:
     """Return what is the same for every spelling of a folder."""
     return store.folder.resolve() if isinstance(store, LocalStorage) else store.url
 
@@ -333,11 +335,11 @@ def _row(source: _Source, row: int, readers: Mapping[str, RowReader]) -> _Row:
     return _Row(chunks, digest)
 
 
-def _place_of(writer: TeacherCacheWriter, wanted: _Wanted, row: int) -> tuple[_Source, int]:
+def _origin_of(writer: TeacherCacheWriter, selection: _Selection, row: int) -> tuple[_Source, int]:
     content = writer.plan.content_of(row)
-    if content not in wanted.places:
+    if content not in selection.origins:
         raise TeacherCacheError(
-            f"{writer.store} was begun for other images: row {row} is of one that these caches "
-            "lack; give another --out, or the caches it was begun with"
+            f"{writer.store} was begun for other images: these caches lack the image of row "
+            f"{row}; give another --out, or the caches it was begun with"
         )
-    return wanted.places[content]
+    return selection.origins[content]

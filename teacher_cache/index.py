@@ -21,10 +21,8 @@ from .format.arrays import (
     Array,
     check_metadata,
     group_metadata,
-    metadata_bytes,
     read_table,
     table_file_bytes,
-    table_files,
     table_metadata,
 )
 from .generations import DIGEST_BYTES, Layout, PlanChain, prefix_of
@@ -103,18 +101,18 @@ class StoredIndex:
         """Return the row of a manifest path."""
         high, low = path_words([path])[:, 0]
         hashes = self._table("path_hash")
-        for place in _equal_range(hashes[0], high):
-            if hashes[1, place] == low:
-                return int(self._table("path_hash_row")[place])
+        for position in _equal_range(hashes[0], high):
+            if hashes[1, position] == low:
+                return int(self._table("path_hash_row")[position])
         return None
 
     def content_row(self, digest: str) -> int | None:
         """Return the row of an image content (SHA-256, hex)."""
-        wanted = bytes.fromhex(digest)
-        prefix = np.uint64(int.from_bytes(wanted[:8], "big"))
-        for place in _equal_range(self._table("content_prefix"), prefix):
-            row = int(self._table("content_row")[place])
-            if self._table("content")[row].tobytes() == wanted:
+        sha256 = bytes.fromhex(digest)
+        prefix = np.uint64(int.from_bytes(sha256[:8], "big"))
+        for position in _equal_range(self._table("content_prefix"), prefix):
+            row = int(self._table("content_row")[position])
+            if self._table("content")[row].tobytes() == sha256:
                 return row
         return None
 
@@ -150,22 +148,22 @@ class StoredIndex:
         Raises:
             TeacherCacheError: names the file.
         """
-        wanted = self._shapes()
-        if set(self.seal.tables) != set(wanted):
+        shapes = self._shapes()
+        if set(self.seal.tables) != set(shapes):
             raise TeacherCacheError(f"{self.store}: tables are {sorted(self.seal.tables)}")
         for folder in (INDEX, self.folder):
             check_metadata(self.store, f"{folder}/{ROOT}", group_metadata({}))
-        for name, (shape, dtype) in wanted.items():
-            where = f"{self.folder}/{name}"
-            check_metadata(self.store, f"{where}/{ROOT}", table_metadata(shape, dtype))
+        for name, (shape, dtype) in shapes.items():
+            folder = f"{self.folder}/{name}"
+            check_metadata(self.store, f"{folder}/{ROOT}", table_metadata(shape, dtype))
             for file, size in table_file_bytes(shape, dtype):
-                if (found := self.store.size(f"{where}/{file}")) != size:
-                    said = (
-                        "is missing"
-                        if found is None
-                        else f"has {found} bytes and should have {size}"
+                actual = self.store.size(f"{folder}/{file}")
+                if actual is None:
+                    raise TeacherCacheError(f"{self.store}/{folder}/{file} is missing")
+                if actual != size:
+                    raise TeacherCacheError(
+                        f"{self.store}/{folder}/{file} has {actual} bytes and should have {size}"
                     )
-                    raise TeacherCacheError(f"{self.store}/{where}/{file} {said}")
 
     def load(self, name: str) -> Array:
         """Read one table and check its values.
@@ -174,16 +172,16 @@ class StoredIndex:
             TeacherCacheError: unreadable, not the values that were sealed, or numbers of rows
                 that there are not.
         """
-        where = f"{self.folder}/{name}"
+        table, layout = f"{self.folder}/{name}", self.seal.layout
         try:
-            values = read_table(self.store, where, *self._shapes()[name])
+            values = read_table(self.store, table, *self._shapes()[name])
         except DamagedError as error:
-            raise TeacherCacheError(f"{self.store}/{where} is damaged: {error}") from error
+            raise TeacherCacheError(f"{self.store}/{table} is damaged: {error}") from error
         if values_digest(values) != self.seal.tables[name]:
-            raise TeacherCacheError(f"{self.store}/{where} does not match its digest")
-        if name in _ROW_NUMBERS and not _are_rows(self.seal.layout, values):
+            raise TeacherCacheError(f"{self.store}/{table} does not match its digest")
+        if name in _ROW_NUMBERS and not _are_rows(layout, values):
             raise TeacherCacheError(
-                f"{self.store}/{where} names a row that is not one of the {self.seal.layout.rows}"
+                f"{self.store}/{table} names a row that is not one of the {layout.rows}"
             )
         return values
 
@@ -246,23 +244,11 @@ def tables_of(chain: PlanChain, row_digests: npt.NDArray[np.uint8]) -> dict[str,
     }
 
 
-def save_tables(store: Storage, generations: int, tables: dict[str, Array]) -> None:
-    """Write every table of the seal that covers so many generations, durably."""
-    folder = index_folder(generations)
-    for name, values in tables.items():
-        for file, data in table_files(values).items():
-            store.write(f"{folder}/{name}/{file}", data)
-        metadata = table_metadata(values.shape, values.dtype.name)
-        store.write(f"{folder}/{name}/{ROOT}", metadata_bytes(metadata))
-    for group in (folder, INDEX):
-        store.write(f"{group}/{ROOT}", metadata_bytes(group_metadata({})))
-
-
 def drop_tables(store: Storage, keep: Collection[int]) -> None:
     """Delete the tables of all seals but those that cover so many generations."""
-    kept = tuple(f"{index_folder(generations)}/" for generations in keep)
+    folders = tuple(f"{index_folder(generations)}/" for generations in keep)
     for name, _ in list(store.files(INDEX)):
-        if name != f"{INDEX}/{ROOT}" and not name.startswith(kept):
+        if name != f"{INDEX}/{ROOT}" and not name.startswith(folders):
             store.delete(name)
 
 
@@ -297,6 +283,7 @@ def _text(data: bytes) -> str:
         raise TeacherCacheError(f"{data!r:.80} is not UTF-8") from error
 
 
-def _equal_range(values: Array, wanted: np.uint64) -> range:
-    first, last = (int(np.searchsorted(values, wanted, side)) for side in ("left", "right"))
+def _equal_range(values: Array, value: np.uint64) -> range:
+    """Return the positions of `value` in sorted `values`; none, nearly always one."""
+    first, last = (int(np.searchsorted(values, value, side)) for side in ("left", "right"))
     return range(first, last)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from ..runtime.files import sha256_bytes
-from .build_plan import Failure
 from .generations import (
     MAX_GENERATIONS,
     Generation,
@@ -15,7 +14,7 @@ from .generations import (
     check_distinct,
     check_generation,
 )
-from .schema import FORMAT, CacheCard, TeacherCacheError
+from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
 from .storage.local import Storage, sha256_of
 from .storage.untrusted import (
     MAX_ROWS,
@@ -28,7 +27,7 @@ from .storage.untrusted import (
 )
 
 FOLDER = "_commit"
-_PLAN_BYTES = 2**33
+_PLAN_BYTES = 2**33  # 0.9 kB an image, so far above any plan that a machine could load
 _FIELDS = (
     "format",
     "generation",
@@ -52,7 +51,7 @@ def publish_generation(
 ) -> bool:
     """Publish the plan that follows `chain`; False when another process was faster."""
     before = () if chain is None else chain.generations
-    layout = Layout(card.shard_rows, (*(each.rows for each in before), added.rows))
+    layout = Layout(card.shard_rows, (*(generation.rows for generation in before), added.rows))
     span = layout.spans[-1]
     fields = {
         "format": FORMAT,
@@ -100,15 +99,15 @@ def plan_digest(store: Storage, generation: int) -> str:
     return sha256_of(store, plan_name(generation))
 
 
-def check_format(fields: Mapping[str, Any], where: str) -> None:
+def check_format(fields: Mapping[str, Any], source: str) -> None:
     """Refuse another version of the layout before its fields are judged by ours.
 
     Raises:
         TeacherCacheError: not `FORMAT`.
     """
-    if (found := fields.get("format")) != FORMAT or isinstance(found, bool):
+    if (version := fields.get("format")) != FORMAT or isinstance(version, bool):
         raise TeacherCacheError(
-            f"{where}: this release reads teacher-cache format {FORMAT}, got {found!r:.80}; "
+            f"{source}: this release reads teacher-cache format {FORMAT}, got {version!r:.80}; "
             "use the medalign release that wrote it, or build the cache again"
         )
 
@@ -120,13 +119,13 @@ def _load(
     number = 0 if chain is None else len(chain.generations)
     check_int(number, f"{store}: number of a generation", 0, MAX_GENERATIONS - 1)
     name = plan_name(number)
-    where = f"{store}/{name}"
+    path = f"{store}/{name}"
     try:
         data = store.read(name, _PLAN_BYTES)
     except FileNotFoundError as error:
-        raise TeacherCacheError(f"{where} is missing") from error
-    fields = json_without_digest(data, where, check_format)
-    with within(where):
+        raise TeacherCacheError(f"{path} is missing") from error
+    fields = json_without_digest(data, path, check_format)
+    with within(path):
         fields = strict_fields(fields, _FIELDS, "plan")
         check_int(fields["generation"], "generation", number, number)
         if fields["previous"] != (chain.digests[-1] if chain else None):
@@ -136,13 +135,12 @@ def _load(
             raise TeacherCacheError(f"is of another cache: {'; '.join(differences)}")
         added = _generation(fields)
         before, digests = (chain.generations, chain.digests) if chain else ((), ())
-        digest = sha256_bytes(data)
-        found = PlanChain(card.shard_rows, (*before, added), (*digests, digest))
-        check_generation(found.layout, added)
-        span = found.layout.spans[-1]
+        longer = PlanChain(card.shard_rows, (*before, added), (*digests, sha256_bytes(data)))
+        check_generation(longer.layout, added)
+        span = longer.layout.spans[-1]
         if fields["rows"] != [span.start, span.stop]:
             raise TeacherCacheError(f"rows should be {[span.start, span.stop]}")
-    return card, found
+    return card, longer
 
 
 def _generation(fields: Mapping[str, Any]) -> Generation:

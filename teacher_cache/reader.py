@@ -11,24 +11,29 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ..runtime.checks import is_sha256
 from .attributes import Seal, State, load_attributes
-from .commits import CommitLog, ShardState
+from .commits import CommitLog, ShardState, list_failures
 from .format.arrays import check_metadata, row_arrays
 from .format.shard_file import Ranges, RowReader, nothing_kept
 from .generations import Layout
 from .gram.code import GramCode
-from .gram.codec import GramError, decode
+from .gram.codec import decode
 from .gram.gram_error import GRAM_ERROR, GramErrors, measured_errors, read_errors
+from .gram.target import GramError
 from .index import PlanIndex, RowIndex, StoredIndex
 from .plan_file import load_plans
 from .schema import CacheCard, Failure, TeacherCacheError
 from .storage.local import LocalStorage, Storage, open_storage
 from .storage.open_files import keep_open
 from .storage.read_through import NEARBY_BYTES, NearbyFiles
-from .storage.untrusted import DamagedError, is_sha256, within
+from .storage.untrusted import DamagedError, within
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_TINY = 1e-12
+_IN_FLIGHT = 32  # requests at once: a remote row's time is nearly all waiting
 
 
 class InFlight:
@@ -45,7 +50,7 @@ class InFlight:
     def __getstate__(self) -> dict[str, object]:
         return {"most": self.most, "_pools": {}}
 
-    def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Return what `function` makes of every item, in order; the first error is raised."""
         if self.most == 1:
             return [function(item) for item in items]
@@ -53,10 +58,6 @@ class InFlight:
         if (pool := self._pools.get(pid)) is None:  # of a parent's pool a child has no threads
             pool = self._pools[pid] = ThreadPoolExecutor(self.most, "medalign-read")
         return list(pool.map(function, items))
-
-
-_TINY = 1e-12
-_IN_FLIGHT = 32  # requests at once; what a row takes is nearly all waiting
 
 
 def _no_features() -> npt.NDArray[np.float16]:
@@ -140,18 +141,16 @@ class TeacherCache:
         self.fingerprint = card.fingerprint()
         self._log = log
         self._index = index
-        self._failed: dict[int, str] = {}
-        self._unplanned: dict[str, str] = {}
-        self._sealed_failures = seal.failures if seal else ()
+        self._sealed_failures = seal.listed_failures if seal else ()
         self._sealed_errors = read_errors(seal.gram_error) if seal else None
-        for failed in self._sealed_failures:
-            if failed.row is not None:
-                where = f"{failed.path}: " if failed.path else ""
-                self._failed[failed.row] = f"{where}{failed.reason}"
-            elif failed.path is not None:
-                self._unplanned[failed.path] = failed.reason
+        self._failed = {
+            fail.row: f"{fail.path}: {fail.reason}" if fail.path else fail.reason
+            for fail in (seal.failures if seal else ())
+            if fail.row is not None
+        }
+        self._unreadable = seal.unreadable if seal else {}
         if isinstance(index, PlanIndex):
-            self._unplanned = {each.path: each.reason for each in index.chain.failures}
+            self._unreadable = {fail.path: fail.reason for fail in index.chain.failures}
         # a shard of a building store may be written again, so its files are not kept open
         ranges: Ranges = store if seal is None else nearby or keep_open(store)
         forget = nearby.forget if nearby else nothing_kept
@@ -192,10 +191,10 @@ class TeacherCache:
             stored.check()
             _check_arrays(store, card, seal.layout)
             log = CommitLog(store, card, seal.layout, seal.plans)
-            near = None
+            kept_rows = None
             if nearby is not None and not isinstance(store, LocalStorage):
-                near = NearbyFiles(store, Path(nearby), nearby_bytes, seal.records)
-            return cls(store, card, stored, log, seal, near)
+                kept_rows = NearbyFiles(store, Path(nearby), nearby_bytes, seal.records)
+            return cls(store, card, stored, log, seal, kept_rows)
         card, chain = load_plans(store)
         log = CommitLog.of_chain(store, card, chain)
         if not allow_building:
@@ -233,8 +232,8 @@ class TeacherCache:
         row = self.row_of(key)
         self._check_written(row)
         names = [name for name in self._readers if name != GRAM_ERROR]
-        found = self._flight.each(lambda name: self._readers[name].read(row), names)
-        arrays: dict[str, Any] = dict(zip(names, found, strict=True))
+        values = self._flight.map(lambda name: self._readers[name].read(row), names)
+        arrays: dict[str, Any] = dict(zip(names, values, strict=True))
         self._check_attention([row], arrays["attention"][None])
         height, width = arrays.pop("source_size").tolist()
         if self.card.codec == "gram":
@@ -272,16 +271,17 @@ class TeacherCache:
             for name, reader in self._readers.items()
         }
 
-        def fill(name: str, place: int) -> None:
-            arrays[name][place] = self._readers[name].read(numbers[place])
+        def fill(target: tuple[str, int]) -> None:
+            name, position = target
+            arrays[name][position] = self._readers[name].read(numbers[position])
 
-        self._flight.each(lambda each: fill(*each), product(arrays, range(len(numbers))))
+        self._flight.map(fill, product(arrays, range(len(numbers))))
         self._check_attention(numbers, arrays["attention"])
         if self.card.codec != "gram":
             return TeacherBatch(**arrays)
         del arrays[GRAM_ERROR]
-        each = zip(numbers, arrays.pop("codes"), arrays["valid"], strict=True)
-        return TeacherBatch(**arrays, codes=tuple(self._decoded(*row) for row in each))
+        coded = zip(numbers, arrays.pop("codes"), arrays["valid"], strict=True)
+        return TeacherBatch(**arrays, codes=tuple(self._decoded(*row) for row in coded))
 
     def row_of(self, key: str | int) -> int:
         """Return the row of a manifest path, a SHA-256 in hex, or a row number.
@@ -291,8 +291,8 @@ class TeacherCache:
             TeacherCacheError: the path is that of an image that could not be read at all.
         """
         row = self._find(key)
-        if row is None and key in self._unplanned:
-            reason = self._unplanned[str(key)]
+        if row is None and key in self._unreadable:
+            reason = self._unreadable[str(key)]
             raise TeacherCacheError(f"{key} has no teacher row: it was unreadable: {reason}")
         if row is None:
             raise KeyError(f"{key!r} is not in {self.store}, which has {len(self)} rows")
@@ -331,20 +331,19 @@ class TeacherCache:
 
     def paths_of(self, rows: Collection[int]) -> dict[int, list[str]]:
         """Return the manifest paths that lead to each of `rows`, none for a replaced image's."""
-        found: dict[int, list[str]] = {row: [] for row in rows}
-        leading = self._index.path_rows()
-        paths = self._index.paths()
-        for place in np.flatnonzero(np.isin(leading, list(found))).tolist():
-            found[int(leading[place])].append(paths[place])
-        return found
+        by_row: dict[int, list[str]] = {row: [] for row in rows}
+        leads_to, paths = self._index.path_rows(), self._index.paths()
+        for position in np.flatnonzero(np.isin(leads_to, list(by_row))).tolist():
+            by_row[int(leads_to[position])].append(paths[position])
+        return by_row
 
     @property
     def failures(self) -> list[Failure]:
         """Images without a readable row, and why."""
         if self.state == "sealed":
-            return [Failure(each.path, each.reason) for each in self._sealed_failures if each.path]
+            return list(self._sealed_failures)
         _, chain = load_plans(self.store)
-        return self._log.failures(chain)
+        return list_failures(chain, self._log.reasons())
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_ready": set()}

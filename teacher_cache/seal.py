@@ -6,22 +6,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .attributes import Attributes, Seal, SealedFailure, load_attributes, save_attributes
-from .commits import CommitLog, RecordSums, ShardState, content_hash, list_failures
+from .attributes import Attributes, Seal, SealedFailure, load_attributes
+from .commits import (
+    CommitLog,
+    Progress,
+    RecordSums,
+    ShardState,
+    content_hash,
+    list_failures,
+)
 from .damage import Damage, DamageFoundError, description_damages, incomplete_damages, plan_damages
-from .format.arrays import ensure_metadata
-from .generations import Layout, PlanChain
+from .generations import PlanChain
 from .gram.gram_error import measured_errors
-from .index import PlanIndex, drop_tables, save_tables, tables_of, values_digest
+from .index import PlanIndex, drop_tables, tables_of, values_digest
+from .metadata import ensure_metadata, save_attributes, save_tables
 from .plan_file import has_newer_plan, load_plans
 from .reader import TeacherCache
-from .schema import CacheCard, Failure, TeacherCacheError
+from .schema import Failure, TeacherCacheError
 from .storage.local import Storage, explaining_disk_errors, open_storage
 
-Progress = Callable[[int, int], None]
-"""Called with the shards done so far and all of them."""
 Certify = Callable[[TeacherCache], Mapping[str, Any]]
 """Given the complete cache, sealed or not; what it returns becomes the certificate."""
 _SHOWN = 10
@@ -33,7 +36,7 @@ class SealReport:
 
     Attributes:
         generations: how many the seal covers.
-        already: the store was sealed before; what is there was looked at, not read whole.
+        already: the store was sealed before; its files were looked at, not read whole.
         swept: temporary files of killed writers that were deleted.
         certificate: what recomputing rows with the expert showed; None if that was not done.
     """
@@ -66,14 +69,14 @@ def seal(
 
     Args:
         store: folder or URL of the cache.
-        progress: told of every shard.
+        progress: called after every shard.
         certify: called last; what it returns is kept as the certificate. If it raises, nothing
             is sealed.
 
     Raises:
         TeacherCacheError: shards are pending, named with the way out; or another process wrote
             some meanwhile.
-        DamageFoundError: something is damaged; says what, and what mends it.
+        DamageFoundError: something is damaged; names the files and the commands that mend them.
     """
     store = open_storage(store)
     attributes = load_attributes(store)
@@ -95,7 +98,7 @@ def seal(
         swept = store.sweep()
         tables = tables_of(chain, sums.row_digests)
         save_tables(store, len(chain.generations), tables)
-    content = hash_of_rows(card, chain.layout, tables, sums.reasons)
+    content = content_hash(card, chain.layout, tables, sums.reasons)
     if certificate is None and before is not None and before.content_hash == content:
         certificate = before.certificate  # no row was added, only paths
     sealed = Seal(
@@ -161,29 +164,26 @@ def _seal_again(
 
 
 def _refuse_damage(store: Storage, *damages: Iterable[Damage]) -> None:
-    if found := list(itertools.chain.from_iterable(damages)):
-        raise DamageFoundError.of(store, found)
-
-
-def hash_of_rows(
-    card: CacheCard, layout: Layout, tables: Mapping[str, Any], failed: Mapping[int, str]
-) -> str:
-    """Return the content hash of rows whose digests are in these tables."""
-    numbers = layout.numbers()
-    lost = np.isin(numbers, np.fromiter(failed, np.int64, len(failed)))
-    return content_hash(card, tables["content"][numbers], tables["row_digest"][numbers], lost)
+    if damage := list(itertools.chain.from_iterable(damages)):
+        raise DamageFoundError.of(store, damage)
 
 
 def _checked_records(log: CommitLog, before: Seal | None, progress: Progress | None) -> RecordSums:
+    """Return the sums of all records after reading the shards that no earlier seal covers.
+
+    Raises:
+        TeacherCacheError: shards are pending; a DamageFoundError where some are damaged.
+    """
     states = log.states()
     missing = [shard for shard, state in states.items() if state is not ShardState.COMPLETE]
     if missing:
-        kind = DamageFoundError if ShardState.DAMAGED in states.values() else TeacherCacheError
-        raise kind(f"{log.unsealed()} (not complete: {_some(missing)})")
+        error = DamageFoundError if ShardState.DAMAGED in states.values() else TeacherCacheError
+        raise error(f"{log.unsealed()} (not complete: {_some(missing)})")
     sums, trusted = RecordSums(log.layout), 0
     for shard in range(log.shards):
         sums.add(log.record(shard))
         if before is not None and shard + 1 == before.layout.shards:
+            # the earlier seal read these bytes; equal records say that they were not replaced
             trusted = before.layout.shards if sums.digest == before.records else 0
     if damaged := _damaged(log, range(trusted, log.shards), progress):
         for shard in damaged:
@@ -219,12 +219,12 @@ def _damaged(log: CommitLog, shards: range, progress: Progress | None) -> list[i
 
 def _failures(chain: PlanChain, reasons: Mapping[int, str]) -> tuple[SealedFailure, ...]:
     failed = [
-        SealedFailure(each.path, each.reason, chain.paths.get(each.path))
-        for each in list_failures(chain, reasons)
+        SealedFailure(failure.path, failure.reason, chain.paths.get(failure.path))
+        for failure in list_failures(chain, reasons)
     ]
-    named = {each.row for each in failed}
-    rest = (SealedFailure(None, why, row) for row, why in reasons.items() if row not in named)
-    return (*failed, *rest)
+    listed = {failure.row for failure in failed}
+    pathless = (SealedFailure(None, why, row) for row, why in reasons.items() if row not in listed)
+    return (*failed, *pathless)
 
 
 def _some(shards: list[int]) -> str:
@@ -238,15 +238,9 @@ def _report(store: Storage, sealed: Seal, *, already: bool, swept: int = 0) -> S
         rows=sealed.layout.rows,
         shards=sealed.layout.shards,
         generations=sealed.generations,
-        failures=listed_failures(sealed),
+        failures=sealed.listed_failures,
         content_hash=sealed.content_hash,
         already=already,
         swept=swept,
         certificate=sealed.certificate,
     )
-
-
-def listed_failures(sealed: Seal | None) -> tuple[Failure, ...]:
-    """Return the failures of a sealed store that a path leads to."""
-    failures = sealed.failures if sealed else ()
-    return tuple(Failure(each.path, each.reason) for each in failures if each.path)

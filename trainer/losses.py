@@ -6,13 +6,11 @@ gives one value per image, so that a step's sum does not depend on how its image
 micro-batches, and the plain name gives the mean.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AttentionNorm = Literal["sum", "softmax", "l2"]
+from .recipe.sections import AttentionNorm as AttentionNorm
 
 # Attention probabilities underflow to 0 in bfloat16; log(1e-12) = -27.6 keeps the KL finite.
 _TINY = 1e-12

@@ -13,6 +13,7 @@ from ..teacher_cache.reader import TeacherCache
 from .data.dataset import PackedRecords, Selection, select
 from .data.order import choose
 from .derived import Derived, derive
+from .preflight.student_check import refuse_unfit
 from .recipe.recipe import Recipe, RecipeError, for_ranks
 from .run.loggers import check_installed
 from .students.spec import StudentSpec, read_student
@@ -102,6 +103,7 @@ def prepare(
         if not folder.is_dir():
             raise RecipeError(f"--images {folder} is no folder")
     check_installed(recipe.log)
+    refuse_unfit(student)
     opened = None if cache is None else _open(cache, recipe, keep_rows)
     _check_agreement(recipe, opened, student)
     # DeepSpeed's file is refused here, not after minutes of loading.

@@ -1,10 +1,14 @@
-"""Command line of `medalign bench`."""
+"""`medalign bench`."""
 
-import json as json_format
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ...runtime.arguments import Json, Student, argument, no_file, no_folder_of, option
+
+_no_run_or_adapter = no_folder_of(run="recipe.yaml", adapter="adapter_config.json")
 
 bench = typer.Typer(no_args_is_help=True, help="Measure what answering costs on this machine.")
 
@@ -16,45 +20,50 @@ def _several() -> None:
 
 @bench.command()
 def inference(
-    student: Annotated[Path, typer.Argument(help="Folder of the student.")],
+    student: Student,
     run: Annotated[
-        Path | None, typer.Argument(help="Run or adapter folder of that student.")
+        Path | None, argument("Run or adapter folder of that student.", _no_run_or_adapter)
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="Image to ask about; repeatable.", show_default="the packaged sample's"),
+        option(
+            "Image to ask about; repeatable.",
+            problem=no_file,
+            show_default="the packaged sample's",
+        ),
     ] = None,
     question: Annotated[
         str | None,
-        typer.Option(help="Asked about each.", show_default="to describe the findings"),
+        option("Question about each image.", show_default="to describe the findings"),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=2, help="Length of every answer.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, help="Counted answers of each variant.")] = 10,
-    warmups: Annotated[int, typer.Option(min=0, help="Answers before, not counted.")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print every repetition as JSON.")] = False,
+    tokens: Annotated[int, option("Tokens of every answer.", min=2)] = 32,
+    repeats: Annotated[int, option("Answers of each variant that count.", min=1)] = 10,
+    warmups: Annotated[int, option("Answers before these, not counted.", min=0)] = 1,
+    as_json: Json = False,
 ) -> None:
-    """Time to the first token, per further token, and peak memory, with and without rotation.
+    """Measure time and memory of answers, with and without the rotation.
 
-    One question at a time, greedy, as `generate` streams it. Both variants of
-    the same weights take turns; tables show the median and, in brackets, the
-    quartiles. Fewer than 5 repeats have none: there the brackets hold the
-    least and the most.
+    Time to the first token, time per further token, and peak memory. One
+    question at a time, greedy, as `generate` streams it. Both variants of the
+    same weights take turns; tables show the median and, in brackets, the
+    quartiles. With fewer than 5 repeats the brackets hold the least and the
+    most.
     """
     from ...trainer.machine import quiet_libraries
 
     quiet_libraries()
-    from ..bench.cost_table import as_json, as_table
-    from ..bench.inference_cost import QUESTION, Wanted, bench_inference
+    from ..bench import cost_table
+    from ..bench.inference_cost import QUESTION, BenchPlan, bench_inference
 
-    wanted = Wanted(
+    case = BenchPlan(
         images=image or (),
         question=question or QUESTION,
         tokens=tokens,
         repeats=repeats,
         warmups=warmups,
     )
-    report = bench_inference(student, run, wanted, lambda text: typer.echo(text, err=True))
-    if json:
-        typer.echo(json_format.dumps(as_json(report), indent=2))
+    report = bench_inference(student, run, case, lambda text: typer.echo(text, err=True))
+    if as_json:
+        typer.echo(json.dumps(cost_table.as_json(report), indent=2))
     else:
-        typer.echo(as_table(report))
+        typer.echo(cost_table.as_table(report))

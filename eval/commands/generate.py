@@ -1,29 +1,25 @@
-"""Command line of `medalign eval generate`."""
+"""`medalign eval generate`."""
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-
-@contextmanager
-def answer_bar(what: str = "answers") -> Iterator[Callable[[int, int], None]]:
-    """Open a bar of `what`; call what it gives with records done and records in all."""
-    console = Console(stderr=True)
-    columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-
-        def advance(done: int, of: int) -> None:
-            progress.update(task, completed=done, total=of)
-
-        yield advance
-
+from ...runtime.arguments import (
+    ArgumentError,
+    Images,
+    Manifest,
+    OutFile,
+    RunStudent,
+    Seed,
+    argument,
+    no_assignment,
+    no_part,
+    no_source,
+    option,
+)
 
 if TYPE_CHECKING:
     from ..generate import Answered
@@ -45,124 +41,158 @@ class DecoderChoice(enum.StrEnum):
 
 
 class PresetChoice(enum.StrEnum):
-    """Whose settings."""
+    """Where a preset's settings come from."""
 
     paper = "paper"
     medalign_llava_med = "medalign-llava-med"
     medalign_huatuo = "medalign-huatuo"
 
 
+_BEAMS: Final = (DecoderChoice.beam, DecoderChoice.opera)
+_DRAWING: Final = tuple(
+    name
+    for name in DecoderChoice
+    if name not in (DecoderChoice.greedy, DecoderChoice.dola, *_BEAMS)
+)
+DECODERS_OF: Final = {"beams": _BEAMS, "top_p": _DRAWING, "temperature": _DRAWING}
+"""Which decoders have a setting that is an option too; the decoders themselves import torch."""
+
+
 def generate(
     source: Annotated[
-        Path, typer.Argument(help="Run folder, adapter folder, or a student's folder.")
+        Path, argument("Run folder, adapter folder, or a student's folder.", no_source)
     ],
-    manifest: Annotated[Path, typer.Argument(help="Manifest of questions.")],
-    images: Annotated[Path, typer.Option(help="Folder of its images.")],
-    out: Annotated[Path, typer.Option(help="Predictions file to write, JSON Lines.")],
-    decoder: Annotated[DecoderChoice, typer.Option(help="How tokens are chosen.")] = (
+    manifest: Manifest,
+    images: Images,
+    out: OutFile,
+    decoder: Annotated[DecoderChoice, option("How the next token is chosen.")] = (
         DecoderChoice.greedy
     ),
     preset: Annotated[
         PresetChoice | None,
-        typer.Option(help="Settings of the method's paper, or those that MedAlign used."),
+        option("Settings of the method's paper, or those that MedAlign used."),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "A setting of the decoder, see docs/decoders.md; repeatable.",
             "--set",
+            problem=no_assignment,
             metavar="KEY=VALUE",
-            help="A setting of the decoder, see docs/decoders.md; repeatable.",
         ),
     ] = None,
-    student: Annotated[
-        Path | None, typer.Option(help="Where the run's student is, if it moved.")
-    ] = None,
+    student: RunStudent = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Longest answer, in tokens.", show_default="128, or the preset's"),
+        option("Tokens of an answer at most.", min=1, show_default="128, or the preset's"),
     ] = None,
     beams: Annotated[
-        int | None, typer.Option(min=1, help="Hypotheses of beam search and OPERA.")
+        int | None,
+        option("Hypotheses of beam search and OPERA.", min=1, show_default="the decoder's"),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Probability mass that is drawn from.")
+        float | None,
+        option("Probability mass to sample from.", show_default="the decoder's"),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Of decoders that draw; 0 takes the most likely token.")
+        float | None,
+        option("Sampling temperature; 0 is greedy.", show_default="the decoder's"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of decoders that draw.")] = 0,
+    seed: Seed = 0,
     part: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="Answer share I of N; the last one done joins them."),
+        option(
+            "Answer share I of N; the last one done joins them.",
+            problem=no_part,
+            metavar="I/N",
+            show_default="all",
+        ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Questions at a time; OPERA takes them one by one.")
+        int, option("Questions in one pass; OPERA takes them one by one.", min=1)
     ] = 8,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    workers: Annotated[int, option("Processes that read images.", min=0)] = 0,
 ) -> None:
-    """Answer the first question of every record; run again to go on after an interruption.
+    """Answer the first question of every record; run again to continue after an interruption.
 
-    What is drawn depends on the seed and the record alone, not on batch, part
+    Sampled answers depend on the seed and the record alone, not on batch, part
     or interruption.
     """
-    from ...trainer.machine import quiet_libraries
-
-    quiet_libraries()
-    from ...runtime.parts import Part
-    from ..decoders.presets import make_spec, read_assignments
-    from ..generate import generate as answer
-    from ..source import find_source
-
     options = {
         "max_new_tokens": max_new_tokens,
         "beams": beams,
         "top_p": top_p,
         "temperature": temperature,
     }
-    values = _together(options, read_assignments(set_ or []))
+    values = _merged(options, set_ or (), decoder)
+    if out.resolve() == manifest.resolve():
+        raise ArgumentError(f"--out {out}: would overwrite the manifest; choose another file")
+    from ...trainer.machine import quiet_libraries
+
+    quiet_libraries()
+    from ...runtime.parts import Part
+    from ...runtime.progress import ConsoleProgress
+    from ..decoders.presets import make_spec
+    from ..generate import generate as answer
+    from ..source import find_source
+
     spec = make_spec(decoder.value, None if preset is None else preset.value, values)
-    share = None if part is None else Part.parse(part)
-    found = find_source(source, student)
-    if found.unfinished:
-        typer.echo(found.unfinished, err=True)
+    student_source = find_source(source, student)
+    if student_source.unfinished:
+        typer.echo(student_source.unfinished, err=True)
     if decoder is DecoderChoice.opera and batch_size > 1:
         typer.echo("opera rewinds each answer by itself: one question at a time", err=True)
-    with answer_bar() as bar:
+    with ConsoleProgress(unit="answers").counting("answering") as progress:
         done = answer(
-            found,
+            student_source,
             manifest,
             images,
             out,
             spec,
             seed=seed,
-            part=share,
+            part=None if part is None else Part.parse(part),
             batch_size=batch_size,
             workers=workers,
-            progress=bar,
+            progress=progress,
         )
     _report(done, out)
 
 
-def _together(
-    options: Mapping[str, int | float | None], assigned: Mapping[str, str]
+def _merged(
+    options: Mapping[str, int | float | None], words: Sequence[str], decoder: DecoderChoice
 ) -> dict[str, int | float | str]:
-    """Options of their own and `--set` as one; giving a setting both ways is refused."""
-    from ..decoders.settings import DecodingError
+    """Merge the options of single settings with `--set`.
 
-    given = {name: value for name, value in options.items() if value is not None}
-    if twice := sorted(given.keys() & assigned.keys()):
-        option = twice[0].replace("_", "-")
-        raise DecodingError(f"{twice[0]} is given twice: --{option} and --set")
-    return {**given, **assigned}
+    Raises:
+        ArgumentError: a setting is given twice, or the decoder has none of that name.
+    """
+    values: dict[str, int | float | str] = {}
+    for name, value in options.items():
+        if value is None:
+            continue
+        if decoder not in DECODERS_OF.get(name, DecoderChoice):
+            raise ArgumentError(
+                f"--{name.replace('_', '-')} is no setting of --decoder {decoder}; it goes with "
+                f"{', '.join(DECODERS_OF[name])}"
+            )
+        values[name] = value
+    for word in words:
+        key, _, text = word.partition("=")
+        key = key.strip()
+        if key in values:
+            other = f"--{key.replace('_', '-')} and --set" if options.get(key) else "--set"
+            raise ArgumentError(f"{key} is given twice, by {other}; give it once")
+        values[key] = text.strip()
+    return values
 
 
 def _report(done: "Answered", out: Path) -> None:
-    """Say what was answered; exit 1 when records of this run have no answer."""
+    """Print how many answers there are; exit 1 when records of this run have none."""
     typer.echo(f"answers  {done.out}: {done.answered} new, {done.reused} from before")
     if done.joined is not None:
         if done.joined.answers is None:
-            rest = ", ".join(map(str, done.joined.waiting))
-            typer.echo(f"waiting  {out}: for part {rest}")
+            parts = ", ".join(map(str, done.joined.waiting))
+            typer.echo(f"waiting  {out}: for part {parts}")
         else:
             typer.echo(f"joined   {out}: {done.joined.answers} answers of all parts")
     whole = done.joined is not None and done.joined.answers is not None

@@ -1,80 +1,194 @@
-"""Options of where models of report metrics are: one table, for every command that scores."""
+"""Options that several `medalign eval` commands share, and the checks of them."""
 
 import enum
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+
+from ...runtime.arguments import (
+    ArgumentError,
+    flag,
+    no_file,
+    no_folder,
+    no_path,
+    no_store,
+    no_student,
+    option,
+    unknown,
+)
 
 if TYPE_CHECKING:
     from ..metric_models.locate import InstrumentPaths
 
-MODELS = "Models of report metrics (nothing is fetched)"
+ModelPaths = Callable[[], "InstrumentPaths"]
+"""Makes the paths of the models; not before the arguments are checked, as it imports torch."""
+
+MODELS: Final = "Models of report metrics (nothing is downloaded)"
+ATTENTION: Final = "Attention overlays"
+"""Panels of the help."""
+
+
+class TaskName(enum.StrEnum):
+    """What can be scored."""
+
+    vqa = "vqa"
+    report = "report"
+
+
+def _metrics_of(task: TaskName) -> tuple[str, ...]:
+    from ..metrics.definitions import REPORT_METRICS, VQA_METRICS
+
+    return VQA_METRICS if task is TaskName.vqa else REPORT_METRICS
+
+
+def _complete_metrics(incomplete: str) -> list[str]:
+    """Complete the last name of NAME,NAME."""
+    names, comma, last = incomplete.rpartition(",")
+    known = dict.fromkeys(name for task in TaskName for name in _metrics_of(task))
+    return [f"{names}{comma}{name}" for name in known if name.startswith(last)]
+
+
+def metric_names(text: str | None, *tasks: TaskName) -> list[str]:
+    """Return the names in `--metrics`, none for all.
+
+    Args:
+        text: of the option.
+        tasks: whose metrics may be named; all tasks if there are none.
+
+    Raises:
+        ArgumentError: it names nothing, or a metric that these tasks lack.
+    """
+    if text is None:
+        return []
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ArgumentError(
+            f"--metrics {text!r} names no metric: give NAME,... or leave it out, for all"
+        )
+    known = [name for task in tasks or TaskName for name in _metrics_of(task)]
+    for name in names:
+        if name not in known:
+            noun = f"metric of task {' or '.join(tasks or TaskName)}"
+            raise ArgumentError(f"--metrics {name}: {unknown(noun, name, known)}")
+    return names
+
+
+def keep_inputs(out: Path | None, use: str, *inputs: Path) -> None:
+    """Refuse to write over a file that is read, by whatever name.
+
+    Raises:
+        ArgumentError: `out` is one of the inputs.
+    """
+    if out is not None and out.resolve() in {path.resolve() for path in inputs}:
+        raise ArgumentError(f"--out {out}: would overwrite what is {use}; choose another file")
+
+
+def print_problems(problems: Sequence[str], where: str) -> None:
+    """Print the first problems of a figure or report, and exit with 1 if there is one."""
+    for problem in problems[:10]:
+        typer.echo(problem, err=True)
+    if problems:
+        typer.echo(f"{len(problems)} things are missing from the {where}", err=True)
+        raise typer.Exit(1)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print what the user should know of the runs that answer."""
+    for note in filter(None, notes):
+        typer.echo(note, err=True)
+
+
+OverlayCache = Annotated[
+    str | None,
+    option(
+        "Cache with these images, for the expert's attention.",
+        "--cache",
+        problem=no_store,
+        metavar="STORE",
+        rich_help_panel=ATTENTION,
+    ),
+]
+OverlayStudent = Annotated[
+    Path | None,
+    option(
+        "Folder of the runs' student, if it moved.",
+        "--student",
+        problem=no_student,
+        rich_help_panel=ATTENTION,
+    ),
+]
+OverlayLayer = Annotated[
+    int | None,
+    option(
+        "Layer to read of a student without an adapter; a run has its own.",
+        "--layer",
+        min=0,
+        show_default="that of the runs",
+        rich_help_panel=ATTENTION,
+    ),
+]
+TaskOption = Annotated[TaskName, option("Short answers, or whole reports.")]
+MetricsOption = Annotated[
+    str | None,
+    option(
+        "vqa: open, closed, choice, overall, hallucination; report: bleu, rouge_l, meteor, "
+        "bertscore, chexbert, radgraph, ratescore.",
+        metavar="NAME,...",
+        complete=_complete_metrics,
+        show_default="all",
+    ),
+]
+AllowMissing = Annotated[
+    bool, flag("Score unanswered records as empty answers; else refuse.", "--allow-missing")
+]
+JsonFile = Annotated[bool, flag("Print the JSON of the file, not a table.", "--json")]
+
+
+def _model(help: str, problem: Callable[[str], str], metavar: str) -> Any:  # noqa: A002
+    return option(help, problem=problem, metavar=metavar, rich_help_panel=MODELS)
 
 
 def model_paths(
     bertscore: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="roberta-large, or another model.", rich_help_panel=MODELS
-        ),
+        Path | None, _model("roberta-large, or another model.", no_folder, "DIR")
     ] = None,
     bertscore_layer: Annotated[
         int | None,
-        typer.Option(
-            help="Layer that BERTScore compares.",
+        option(
+            "Layer that BERTScore compares.",
             show_default="17 of roberta-large",
             rich_help_panel=MODELS,
         ),
     ] = None,
-    chexbert: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="chexbert.pth.", rich_help_panel=MODELS)
-    ] = None,
+    chexbert: Annotated[Path | None, _model("chexbert.pth.", no_path, "FILE")] = None,
     bert: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="bert-base-uncased: CheXbert's configuration and vocabulary.",
-            rich_help_panel=MODELS,
-        ),
+        _model("bert-base-uncased: CheXbert's configuration and vocabulary.", no_folder, "DIR"),
     ] = None,
     radgraph: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="radgraph.tar.gz, or the folder with its files.",
-            rich_help_panel=MODELS,
-        ),
+        _model("radgraph.tar.gz, or the folder with its files.", no_path, "FILE"),
     ] = None,
     radgraph_bert: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="PubMedBERT: RadGraph's configuration and vocabulary.",
-            rich_help_panel=MODELS,
-        ),
+        _model("PubMedBERT: RadGraph's configuration and vocabulary.", no_folder, "DIR"),
     ] = None,
     radgraph_annotations: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Annotations by the package radgraph, JSON, in place of its model; repeatable.",
-            rich_help_panel=MODELS,
+        _model(
+            "Annotations by the package radgraph, JSON, in place of its model; repeatable.",
+            no_file,
+            "FILE",
         ),
     ] = None,
-    ratescore_ner: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="RaTE-NER-Deberta.", rich_help_panel=MODELS),
-    ] = None,
-    ratescore_synonyms: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="BioLORD-2023-C.", rich_help_panel=MODELS),
-    ] = None,
+    ratescore_ner: Annotated[Path | None, _model("RaTE-NER-Deberta.", no_folder, "DIR")] = None,
+    ratescore_synonyms: Annotated[Path | None, _model("BioLORD-2023-C.", no_folder, "DIR")] = None,
 ) -> "InstrumentPaths":
-    """Return what a user says of where the models are; the parameters are the options."""
+    """Return where the user has the models; the parameters are the options."""
     from ..metric_models.locate import InstrumentPaths
 
     return InstrumentPaths(
@@ -91,90 +205,30 @@ def model_paths(
 
 
 def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `model_paths` in the place of its parameter `paths`.
+    """Give a command the options of `model_paths` in place of its parameter `paths`.
 
     Args:
-        command: takes `paths`, an `InstrumentPaths`, by name.
+        command: takes `out` and `paths` by name; calling `paths` imports torch.
     """
-    own = inspect.signature(command)
+    signature = inspect.signature(command)
     models = inspect.signature(model_paths).parameters
-    kept = [each for name, each in own.parameters.items() if name != "paths"]
-    parameters = [*kept, *models.values()]
+    own = [parameter for name, parameter in signature.parameters.items() if name != "paths"]
+    parameters = [*own, *models.values()]
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
-        chosen = {name: given.pop(name) for name in models}
-        command(**given, paths=model_paths(**chosen))
+    def run(**values: Any) -> None:
+        paths = {name: values.pop(name) for name in models}
+        annotations = paths["radgraph_annotations"] or ()
+        if annotations and (paths["radgraph"] or paths["radgraph_bert"]):
+            raise ArgumentError(
+                "--radgraph-annotations stands in place of RadGraph's model: give it, or "
+                "--radgraph and --radgraph-bert, not both"
+            )
+        keep_inputs(values["out"], "read", *annotations)
+        command(**values, paths=functools.partial(model_paths, **paths))
 
     # Typer makes options of a signature and of type hints, and a function has no other table.
     described: Any = run
-    described.__signature__ = own.replace(parameters=parameters)
-    described.__annotations__ = {each.name: each.annotation for each in parameters}
+    described.__signature__ = signature.replace(parameters=parameters)
+    described.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
-
-
-ATTENTION = "Attention overlays"
-"""Panel of the help that these options stand in."""
-
-CacheOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="STORE",
-        help="Teacher cache with these images: the expert's attention.",
-        rich_help_panel=ATTENTION,
-    ),
-]
-StudentOption = Annotated[
-    Path | None,
-    typer.Option(help="Where the runs' student is, if it moved.", rich_help_panel=ATTENTION),
-]
-LayerOption = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="Layer to read of a student without an adapter; a run has its own.",
-        show_default="that of the runs",
-        rich_help_panel=ATTENTION,
-    ),
-]
-
-
-class TaskName(enum.StrEnum):
-    """What can be scored."""
-
-    vqa = "vqa"
-    report = "report"
-
-
-PredictionsPath = Annotated[Path, typer.Argument(help="Predictions, JSON Lines.")]
-ManifestPath = Annotated[Path, typer.Argument(help="Manifest the predictions answer.")]
-TaskOption = Annotated[TaskName, typer.Option(help="Short answers, or whole reports.")]
-MetricsOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME,...",
-        help="vqa: open, closed, choice, overall, hallucination; report: bleu, rouge_l, meteor, "
-        "bertscore, chexbert, radgraph, ratescore.",
-        show_default="all",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the file, not a table.")]
-
-
-def metric_names(given: str | None) -> list[str]:
-    """Return the names that `--metrics` was given, none for all.
-
-    Raises:
-        AnswersError: it was given, but no name with it.
-    """
-    if given is None:
-        return []
-    names = [name.strip() for name in given.split(",") if name.strip()]
-    if not names:
-        # Inside: the command line must not load what reads answers to print its help.
-        from ..predictions import AnswersError
-
-        raise AnswersError(
-            f"--metrics {given!r} names no metric: give NAME,... or leave it out, for all"
-        )
-    return names

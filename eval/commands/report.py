@@ -1,94 +1,98 @@
-"""Command line of `medalign eval report`."""
+"""`medalign eval report`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from ...runtime.arguments import (
+    ArgumentError,
+    Images,
+    Manifest,
+    ManyPredictions,
+    OutFile,
+    no_file,
+    no_source,
+    option,
+)
 from .options import (
     ATTENTION,
-    CacheOption,
-    LayerOption,
+    AllowMissing,
     MetricsOption,
-    StudentOption,
+    ModelPaths,
+    OverlayCache,
+    OverlayLayer,
+    OverlayStudent,
     TaskOption,
+    keep_inputs,
     metric_names,
+    print_notes,
+    print_problems,
     with_model_options,
 )
-
-if TYPE_CHECKING:
-    from ..metric_models.locate import InstrumentPaths
 
 
 @with_model_options
 def report(
-    predictions: Annotated[
-        list[Path], typer.Argument(help="Predictions; the others are compared with the first.")
-    ],
-    manifest: Annotated[Path, typer.Argument(help="Manifest they answer.")],
-    images: Annotated[Path, typer.Option(help="Folder of its images.")],
+    predictions: ManyPredictions,
+    manifest: Manifest,
+    images: Images,
     task: TaskOption,
-    out: Annotated[Path, typer.Option(help="HTML file to write.")],
-    samples: Annotated[
-        int, typer.Option(min=0, help="Samples to show, evenly chosen; 0 for all.")
-    ] = 200,
+    out: OutFile,
+    samples: Annotated[int, option("Samples to show, evenly chosen; 0 for all.", min=0)] = 200,
     image_side: Annotated[
-        int, typer.Option(min=32, help="Longest side of an image in the file, in pixels.")
+        int, option("Longest side of an image in the file, in pixels.", min=32)
     ] = 448,
     metrics: MetricsOption = None,
-    allow_missing: Annotated[
-        bool,
-        typer.Option(
-            "--allow-missing", help="Take records that no file answers as answered with nothing."
-        ),
-    ] = False,
+    allow_missing: AllowMissing = False,
     scores: Annotated[
         list[Path] | None,
-        typer.Option(
+        option(
+            "File that `eval score` wrote of one of the predictions; repeatable.",
+            problem=no_file,
             metavar="FILE",
-            help="What `eval score` wrote of one of the predictions, in place of computing it; "
-            "repeatable.",
+            show_default="compute the scores",
         ),
     ] = None,
-    cache: CacheOption = None,
+    cache: OverlayCache = None,
     source: Annotated[
         list[Path] | None,
-        typer.Option(
+        option(
+            "Run or student whose attention to show; repeatable.",
+            problem=no_source,
             metavar="RUN_OR_STUDENT",
-            help="Whose attention to show; repeatable.",
             rich_help_panel=ATTENTION,
         ),
     ] = None,
-    student: StudentOption = None,
-    layer: LayerOption = None,
+    student: OverlayStudent = None,
+    layer: OverlayLayer = None,
     *,
-    paths: "InstrumentPaths",
+    paths: ModelPaths,
 ) -> None:
     """Write one HTML file: scores, paired differences, and every sample with its images.
 
-    It opens without a network. It holds images and texts of your data: what
-    must not be passed on must not be passed on inside it. Models that metrics
-    of reports need are found as by `eval score`: by option, in the folder that
-    $MEDALIGN_METRICS names, or in the Hugging Face cache.
+    With several predictions, the others are compared with the first. The file
+    opens without a network. It contains images and texts of your data: share it
+    only with people who may see these. Models of report metrics are found as by
+    `eval score`: by option, in the folder that $MEDALIGN_METRICS names, or in
+    the Hugging Face cache.
     """
+    runs = source or []
+    if not runs and not (student is None and layer is None):
+        raise ArgumentError("--student and --layer describe a --source: give --source as well")
+    keep_inputs(out, "shown", *predictions, manifest, *(scores or ()))
+    names = metric_names(metrics, task)
     from ...trainer.machine import quiet_libraries
 
     quiet_libraries()
+    from ...runtime.progress import ConsoleProgress
     from ...teacher_cache.reader import TeacherCache
     from ..html_report.write import write_report
-    from ..predictions import AnswersError
     from ..source import find_source, source_names
-    from .generate import answer_bar
 
-    names = metric_names(metrics)
-    shown = source or []
-    if not shown and not (student is None and layer is None):
-        raise AnswersError("--student and --layer say more of a --source; give one")
-    sources = [find_source(path, student) for path in shown]
-    for each in sources:
-        if each.unfinished:
-            typer.echo(each.unfinished, err=True)
-    with answer_bar("samples") as bar:
+    sources = [find_source(path, student) for path in runs]
+    print_notes(run.unfinished for run in sources)
+    with ConsoleProgress(unit="samples").counting("drawing") as progress:
         written = write_report(
             predictions,
             manifest,
@@ -96,21 +100,17 @@ def report(
             task.value,
             out,
             cache=None if cache is None else TeacherCache.open(cache, allow_building=True),
-            sources=list(zip(source_names(shown), sources, strict=True)),
+            sources=list(zip(source_names(runs), sources, strict=True)),
             layer=layer,
             samples=samples,
             side=image_side,
             allow_missing=allow_missing,
             metrics=names,
-            paths=paths,
+            paths=paths(),
             scores=scores or (),
-            progress=bar,
+            progress=progress,
         )
     typer.echo(
         f"{out}: {written.shown} of {written.records} samples, {written.size_bytes / 1e6:.1f} MB"
     )
-    for problem in written.problems[:10]:
-        typer.echo(problem, err=True)
-    if written.problems:
-        typer.echo(f"{len(written.problems)} things are missing from the report", err=True)
-        raise typer.Exit(1)
+    print_problems(written.problems, "report")

@@ -1,6 +1,6 @@
 """Draw figures: loss curves, where attention lies, and which patches look alike.
 
-Every function draws one PNG and keeps no state; matplotlib's pyplot is never touched.
+Every function writes one file and keeps no state; matplotlib's pyplot is never touched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,11 @@ from .patches import (
     caption,
     draw_maps,
     frame_patch,
-    kept_patches,
+    image_patches,
     outline_region,
     patch_values,
     save_figure,
+    top_of_scale,
 )
 
 PANELS = {
@@ -47,7 +48,7 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -
 
     Args:
         runs: name -> the steps of that run, each with `step` and any of `lm`, `vis`, `att`.
-        path: PNG to write; missing folders are made.
+        path: PNG, PDF or SVG to write; missing folders are made.
 
     Raises:
         ValueError: no run holds any of the terms.
@@ -100,7 +101,7 @@ def attention_overlay(
         image: the square a tower sees, uint8 [S, S, 3].
         maps: name -> attention per patch, [N], not negative.
         grid: rows and columns of the patches, N in all.
-        path: PNG to write; missing folders are made.
+        path: PNG, PDF or SVG to write; missing folders are made.
         valid: bool [N], which patches are image; the others are hatched and not counted.
         mask: region to outline, as its share per patch, [N], or as pixels of the square, [S, S].
         title: line above the panels.
@@ -108,21 +109,21 @@ def attention_overlay(
     Raises:
         ValueError: a shape does not fit the grid, or a map is negative, not finite or all zero.
     """
-    kept = kept_patches(valid, grid)
-    shown = {name: _relative(name, values, kept, grid) for name, values in maps.items()}
-    every = _pooled(shown, kept)
-    top = max(2.0, float(np.quantile(every, 0.99)))
+    inside = image_patches(valid, grid)
+    relative = {name: _relative(name, values, inside, grid) for name, values in maps.items()}
+    pooled = _pooled(relative, inside)
+    top = top_of_scale(pooled)
     figure, panels = draw_maps(
         image,
-        shown,
-        kept,
+        relative,
+        inside,
         grid,
         scale=Normalize(0.0, top),
         label="attention, times even attention\n(one scale for all maps)",
-        extend="max" if every.max() > top else "neither",
+        extend="max" if pooled.max() > top else "neither",
         title=title,
     )
-    remarks = _padding_remark(kept)
+    remarks = _padding_remark(inside)
     if mask is not None:
         for axes in panels:
             outline_region(axes, mask, grid)
@@ -148,31 +149,31 @@ def similarity_map(
         maps: name -> cosine similarity to the chosen patch (its row of the gram matrix), [N].
         patch: number of the chosen patch, row by row from the top left; it is framed.
         grid: rows and columns of the patches, N in all.
-        path: PNG to write; missing folders are made.
+        path: PNG, PDF or SVG to write; missing folders are made.
         valid: bool [N], which patches are image; the others are hatched.
         title: line above the panels.
 
     Raises:
         ValueError: a shape does not fit the grid, a value is not finite, or there is no such patch.
     """
-    kept = kept_patches(valid, grid)
+    inside = image_patches(valid, grid)
     if not 0 <= patch < grid.size:
         raise ValueError(f"patch must be 0 to {grid.size - 1} on a grid {grid}, got {patch}")
-    shown = {name: patch_values(name, values, grid) for name, values in maps.items()}
-    every = _pooled(shown, kept)
+    similarity = {name: patch_values(name, values, grid) for name, values in maps.items()}
+    pooled = _pooled(similarity, inside)
     figure, panels = draw_maps(
         image,
-        shown,
-        kept,
+        similarity,
+        inside,
         grid,
-        scale=Normalize(float(every.min()), float(every.max())),
+        scale=Normalize(float(pooled.min()), float(pooled.max())),
         label="cosine similarity\n(one scale for all maps)",
         extend="neither",
         title=title,
     )
     for axes in panels:
         frame_patch(axes, patch, grid)
-    caption(figure, "framed: chosen patch", *_padding_remark(kept))
+    caption(figure, "framed: chosen patch", *_padding_remark(inside))
     save_figure(figure, path)
 
 
@@ -209,22 +210,22 @@ def _running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64
 
 
 def _relative(
-    name: str, values: ArrayLike, kept: NDArray[np.bool_], grid: PatchGrid
+    name: str, values: ArrayLike, inside: NDArray[np.bool_], grid: PatchGrid
 ) -> NDArray[np.float64]:
-    found = patch_values(name, values, grid)
-    mean = float(found[kept].mean())
-    if found.min() < 0 or mean == 0:
+    attention = patch_values(name, values, grid)
+    mean = float(attention[inside].mean())
+    if attention.min() < 0 or mean == 0:
         raise ValueError(f"map {name!r} is no attention: it must be >= 0 and not zero everywhere")
-    return found / mean
+    return attention / mean
 
 
 def _pooled(
-    shown: Mapping[str, NDArray[np.float64]], kept: NDArray[np.bool_]
+    maps: Mapping[str, NDArray[np.float64]], inside: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    if not shown:
+    if not maps:
         raise ValueError("a patch figure takes at least one map, got none")
-    return np.concatenate([values[kept] for values in shown.values()])
+    return np.concatenate([values[inside] for values in maps.values()])
 
 
-def _padding_remark(kept: NDArray[np.bool_]) -> list[str]:
-    return [] if kept.all() else ["hatched: padding, not image"]
+def _padding_remark(inside: NDArray[np.bool_]) -> list[str]:
+    return [] if inside.all() else ["hatched: padding, not image"]

@@ -34,7 +34,7 @@ _OUTLINE = "#56B4E9"
 _EXTENT = (0.0, 1.0, 1.0, 0.0)
 
 
-def kept_patches(valid: ArrayLike | None, grid: PatchGrid) -> NDArray[np.bool_]:
+def image_patches(valid: ArrayLike | None, grid: PatchGrid) -> NDArray[np.bool_]:
     """Return which patches are image, bool [N]; all of them where `valid` is None.
 
     Raises:
@@ -42,13 +42,21 @@ def kept_patches(valid: ArrayLike | None, grid: PatchGrid) -> NDArray[np.bool_]:
     """
     if valid is None:
         return np.ones(grid.size, np.bool_)
-    kept = np.asarray(valid, np.bool_)
-    if kept.shape != (grid.size,) or not kept.any():
+    inside = np.asarray(valid, np.bool_)
+    if inside.shape != (grid.size,) or not inside.any():
         raise ValueError(
             f"`valid` marks image patches of a grid {grid}, shape ({grid.size},) with at least "
-            f"one true; got shape {kept.shape} with {int(kept.sum())}"
+            f"one true; got shape {inside.shape} with {int(inside.sum())}"
         )
-    return kept
+    return inside
+
+
+def top_of_scale(values: NDArray[np.floating]) -> float:
+    """Return where the colours of attention end, in times even attention: the 99th percentile.
+
+    2 at the least: maps that are even shall look even.
+    """
+    return max(2.0, float(np.quantile(values, 0.99)))
 
 
 def patch_values(name: str, values: ArrayLike, grid: PatchGrid) -> NDArray[np.float64]:
@@ -57,20 +65,20 @@ def patch_values(name: str, values: ArrayLike, grid: PatchGrid) -> NDArray[np.fl
     Raises:
         ValueError: they do not fit the grid or are not finite.
     """
-    found = np.asarray(values, np.float64)
-    if found.shape != (grid.size,):
+    numbers = np.asarray(values, np.float64)
+    if numbers.shape != (grid.size,):
         raise ValueError(
-            f"map {name!r} takes shape ({grid.size},) on a grid {grid}, got {found.shape}"
+            f"map {name!r} takes shape ({grid.size},) on a grid {grid}, got {numbers.shape}"
         )
-    if not np.isfinite(found).all():
+    if not np.isfinite(numbers).all():
         raise ValueError(f"map {name!r} holds NaN or infinity")
-    return found
+    return numbers
 
 
 def draw_maps(
     image: NDArray[np.uint8],
     maps: Mapping[str, NDArray[np.float64]],
-    kept: NDArray[np.bool_],
+    inside: NDArray[np.bool_],
     grid: PatchGrid,
     *,
     scale: Normalize,
@@ -89,9 +97,9 @@ def draw_maps(
     draw_picture(panels[0], image, "image")
     for axes, (name, values) in zip(panels[1:], maps.items(), strict=True):
         draw_picture(axes, in_grey(image), name)
-        draw_heat(axes, values, kept, grid, scale)
+        draw_heat(axes, values, inside, grid, scale)
     for axes in panels:
-        hatch_padding(axes, kept, grid)
+        hatch_padding(axes, inside, grid)
     colour_bar(figure, scale, label, extend, ax=panels, shrink=0.85, pad=0.01, aspect=18)
     if title is not None:
         lines = textwrap.fill(title, 32 * len(panels))
@@ -115,25 +123,25 @@ def in_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def draw_heat(
     axes: Axes,
     values: NDArray[np.float64],
-    kept: NDArray[np.bool_],
+    inside: NDArray[np.bool_],
     grid: PatchGrid,
     scale: Normalize,
 ) -> None:
     """Lay a map [N] over a panel; padding carries no colour."""
-    heat = np.where(kept, values, np.nan).reshape(grid.rows, grid.cols)
+    heat = np.where(inside, values, np.nan).reshape(grid.rows, grid.cols)
     axes.imshow(heat, cmap=HEAT, norm=scale, extent=_EXTENT, interpolation="nearest")
 
 
-def tint_patches(axes: Axes, kept: NDArray[np.bool_], grid: PatchGrid) -> None:
+def tint_patches(axes: Axes, inside: NDArray[np.bool_], grid: PatchGrid) -> None:
     """Tint the patches that are image, with lines between them."""
-    cells = [_cell(int(patch), grid) for patch in np.flatnonzero(kept)]
+    cells = [_cell(int(patch), grid) for patch in np.flatnonzero(inside)]
     tint = PatchCollection(cells, facecolor=f"{_OUTLINE}59", edgecolor="#FFFFFF73", linewidth=0.4)
     axes.add_collection(tint)
 
 
-def hatch_padding(axes: Axes, kept: NDArray[np.bool_], grid: PatchGrid) -> None:
+def hatch_padding(axes: Axes, inside: NDArray[np.bool_], grid: PatchGrid) -> None:
     """Hatch the patches that are padding."""
-    cells = [_cell(int(patch), grid) for patch in np.flatnonzero(~kept)]
+    cells = [_cell(int(patch), grid) for patch in np.flatnonzero(~inside)]
     axes.add_collection(
         PatchCollection(cells, facecolor="none", edgecolor="#FFFFFF99", linewidth=0, hatch="////")
     )
@@ -144,10 +152,10 @@ def colour_bar(
     scale: Normalize,
     label: str,
     extend: Literal["neither", "max"],
-    **where: Any,
+    **options: Any,
 ) -> None:
-    """Draw what the colours of `draw_heat` mean; `where` goes to matplotlib."""
-    bar = figure.colorbar(ScalarMappable(scale, HEAT), extend=extend, **where)
+    """Draw what the colours of `draw_heat` mean; options are those of `Figure.colorbar`."""
+    bar = figure.colorbar(ScalarMappable(scale, HEAT), extend=extend, **options)
     bar.ax.set_facecolor("#808080")
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)

@@ -18,9 +18,9 @@ from ...trainer.students.spec import StudentSpec
 from ..html_report.attention_maps import AttentionMap
 from ..html_report.cards import question
 from ..html_report.images import Pictures
-from ..html_report.student_attention import StudentAttention, layer_of_runs, student_attention
-from ..html_report.write import Progress, Steps, evenly
-from ..predictions import AnswersError
+from ..html_report.student_attention import Progress, StudentAttention, attention_of_students
+from ..html_report.write import evenly
+from ..predictions import AnswersError, refuse_no_folder
 from ..source import Source
 from .figures import attention_overlay, loss_curves
 
@@ -32,7 +32,7 @@ _SLUG = re.compile(r"[^\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Questions:
     """Questions whose attention is drawn.
 
     Attributes:
@@ -85,39 +85,44 @@ def draw_curves(folders: Mapping[str, Path], out: Path, form: Format = "png") ->
 
 
 def draw_attention(
-    asked: Asked, out: Path, form: Format = "png", progress: Progress | None = None
+    questions: Questions, out: Path, form: Format = "png", progress: Progress | None = None
 ) -> Drawn:
     """Draw attention to every image of some questions, a panel for each source.
 
     Files are named `attention_LINE_ID`, with `_2` for a record's second image.
 
     Args:
-        asked: questions, and who looks.
+        questions: the questions, and whose attention is drawn.
         out: folder for the figures; missing folders are made.
         form: of the files.
-        progress: told how many steps are done, and of how many.
+        progress: called with (steps done, steps in all).
 
     Raises:
         AnswersError: no record has an image, or there is no such folder of images.
         ManifestError: the manifest is broken.
         StudentError: a student cannot be loaded.
     """
-    if not asked.images.is_dir():
-        raise AnswersError(f"--images {asked.images} is no folder")
-    every = [record for record in read_manifest(asked.manifest) if record.images]
-    if not every:
-        raise AnswersError(f"{asked.manifest}: no record has an image, so nothing is looked at")
-    records = [every[place] for place in evenly(len(every), asked.samples)]
-    looks = _looks(asked, records, progress)
-    first = next(iter(asked.sources.values()))
+    refuse_no_folder(questions.images)
+    with_images = [record for record in read_manifest(questions.manifest) if record.images]
+    if not with_images:
+        raise AnswersError(f"{questions.manifest}: no record has an image to draw attention over")
+    records = [with_images[number] for number in evenly(len(with_images), questions.samples)]
+    students = attention_of_students(
+        list(questions.sources.items()),
+        records,
+        questions.images,
+        layer=questions.layer,
+        progress=progress,
+    )
+    first = next(iter(questions.sources.values()))
     spec = first.spec()
-    pictures = Pictures(asked.images, _SIDE, first.alpha, asked.cache)
+    pictures = Pictures(questions.images, _SIDE, first.alpha, questions.cache)
     files, problems = [], []
     for record in records:
-        for place in range(len(record.images)):
-            path = out / f"{_stem(record, place)}.{form}"
+        for image in range(len(record.images)):
+            path = out / f"{_stem(record, image)}.{form}"
             try:
-                remarks = _overlay(record, place, looks, pictures, spec, path)
+                remarks = _overlay(record, image, students, pictures, spec, path)
                 files.append(path)
             except (ManifestError, PixelsError, AnswersError) as error:
                 remarks = [str(error)]
@@ -125,65 +130,47 @@ def draw_attention(
     return Drawn(tuple(files), tuple(problems))
 
 
-def _looks(
-    asked: Asked, records: Sequence[Record], progress: Progress | None
-) -> list[StudentAttention]:
-    layer = asked.layer
-    if layer is None:
-        layer = layer_of_runs(list(asked.sources.values()))
-    steps = Steps(progress, len(records) * len(asked.sources))
-    looks = []
-    for name, source in asked.sources.items():
-        looks.append(
-            student_attention(
-                source, name, records, asked.images, layer=layer, progress=steps.within
-            )
-        )
-        steps.end(len(records))
-    return looks
-
-
 def _overlay(
     record: Record,
-    place: int,
-    looks: Sequence[StudentAttention],
+    image: int,
+    students: Sequence[StudentAttention],
     pictures: Pictures,
     spec: StudentSpec,
     path: Path,
 ) -> list[str]:
     """Draw one image of a record; return what is missing from the figure."""
-    rgb = read_image(resolve_image(pictures.root, record.images[place]), alpha=pictures.alpha).rgb
-    picture = pictures.of(record.images)[place]
+    rgb = read_image(resolve_image(pictures.root, record.images[image]), alpha=pictures.alpha).rgb
+    picture = pictures.of(record.images)[image]
     remarks = list(picture.remarks)
     maps = [] if picture.expert is None else [picture.expert]
-    for look in looks:
-        seen = look.of(record.id, place, *rgb.shape[:2])
-        if seen is None:
-            remarks.append(f"{look.label}: {look.seen[record.id].problem}")
+    for student in students:
+        attention = student.of(record.id, image, *rgb.shape[:2])
+        if attention is None:
+            remarks.append(f"{student.label}: {student.questions[record.id].problem}")
         else:
-            maps.append(seen)
+            maps.append(attention)
     if not maps:
         raise AnswersError("; ".join(remarks))
     first = maps[-1]  # a student's, where there is one: the figure shows the square that it sees
-    kept = [each for each in maps if _same_place(each, first)]
+    drawn = [one for one in maps if _same_square(one, first)]
     remarks += [
-        f"{each.label} sees a {each.geometry} square of {each.grid} patches, {first.label} a "
+        f"{one.label} sees a {one.geometry} square of {one.grid} patches, {first.label} a "
         f"{first.geometry} one of {first.grid}; `eval report` lays both over the image"
-        for each in maps
-        if not _same_place(each, first)
+        for one in maps
+        if not _same_square(one, first)
     ]
     attention_overlay(
         _square(rgb, first.geometry, spec),
-        {each.label: each.values for each in kept},
+        {one.label: one.values for one in drawn},
         first.grid,
         path,
         valid=first.valid,
-        title=f"{Path(record.images[place]).name}: {question(record)}",
+        title=f"{Path(record.images[image]).name}: {question(record)}",
     )
     return remarks
 
 
-def _same_place(one: AttentionMap, other: AttentionMap) -> bool:
+def _same_square(one: AttentionMap, other: AttentionMap) -> bool:
     return (one.geometry, one.grid) == (other.geometry, other.grid)
 
 
@@ -193,6 +180,6 @@ def _square(rgb: Pixels, geometry: GeometryName, spec: StudentSpec) -> Pixels:
     return apply_geometry(rgb, geometry, spec.image_size, spec.square.fill)
 
 
-def _stem(record: Record, place: int) -> str:
+def _stem(record: Record, image: int) -> str:
     slug = _SLUG.sub("_", record.id)[:80]
-    return f"attention_{record.line}_{slug}" + f"_{place + 1}" * (place > 0)
+    return f"attention_{record.line}_{slug}" + f"_{image + 1}" * (image > 0)

@@ -10,10 +10,7 @@ from PIL import Image
 
 from ...pipeline.geometry import GeometryName, mapping
 from ...teacher_cache.schema import PatchGrid
-from ..figures.patches import HEAT
-
-LEAST_TOP = 2.0
-"""Where the colours end at the least, in times even attention: even maps shall look even."""
+from ..figures.patches import HEAT, top_of_scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,10 +48,10 @@ class Rectangle:
 
     def around(self, other: "Rectangle") -> "Rectangle":
         """Return the smallest rectangle that holds both."""
-        left, top = min(self.left, other.left), min(self.top, other.top)
+        x, y = min(self.left, other.left), min(self.top, other.top)
         right = max(self.left + self.width, other.left + other.width)
         bottom = max(self.top + self.height, other.top + other.height)
-        return Rectangle(left, top, right - left, bottom - top)
+        return Rectangle(x, y, right - x, bottom - y)
 
 
 def square_of(geometry: GeometryName, height: int, width: int) -> Rectangle:
@@ -62,30 +59,25 @@ def square_of(geometry: GeometryName, height: int, width: int) -> Rectangle:
 
     `pad` reaches beyond the image, `crop` leaves its ends out, `stretch` is the image itself.
     """
-    x, y = mapping(geometry, height, width).to_source([0, 1], [0, 1])
-    left, top = float(x[0]), float(y[0])
-    return Rectangle(left, top, float(x[1]) - left, float(y[1]) - top)
+    xs, ys = mapping(geometry, height, width).to_source([0, 1], [0, 1])
+    x, y = float(xs[0]), float(ys[0])
+    return Rectangle(x, y, float(xs[1]) - x, float(ys[1]) - y)
 
 
 def common_top(maps: Sequence[AttentionMap]) -> float:
     """Return where the colours of all maps of one image end: the 99th percentile of them."""
-    pooled = np.concatenate([each.relative()[each.valid] for each in maps])
-    return max(LEAST_TOP, float(np.quantile(pooled, 0.99)))
+    return top_of_scale(np.concatenate([one.relative()[one.valid] for one in maps]))
 
 
-def heat_png(shown: AttentionMap, top: float) -> bytes:
+def heat_png(attention: AttentionMap, top: float) -> bytes:
     """Return a map as PNG with one pixel for each patch, [rows, cols], clear where padding is."""
     # Through 8 bits: matplotlib then takes table entries, and no rounding differs by machine.
-    levels = np.round(np.clip(shown.relative() / top, 0, 1) * 255).astype(np.uint8)
+    levels = np.round(np.clip(attention.relative() / top, 0, 1) * 255).astype(np.uint8)
     colours = HEAT(levels, bytes=True)
-    colours[~shown.valid] = 0
-    grid = shown.grid
-    return png_of(Image.fromarray(colours.reshape(grid.rows, grid.cols, 4), "RGBA"))
-
-
-def png_of(image: Image.Image) -> bytes:
-    """Return a picture as the bytes of a PNG."""
+    colours[~attention.valid] = 0
+    grid = attention.grid
     data = BytesIO()
+    image = Image.fromarray(colours.reshape(grid.rows, grid.cols, 4), "RGBA")
     image.save(data, "PNG", optimize=True)
     return data.getvalue()
 
@@ -93,5 +85,5 @@ def png_of(image: Image.Image) -> bytes:
 def heat_gradient() -> str:
     """Return the colours of maps as CSS, from no attention to the most."""
     stops = [HEAT(level, bytes=True) for level in range(0, 256, 51)]
-    listed = ", ".join(f"rgb({r} {g} {b} / {a / 255:.2f})" for r, g, b, a in stops)
-    return f"linear-gradient(90deg, {listed})"
+    colours = ", ".join(f"rgb({r} {g} {b} / {a / 255:.2f})" for r, g, b, a in stops)
+    return f"linear-gradient(90deg, {colours})"

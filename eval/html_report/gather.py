@@ -1,6 +1,5 @@
 """Read what a report shows: answers of several files, their scores, and how the files differ."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from ..clusters import cluster_records
 from ..compare import Compared, compare_scored, refuse_unmatched
 from ..metric_models.locate import InstrumentPaths
 from ..metrics.definitions import Key
-from ..predictions import Answer, AnswersError, Pair, Task
+from ..predictions import Answer, AnswersError, Pair, Task, first_repeated
 from ..score import (
     WITH_MODELS,
     Scores,
@@ -53,24 +52,26 @@ class Answers:
 
     @cached_property
     def values(self) -> Mapping[Key, Mapping[int, float]]:
-        """What every sample scores by itself: metric -> place in the manifest -> value in 0..1.
+        """What every sample scores by itself: metric -> its number in the manifest -> 0..1.
 
         A metric that only has a value over several samples, such as a macro F1, is left out.
         """
         return {
             key: {
-                int(place): float(part / whole)
-                for place, (part, whole) in zip(one.places, one.terms[:, 0], strict=True)
+                int(sample): float(part / whole)
+                for sample, (part, whole) in zip(
+                    statistic.samples, statistic.terms[:, 0], strict=True
+                )
                 if whole
             }
-            for key, one in self.scored.statistics.items()
-            if one.terms.shape[1] == 1
+            for key, statistic in self.scored.statistics.items()
+            if statistic.terms.shape[1] == 1
         }
 
-    def right(self, place: int) -> bool | None:
+    def right(self, sample: int) -> bool | None:
         """Whether an answer is right; None where the task has no right and wrong."""
-        found = self.values.get(VERDICT, {}).get(place)
-        return None if found is None else found == 1
+        value = self.values.get(VERDICT, {}).get(sample)
+        return None if value is None else value == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +103,14 @@ def gather(
 ) -> Gathered:
     """Read, join and score predictions files, and compare each with the first.
 
-    No model runs on a file with scores of its own, so samples and differences of it have the
-    metrics alone that need none.
+    No model runs on a file with scores of its own, so its samples and differences have only the
+    metrics that need no model.
 
     Args:
         predictions: at least one file.
         manifest: the manifest that they answer.
         task: "vqa" or "report".
-        allow_missing: take records that no file answers as answered with nothing.
+        allow_missing: score records that no file answers as empty answers.
         metrics: which to compute; all if empty.
         paths: where the models are that metrics of reports need.
         scores: scores files of some of the predictions, or of all.
@@ -120,31 +121,37 @@ def gather(
             models and nothing left to compute with them.
         ManifestError: the manifest is broken.
     """
-    wanted = choose_metrics(task, metrics)
-    read = _joined(predictions, manifest, task, allow_missing=allow_missing)
-    given = match_scores(scores, predictions, manifest, task)
-    plain = [name for name in wanted if name not in WITH_MODELS]
-    if len(given) == len(predictions):
+    chosen = choose_metrics(task, metrics)
+    joined = _joined(predictions, manifest, task, allow_missing=allow_missing)
+    known = match_scores(scores, predictions, manifest, task)
+    plain = [name for name in chosen if name not in WITH_MODELS]
+    if len(known) == len(predictions):
         if paths not in (None, InstrumentPaths()):
             raise AnswersError(
-                "--scores are there for every predictions file, which leaves nothing to compute "
-                "with the models that are given; leave out one or the other"
+                "every predictions file has --scores, so no model has anything to compute; leave "
+                "out --scores or the options of models"
             )
-        wanted = tuple(plain)
-    instruments = instruments_for(task, wanted, paths)
+        chosen = tuple(plain)
+    instruments = instruments_for(task, chosen, paths)
+    names = labels(predictions, [answers[0].decoder for answers, _ in joined])
     files = []
-    names = labels(predictions, [answers[0].decoder for answers, _ in read])
-    for path, label, (answers, pairs) in zip(predictions, names, read, strict=True):
-        known = given.get(path)
-        if known is None:
-            scored = task_scores(pairs, task, wanted, instruments, named=bool(metrics))
-            said = summarise(path, manifest, task, answers, pairs, scored, instruments)
+    for path, label, (answers, pairs) in zip(predictions, names, joined, strict=True):
+        file = known.get(path)
+        if file is None:
+            scored = task_scores(pairs, task, chosen, instruments, named=bool(metrics))
+            summary = summarise(path, manifest, task, answers, pairs, scored, instruments)
         else:
             scored = task_scores(pairs, task, plain, instruments_for(task, plain, None))
-            said = known.chosen(metrics)
-        own = answers[0].settings
+            summary = file.chosen(metrics)
         files.append(
-            Answers(label=label, settings=own, pairs=pairs, scored=scored, scores=said, known=known)
+            Answers(
+                label=label,
+                settings=answers[0].settings,
+                pairs=pairs,
+                scored=scored,
+                scores=summary,
+                known=file,
+            )
         )
     records = [pair.record for pair in files[0].pairs]
     clusters = cluster_records(records)
@@ -165,9 +172,9 @@ def _joined(
     """Read every predictions file; all of them answer the same records."""
     if not predictions:
         raise AnswersError("a report takes at least one predictions file")
-    if twice := [path for path, times in Counter(predictions).items() if times > 1]:
-        raise AnswersError(f"{twice[0]}: is given twice")
-    read = [read_pairs(each, manifest, task, allow_missing=allow_missing) for each in predictions]
-    for path, (answers, _) in zip(predictions[1:], read[1:], strict=True):
-        refuse_unmatched(predictions[0], read[0][0], path, answers)
-    return read
+    if repeated := first_repeated(predictions):
+        raise AnswersError(f"{repeated}: is given twice")
+    joined = [read_pairs(path, manifest, task, allow_missing=allow_missing) for path in predictions]
+    for path, (answers, _) in zip(predictions[1:], joined[1:], strict=True):
+        refuse_unmatched(predictions[0], joined[0][0], path, answers)
+    return joined

@@ -15,7 +15,7 @@ from ...pipeline.manifest import ManifestError, resolve_image
 from ...pipeline.pixels import Alpha, DecodedImage, PixelsError, read_image
 from ...teacher_cache.reader import TeacherCache
 from ...teacher_cache.schema import TeacherCacheError
-from .attention_maps import AttentionMap
+from .attention_maps import AttentionMap, Rectangle
 
 EXPERT = "expert"
 """What a report calls the attention that comes from a teacher cache."""
@@ -43,6 +43,11 @@ class Picture:
     width: int = 0
     expert: AttentionMap | None = None
     remarks: tuple[str, ...] = ()
+
+    @property
+    def area(self) -> Rectangle:
+        """The image itself, in source pixels."""
+        return Rectangle(0, 0, self.width, self.height)
 
 
 @dataclass(slots=True)

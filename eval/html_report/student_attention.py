@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from ..alignment import Float32
 from ..source import Source
 from .attention_maps import AttentionMap
 
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What one question looked at.
+class QuestionAttention:
+    """What one question attends to.
 
     Attributes:
         maps: [N] attention to each image of the question, in order.
@@ -46,29 +50,29 @@ class StudentAttention:
     Attributes:
         label: what the report calls it.
         geometry: how an image becomes what the student sees.
-        seen: by record id.
+        questions: the first question of every record, by its id.
     """
 
     label: str
     geometry: GeometryName
-    seen: dict[str, Seen]
+    questions: dict[str, QuestionAttention]
 
     def of(self, record: str, image: int, height: int, width: int) -> AttentionMap | None:
-        """Return the map of a record's image, by its place; None if there is none.
+        """Return the map of one of a record's images; None if there is none.
 
         Args:
             record: id.
-            image: place of the image in the record.
+            image: number of the image in the record, from 0.
             height: of the image, in pixels.
             width: of the image, in pixels.
         """
-        seen = self.seen[record]
-        if image >= len(seen.maps):
+        question = self.questions[record]
+        if image >= len(question.maps):
             return None
-        grid = seen.grids[image]
+        grid = question.grids[image]
         return AttentionMap(
             label=self.label,
-            values=seen.maps[image],
+            values=question.maps[image],
             valid=valid_patches(self.geometry, height, width, grid),
             grid=grid,
             geometry=self.geometry,
@@ -81,6 +85,47 @@ def layer_of_runs(sources: Sequence[Source]) -> int | None:
     return layers.pop() if len(layers) == 1 else None
 
 
+def attention_of_students(
+    sources: Sequence[tuple[str, Source]],
+    records: Sequence[Record],
+    images: Path,
+    *,
+    layer: int | None = None,
+    progress: Progress | None = None,
+) -> list[StudentAttention]:
+    """Run several students over the first question of every record, one after the other.
+
+    Args:
+        sources: name and student.
+        records: the questions.
+        images: folder of the images.
+        layer: of students without an adapter; if None, that of the runs among the sources, where
+            they have one in common.
+        progress: called with (steps done, steps in all); a step is one record of one student.
+
+    Raises:
+        StudentError: a student cannot be loaded, or has no such layer.
+    """
+    if layer is None:
+        layer = layer_of_runs([source for _, source in sources])
+
+    def count(before: int, done: int, _of: int) -> None:
+        if progress is not None:
+            progress(before + done, len(records) * len(sources))
+
+    return [
+        student_attention(
+            source,
+            label,
+            records,
+            images,
+            layer=layer,
+            progress=partial(count, number * len(records)),
+        )
+        for number, (label, source) in enumerate(sources)
+    ]
+
+
 @torch.inference_mode()
 def student_attention(
     source: Source,
@@ -89,7 +134,7 @@ def student_attention(
     images: Path,
     *,
     layer: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> StudentAttention:
     """Run a student over the first question of every record and read layer l's attention.
 
@@ -102,7 +147,7 @@ def student_attention(
         records: the questions.
         images: folder of the images.
         layer: l, counted from 0, of a student without an adapter; an adapter has its own.
-        progress: told how many records are done, and of how many.
+        progress: called with (records done, records in all).
 
     Raises:
         StudentError: the student cannot be loaded, or has no layer l.
@@ -111,34 +156,34 @@ def student_attention(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = llava_of(_probed(source, spec, device, layer))
     samples = Conversations(records, images, spec, 0, None, ask=True, alpha=source.alpha)
-    seen = {}
+    questions = {}
     for number, record in enumerate(records):
-        seen[record.id] = _seen(model, samples[number])
+        questions[record.id] = _attention(model, samples[number])
         if progress is not None:
             progress(number + 1, len(records))
     geometry: GeometryName = "stretch" if spec.sight.fixed_grid is None else spec.geometry
-    return StudentAttention(label=label, geometry=geometry, seen=seen)
+    return StudentAttention(label=label, geometry=geometry, questions=questions)
 
 
 def _probed(source: Source, spec: StudentSpec, device: torch.device, layer: int | None) -> Any:
     if source.adapter is not None:
         return source.load(device, probe=True)
     if layer is None or not 0 <= layer < spec.layers:
-        said = "is not given" if layer is None else f"is {layer}"
+        problem = "is not given" if layer is None else f"is {layer}"
         raise StudentError(
-            f"{source.student} is a student without an adapter, and --layer {said}; give one of "
-            f"its layers, 0 to {spec.layers - 1}"
+            f"{source.student} is a student without an adapter, and --layer {problem}; give one "
+            f"of its layers, 0 to {spec.layers - 1}"
         )
     model = source.load(device)
     attach(model, layer, rotation=False)
     return model
 
 
-def _seen(model: Any, sample: Sample) -> Seen:
+def _attention(model: Any, sample: Sample) -> QuestionAttention:
     if sample.encoded is None:
-        return Seen(problem=sample.skipped)
+        return QuestionAttention(problem=sample.skipped)
     if not sample.grids:
-        return Seen(problem="the first question shows no image")
+        return QuestionAttention(problem="the first question shows no image")
     batch = collate([sample], pad_id=0).to(model.device, model.dtype)
     tap = Tap(batch.input_ids == model.config.image_token_id, _look(sample.encoded, model.device))
     model.model(
@@ -152,11 +197,9 @@ def _seen(model: Any, sample: Sample) -> Seen:
     assert tap.attention is not None
     rows = tap.attention.float().cpu().numpy()
     sizes = [grid.size for grid in sample.grids]
-    return Seen(maps=tuple(map(_cut, rows, sizes)), grids=sample.grids)
-
-
-def _cut(row: Float32, size: int) -> Float32:
-    return row[:size].copy()
+    # Copies: a slice would keep the padded rows of all images in memory.
+    maps = tuple(row[:size].copy() for row, size in zip(rows, sizes, strict=True))
+    return QuestionAttention(maps=maps, grids=sample.grids)
 
 
 def _look(encoded: Encoded, device: torch.device) -> Look:
@@ -173,7 +216,7 @@ def _look(encoded: Encoded, device: torch.device) -> Look:
 
 
 def _stacked(positions: Sequence[Int64]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack positions of different number: [I, most], and which of them are none of padding."""
-    stacked = pad_sequence([torch.from_numpy(each) for each in positions], batch_first=True)
+    """Stack positions of different number, [I, most], and a mask that is False on padding."""
+    stacked = pad_sequence([torch.from_numpy(row) for row in positions], batch_first=True)
     ok = pad_sequence([torch.ones(len(p), dtype=torch.bool) for p in positions], batch_first=True)
     return stacked, ok

@@ -1,28 +1,26 @@
 """Write a report: gather, run students for their attention, make every card, write one file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...teacher_cache.reader import TeacherCache
 from ..metric_models.locate import InstrumentPaths
-from ..predictions import AnswersError, Task
+from ..predictions import AnswersError, Task, refuse_no_folder
 from ..result_file import write_result
 from ..source import Source
 from ..tables import not_computed
-from .cards import Sample, card
+from .cards import make_card
 from .gather import Gathered, gather
 from .images import EXPERT, Pictures
 from .page import page
-from .student_attention import StudentAttention, layer_of_runs, student_attention
+from .student_attention import Progress, attention_of_students
 
 SAMPLES = 200
-"""How many samples a report shows unless said otherwise."""
+"""Default number of samples in a report."""
 
 SIDE = 448
-"""Longest side of a picture in a report unless said otherwise, in pixels."""
-
-Progress = Callable[[int, int], None]
+"""Default of the longest side of a picture in a report, in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +32,7 @@ class Written:
         size_bytes: of it.
         records: in the manifest.
         shown: samples that the file shows.
-        problems: what is missing from them, or has no value though it was asked for, and why.
+        problems: what is missing from them, named metrics without a value, and why.
     """
 
     out: Path
@@ -72,15 +70,14 @@ def write_report(
         out: file to write; missing folders are made.
         cache: whose attention to show as the expert's; None for none.
         sources: name and student, each of whose attention is shown.
-        layer: of students without an adapter, see `student_attention`; if None, that of the runs
-            among the sources, where they have one in common.
+        layer: of students without an adapter, see `attention_of_students`.
         samples: how many to show, evenly chosen in the manifest's order; 0 for all.
         side: longest side of a picture in pixels.
-        allow_missing: take records that no file answers as answered with nothing.
+        allow_missing: score records that no file answers as empty answers.
         metrics: which to show; all if empty.
         paths: where the models are that metrics of reports need.
         scores: scores files of some of the predictions, or of all, shown and not computed again.
-        progress: told how many steps are done, and of how many.
+        progress: called with (steps done, steps in all).
 
     Raises:
         AnswersError: predictions or scores do not fit, or `out` cannot be written.
@@ -88,11 +85,10 @@ def write_report(
         StudentError: a student cannot be loaded.
     """
     annotations = () if paths is None else paths.annotations
-    read = (*predictions, manifest, *scores, *annotations)
-    if out.resolve() in {path.resolve() for path in read}:
-        raise AnswersError(f"{out}: --out would overwrite what is shown; choose another file")
-    if not images.is_dir():
-        raise AnswersError(f"--images {images} is no folder")
+    inputs = (*predictions, manifest, *scores, *annotations)
+    if out.resolve() in {path.resolve() for path in inputs}:
+        raise AnswersError(f"{out}: --out would overwrite an input; choose another file")
+    refuse_no_folder(images)
     gathered = gather(
         predictions,
         manifest,
@@ -102,29 +98,25 @@ def write_report(
         paths=paths,
         scores=scores,
     )
-    places = evenly(len(gathered.records), samples)
-    records = [gathered.records[place] for place in places]
-    if layer is None:
-        layer = layer_of_runs([source for _, source in sources])
-    steps = Steps(progress, len(records) * (1 + len(sources)))
-    students: list[StudentAttention] = []
-    for label, source in sources:
-        found = student_attention(
-            source, label, records, images, layer=layer, progress=steps.within
-        )
-        students.append(found)
-        steps.end(len(records))
+    numbers = evenly(len(gathered.records), samples)
+    records = [gathered.records[number] for number in numbers]
+    # A step is a record of one student, or a card.
+    steps = len(records) * (len(sources) + 1)
+
+    def count(done: int, _of: int = 0) -> None:
+        if progress is not None:
+            progress(done, steps)
+
+    students = attention_of_students(sources, records, images, layer=layer, progress=count)
     alpha = sources[0][1].alpha if sources else "black"
     pictures = Pictures(images, side, alpha, cache)
     cards, problems = [], _without_value(gathered, metrics)
-    for place, record in zip(places, records, strict=True):
-        sample = Sample(
-            place=place, record=record, pictures=pictures.of(record.images), students=students
-        )
-        cards.append(card(sample, gathered))
-        problems += sample.remarks()
-        steps.within(len(cards), len(records))
-    looks = [EXPERT if cache is not None else "", *(label for label, _ in sources)]
+    for number, record in zip(numbers, records, strict=True):
+        cards.append(make_card(number, gathered, pictures.of(record.images), students))
+        problems += cards[-1].remarks
+        count(len(records) * len(sources) + len(cards))
+    looks = {} if cache is None else {0: EXPERT}
+    looks |= {number: label for number, (label, _) in enumerate(sources, start=1)}
     html = page(gathered, cards, pictures.every(), looks, manifest)
     write_result(out, html)
     return Written(
@@ -137,30 +129,13 @@ def write_report(
 
 
 def _without_value(gathered: Gathered, metrics: Sequence[str]) -> list[str]:
-    """Say which of the metrics that were asked for a file has no value of."""
-    missing = [each for file in gathered.files for each in file.scores.not_computed]
-    return not_computed([each for each in missing if each.name in metrics])
+    """Return a line for every metric that the user named and a file has no value of."""
+    absent = [metric for file in gathered.files for metric in file.scores.not_computed]
+    return not_computed([metric for metric in absent if metric.name in metrics])
 
 
-def evenly(count: int, wanted: int) -> list[int]:
-    """Return `wanted` of the numbers below `count`, evenly spaced from the first; 0 means all."""
-    if not 0 < wanted < count:
+def evenly(count: int, samples: int) -> list[int]:
+    """Return `samples` of the numbers below `count`, evenly spaced from 0; 0 means all."""
+    if not 0 < samples < count:
         return list(range(count))
-    return [place * count // wanted for place in range(wanted)]
-
-
-class Steps:
-    """Adds up the steps of several stages."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._before = progress, total, 0
-
-    def within(self, done: int, of: int) -> None:
-        """Tell that a stage is at `done`."""
-        del of
-        if self._progress is not None:
-            self._progress(self._before + done, self._total)
-
-    def end(self, steps: int) -> None:
-        """Count a whole stage as done."""
-        self._before += steps
+    return [number * count // samples for number in range(samples)]

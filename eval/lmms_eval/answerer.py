@@ -23,11 +23,11 @@ from ..source import Source
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Question:
     """One question.
 
     Attributes:
-        id: what is drawn depends on it and the seed alone.
+        id: draws depend on it and the seed alone.
         text: the question; placeholders are put in front of it unless it has some.
         images: any mode that Pillow knows.
     """
@@ -43,7 +43,7 @@ class Answerer:
 
     Attributes:
         model: the Hugging Face model, with the run's adapter and rotation.
-        student: what its folder says.
+        student: description of its folder.
         alpha: colour behind transparent pixels.
     """
 
@@ -53,10 +53,10 @@ class Answerer:
 
     @classmethod
     def load(cls, source: Source, device: torch.device) -> Self:
-        """Load what answers; see `Source.load`."""
+        """Load the model of a source; see `Source.load`."""
         return cls(llava_of(source.load(device)), source.spec(), source.alpha)
 
-    def answer(self, asked: Sequence[Asked], spec: Spec, seed: int) -> list[Answer]:
+    def answer(self, questions: Sequence[Question], spec: Spec, seed: int) -> list[Answer]:
         """Answer a batch of questions, in their order.
 
         Raises:
@@ -65,21 +65,21 @@ class Answerer:
             UnfitShapeError: the student cannot take an image of this shape.
         """
         check_fit(spec, self.student)
-        records = [_record(one) for one in asked]
-        samples = [self._sample(r, one) for r, one in zip(records, asked, strict=True)]
+        records = [_record(question) for question in questions]
+        samples = [self._sample(*pair) for pair in zip(records, questions, strict=True)]
         pad = self.student.processor.tokenizer.pad_token_id or 0
         batch = collate(samples, pad, left=True)
         return list(answer_batch(self.model, self.student, batch, records, spec, seed))
 
-    def _sample(self, record: Record, asked: Asked) -> Sample:
-        seen = [self.student.sight.see(rgb_of(image, self.alpha)) for image in asked.images]
-        encoded = self.student.encoder.prompt(record, [grid.size for _, grid in seen])
+    def _sample(self, record: Record, question: Question) -> Sample:
+        sights = [self.student.sight.see(rgb_of(image, self.alpha)) for image in question.images]
+        encoded = self.student.encoder.prompt(record, [grid.size for _, grid in sights])
         return Sample(
             record.id,
             encoded,
-            pixels=tuple(pixels for pixels, _ in seen),
-            teachers=(None,) * len(seen),
-            grids=tuple(grid for _, grid in seen),
+            pixels=tuple(pixels for pixels, _ in sights),
+            teachers=(None,) * len(sights),
+            grids=tuple(grid for _, grid in sights),
         )
 
 
@@ -87,20 +87,20 @@ def rgb_of(image: Image.Image, alpha: Alpha) -> NDArray[np.uint8]:
     """Pixels [H, W, 3] of an opened image, by the rules for files: depth, palette, transparency."""
     if image.mode == "RGB":
         return np.asarray(image)
-    held = io.BytesIO()
+    file = io.BytesIO()
     # Of Pillow's modes only colour spaces without transparency have no place in a PNG.
     storable = image.mode in {"1", "L", "LA", "P", "RGBA", "I", "I;16"}
-    (image if storable else image.convert("RGB")).save(held, "PNG")
-    return decode(held.getvalue(), "image", alpha=alpha)
+    (image if storable else image.convert("RGB")).save(file, "PNG")
+    return decode(file.getvalue(), "image", alpha=alpha)
 
 
-def _record(asked: Asked) -> Record:
-    text = asked.text
+def _record(question: Question) -> Record:
+    text = question.text
     if IMAGE_PLACEHOLDER not in text:
-        text = f"{IMAGE_PLACEHOLDER}\n" * len(asked.images) + text
+        text = f"{IMAGE_PLACEHOLDER}\n" * len(question.images) + text
     return Record(
-        id=asked.id,
-        images=tuple(str(k) for k in range(len(asked.images))),
+        id=question.id,
+        images=tuple(str(k) for k in range(len(question.images))),
         conversations=(Turn("human", text),),
         answer_type=None,
         fields={},

@@ -11,14 +11,14 @@ from lmms_eval.api.model import lmms
 
 from ..decoders import Spec, make_spec
 from ..source import find_source
-from .answerer import Answerer, Asked
+from .answerer import Answerer, Question
 from .tasks import HarnessError
 
 _OF_THE_HARNESS: Final = ("max_batch_size",)  # given to every model, of no use here
 
 
 class MedAlign(lmms):  # type: ignore[misc]
-    """Answers by generation; probabilities of given texts are refused.
+    """Answers by generation; refuses to compare probabilities of fixed texts.
 
     Args:
         source: run folder, adapter folder or a student's folder.
@@ -58,28 +58,28 @@ class MedAlign(lmms):  # type: ignore[misc]
         self._settings = {
             name: str(value) for name, value in settings.items() if name not in _OF_THE_HARNESS
         }
-        self._spec({})  # a wrong setting is told before anything is loaded
+        self._spec({})  # refuses a wrong setting before anything is loaded
         self._batch_size = int(batch_size)
-        found = find_source(Path(source), None if student is None else Path(student))
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._answerer = Answerer.load(found, torch.device(place))
+        model = find_source(Path(source), None if student is None else Path(student))
+        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._answerer = Answerer.load(model, torch.device(name))
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Answer every request; what the task says of sampling and beams is left to the decoder."""
-        answers: list[str] = []
-        # Requests of one task stand together and have equal settings.
-        for wanted, alike in groupby(requests, key=lambda request: _wanted(request.args[1])):
-            length, stops = wanted
+        """Answer every request; the decoder decides sampling and beams, not the task."""
+        texts: list[str] = []
+        # Requests of one task are neighbours and have equal limits.
+        for limits, alike in groupby(requests, key=lambda request: _limits(request.args[1])):
+            length, stops = limits
             spec = self._spec({} if length is None else {"max_new_tokens": length})
-            for batch in _batches([self._asked(one) for one in alike], self._batch_size):
-                found = self._answerer.answer(batch, spec, self._seed)
-                answers += [_cut(answer.text, stops) for answer in found]
-        return answers
+            for batch in _batches([self._question(request) for request in alike], self._batch_size):
+                answers = self._answerer.answer(batch, spec, self._seed)
+                texts += [_cut(answer.text, stops) for answer in answers]
+        return texts
 
     def loglikelihood(self, requests: Sequence[Any]) -> NoReturn:  # noqa: ARG002
         """Refuse."""
         raise HarnessError(
-            "medalign answers by generation; tasks that compare probabilities of given texts "
+            "medalign answers by generation; tasks that compare probabilities of fixed texts "
             "(output_type loglikelihood or multiple_choice) are not offered, since a decoder "
             "changes what is generated and defines no probability of a text"
         )
@@ -88,32 +88,32 @@ class MedAlign(lmms):  # type: ignore[misc]
         """Refuse."""
         raise HarnessError("medalign answers one question at a time, not rounds of them")
 
-    def _spec(self, of_task: Mapping[str, int]) -> Spec:
-        """The decoder's settings; the task's length counts where nobody else names one."""
-        task = {} if self._preset is not None else of_task
+    def _spec(self, task: Mapping[str, int]) -> Spec:
+        """Return the decoder's settings; the task's length yields to a preset and to settings."""
+        task = {} if self._preset is not None else task
         return make_spec(self._decoder, self._preset, {**task, **self._settings})
 
-    def _asked(self, request: Any) -> Asked:
+    def _question(self, request: Any) -> Question:
         text, _, visual_of, number, task, split = request.args
         doc = self.task_dict[task][split][number]
         images = visual_of(doc) or []
         name = doc.get("id", f"{task}/{number}") if isinstance(doc, Mapping) else str(number)
-        return Asked(str(name), text, tuple(images))
+        return Question(str(name), text, tuple(images))
 
 
-def _wanted(options: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]]:
-    """Longest answer and stop texts that a task asks for."""
+def _limits(options: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]]:
+    """Return a task's longest answer and its stop texts."""
     stops = options.get("until") or ()
     length = options.get("max_new_tokens")
     return length, (stops,) if isinstance(stops, str) else tuple(stops)
 
 
-def _batches(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:
-    return (asked[k : k + size] for k in range(0, len(asked), size))
+def _batches(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
+    return (questions[k : k + size] for k in range(0, len(questions), size))
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:
-    """What stands before the first stop text."""
+    """Return the text before the first stop text."""
     for stop in stops:
         text = text.partition(stop)[0] if stop else text
     return text.strip()

@@ -12,7 +12,15 @@ from PIL import Image
 from ...pipeline.manifest import IMAGE_PLACEHOLDER, Record, Turn, read_manifest, resolve_image
 from ...pipeline.pixels import read_image
 from ..clusters import cluster_records
-from ..metrics.report_text import Synonyms, bleu, clean_report, find_wordnet, meteor, rouge_l
+from ..metrics.report_text import (
+    PROTOCOLS,
+    Synonyms,
+    bleu,
+    clean_report,
+    find_wordnet,
+    meteor,
+    rouge_l,
+)
 from ..predictions import Pair, Task, reference
 from ..vqa_scores import vqa_scores
 
@@ -23,8 +31,41 @@ TASKS: Final = Path(__file__).parent / "tasks"
 """Folder that lmms-eval is given as `--include_path`."""
 
 
+VQA_SCORES: Final = (
+    ("strict", "overall_accuracy"),
+    ("strict", "closed_accuracy"),
+    ("strict", "open_recall"),
+    ("strict", "open_f1"),
+    ("strict", "open_exact_match"),
+    ("strict", "choice_accuracy"),
+    ("strict", "hallucination_rate"),
+    ("strict", "missed_findings"),
+    ("llava-med", "closed_accuracy"),
+    ("llava-med", "open_recall"),
+    ("llava-med", "open_f1"),
+    ("llava-med", "open_exact_match"),
+    ("llava-med", "choice_accuracy"),
+)
+"""(protocol, name) of the metrics of tasks with questions."""
+
+REPORT_SCORES: Final = tuple(
+    (protocol, name) for protocol in PROTOCOLS for name in ("bleu", "rouge_l", "meteor")
+)
+"""(protocol, name) of the metrics of tasks with reports."""
+
+Scored = dict[str, dict[str, float]]
+"""By metric: `score` of the sample, and the `cluster` that its standard error goes by."""
+
+_WORDNET_LOCK = threading.Lock()
+
+Doc = Mapping[str, Any]
+"""One row: id, question, answer, answer_type, image_files, cluster, and `fields` as JSON."""
+
+_LEADING: Final = f"{IMAGE_PLACEHOLDER}\n"
+
+
 class HarnessError(ValueError):
-    """A task or the model cannot do what lmms-eval was told."""
+    """A task or the model cannot run as lmms-eval was configured."""
 
 
 def variable_of(name: str) -> str:
@@ -58,12 +99,6 @@ def find_set(name: str) -> tuple[Path, Path]:
     if not images.is_dir():
         raise HarnessError(f"{images} is no folder; set {variable_of(name)}_IMAGES")
     return manifest.absolute(), images.absolute()
-
-
-Doc = Mapping[str, Any]
-"""One row: id, question, answer, answer_type, image_files, cluster, and `fields` as JSON."""
-
-_LEADING: Final = f"{IMAGE_PLACEHOLDER}\n"
 
 
 def slake(rows: Any) -> Any:
@@ -101,7 +136,7 @@ def images_of(doc: Doc) -> list[Image.Image]:
 
 
 def question_of(doc: Doc, options: Mapping[str, str] | None = None) -> str:
-    """The question without the placeholders in front of it, which every model puts as it likes.
+    """Return the question without the placeholders in front, which every model sets by itself.
 
     Args:
         doc: a row.
@@ -112,12 +147,12 @@ def question_of(doc: Doc, options: Mapping[str, str] | None = None) -> str:
         bare = bare.removeprefix(_LEADING)
     if IMAGE_PLACEHOLDER in bare:  # images in the middle: where they stand is part of the question
         bare = doc["question"]
-    given = options or {}
-    return f"{given.get('pre_prompt', '')}{bare}{given.get('post_prompt', '')}"
+    prompts = options or {}
+    return f"{prompts.get('pre_prompt', '')}{bare}{prompts.get('post_prompt', '')}"
 
 
 def record_of(doc: Doc) -> Record:
-    """The record that a row was made from, as scores need it."""
+    """Return the record that a row was made from."""
     return Record(
         id=doc["id"],
         images=tuple(doc["image_files"]),
@@ -126,6 +161,35 @@ def record_of(doc: Doc) -> Record:
         fields=json.loads(doc["fields"]),
         line=doc["line"],
     )
+
+
+def metric_name(protocol: str, name: str) -> str:
+    """A metric's name in lmms-eval."""
+    return f"{protocol.replace('-', '_')}_{name}"
+
+
+def score_question(doc: Doc, results: Sequence[str]) -> Scored:
+    """Score one answer to a question; metrics that do not apply to it are left out."""
+    statistics, _ = vqa_scores([_pair(doc, results)])
+    values = {key: statistics[key].value() for key in VQA_SCORES if key in statistics}
+    return _clustered(doc, values)
+
+
+def score_report(doc: Doc, results: Sequence[str]) -> Scored:
+    """Score one report by the metrics that need no model."""
+    pair = _pair(doc, results)
+    values = {}
+    for protocol in PROTOCOLS:
+        text = clean_report(pair.prediction, protocol)
+        values[protocol, "bleu"] = bleu(text, pair.reference)
+        values[protocol, "rouge_l"] = rouge_l(text, pair.reference)
+        values[protocol, "meteor"] = meteor(text, pair.reference, _synonyms())
+    return _clustered(doc, values)
+
+
+def mean_score(items: Sequence[Mapping[str, float]]) -> float:
+    """Average what samples scored, in [0, 1]."""
+    return sum(item["score"] for item in items) / len(items)
 
 
 def _manifest_rows(rows: Any, name: str, task: Task) -> Any:
@@ -141,82 +205,23 @@ def _docs(name: str, task: Task) -> list[dict[str, Any]]:
     manifest, images = find_set(name)
     records = read_manifest(manifest)
     clusters = cluster_records(records).tolist()
-    made = []
+    docs = []
     for record, cluster in zip(records, clusters, strict=True):
         question = record.conversations[0].text
-        shown = record.images[: question.count(IMAGE_PLACEHOLDER)]
-        made.append(
+        images_of_question = record.images[: question.count(IMAGE_PLACEHOLDER)]
+        docs.append(
             {
                 "id": record.id,
                 "question": question,
                 "answer": reference(record, task),
                 "answer_type": record.answer_type or "",
-                "image_files": [str(resolve_image(images, path)) for path in shown],
+                "image_files": [str(resolve_image(images, path)) for path in images_of_question],
                 "cluster": cluster,
                 "fields": json.dumps(dict(record.fields)),
                 "line": record.line,
             }
         )
-    return made
-
-
-VQA_SCORES: Final = (
-    ("strict", "overall_accuracy"),
-    ("strict", "closed_accuracy"),
-    ("strict", "open_recall"),
-    ("strict", "open_f1"),
-    ("strict", "open_exact_match"),
-    ("strict", "choice_accuracy"),
-    ("strict", "hallucination_rate"),
-    ("strict", "missed_findings"),
-    ("llava-med", "closed_accuracy"),
-    ("llava-med", "open_recall"),
-    ("llava-med", "open_f1"),
-    ("llava-med", "open_exact_match"),
-    ("llava-med", "choice_accuracy"),
-)
-"""(protocol, name) of what the tasks with questions report."""
-
-REPORT_SCORES: Final = tuple(
-    (protocol, name)
-    for protocol in ("medalign", "authors")
-    for name in ("bleu", "rouge_l", "meteor")
-)
-"""(protocol, name) of what the tasks with reports report."""
-
-Scored = dict[str, dict[str, float]]
-"""By metric: `score` of the sample, and the `cluster` that its standard error goes by."""
-
-_FIRST = threading.Lock()
-
-
-def metric_name(protocol: str, name: str) -> str:
-    """A metric's name in lmms-eval."""
-    return f"{protocol.replace('-', '_')}_{name}"
-
-
-def score_question(doc: Doc, results: Sequence[str]) -> Scored:
-    """Score one answer to a question; metrics that do not apply to it are left out."""
-    found, _ = vqa_scores([_pair(doc, results)])
-    values = {key: found[key].value() for key in VQA_SCORES if key in found}
-    return _clustered(doc, values)
-
-
-def score_report(doc: Doc, results: Sequence[str]) -> Scored:
-    """Score one report by the metrics that need no model."""
-    pair = _pair(doc, results)
-    values = {}
-    for protocol in ("medalign", "authors"):
-        text = clean_report(pair.prediction, protocol)
-        values[protocol, "bleu"] = bleu(text, pair.reference)
-        values[protocol, "rouge_l"] = rouge_l(text, pair.reference)
-        values[protocol, "meteor"] = meteor(text, pair.reference, _synonyms())
-    return _clustered(doc, values)
-
-
-def mean_score(items: Sequence[Mapping[str, float]]) -> float:
-    """Average what samples scored, in [0, 1]."""
-    return sum(item["score"] for item in items) / len(items)
+    return docs
 
 
 def _pair(doc: Doc, results: Sequence[str]) -> Pair:
@@ -233,5 +238,5 @@ def _clustered(doc: Doc, values: Mapping[tuple[str, str], float]) -> Scored:
 
 def _synonyms() -> Synonyms | None:
     # lmms-eval scores in threads, and NLTK's first look at its data is not made for that.
-    with _FIRST:
+    with _WORDNET_LOCK:
         return find_wordnet()

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from ..metrics.bertscore import Matched, greedy_match
 from ..predictions import AnswersError
-from .local_model import BATCH, best_device, load_model, load_part, longest_input
+from .local_model import BATCH, best_device, encode, load_model, load_part, longest_input
 
 ROBERTA_LARGE_LAYER = 17
 """The layer that bert-score takes of roberta-large, chosen by its authors on WMT16."""
@@ -19,7 +19,7 @@ ROBERTA_LARGE_LAYER = 17
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Hold the tokens of one text.
+    """The tokens of one text.
 
     Attributes:
         vectors: [T, D] float32.
@@ -68,34 +68,30 @@ class BertScorer:
     def scores(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Matched]:
         """Return precision, recall and F1 of every (prediction, reference)."""
         ordered = sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
-        found = {}
+        scores = {}
         for start in range(0, len(ordered), BATCH):
             batch = ordered[start : start + BATCH]
-            read = self.embed({text for pair in batch for text in pair})
+            embedded = self.embed({text for pair in batch for text in pair})
             for pair in batch:
-                said, gold = read[pair[0]], read[pair[1]]
-                found[pair] = greedy_match(said.vectors, gold.vectors, said.weights, gold.weights)
-        return found
+                text, gold = (embedded[side] for side in pair)
+                scores[pair] = greedy_match(text.vectors, gold.vectors, text.weights, gold.weights)
+        return scores
 
     @torch.inference_mode()
     def embed(self, texts: Iterable[str]) -> dict[str, Embedded]:
         """Return the tokens of every text; blanks around it do not count."""
-        given = list(texts)
-        encoded = self._tokenizer(
-            [text.strip() for text in given],
-            padding=True,
-            truncation=True,
-            max_length=longest_input(self._tokenizer, self._model.config),
-            return_tensors="pt",
-        ).to(self._model.device)
+        texts = list(texts)
+        longest = longest_input(self._tokenizer, self._model.config)
+        stripped = [text.strip() for text in texts]
+        encoded = encode(self._tokenizer, stripped, longest, self._model.device)
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
         outer = torch.tensor([self._tokenizer.cls_token_id, self._tokenizer.sep_token_id])
         weights = (~torch.isin(ids, outer.to(ids))).float()
         return {
-            text: Embedded(hidden[at][kept], weights[at][kept], ids[at][kept])
-            for at, text in enumerate(given)
-            for kept in (mask[at].bool(),)
+            text: Embedded(hidden[row][tokens], weights[row][tokens], ids[row][tokens])
+            for row, text in enumerate(texts)
+            for tokens in (mask[row].bool(),)
         }
 
 
@@ -112,15 +108,15 @@ def _known_layer(folder: Path, config: Any) -> int:
 def _load_tokenizer(folder: Path, config: Any) -> Any:
     """Return the tokenizer, one that treats a text's first word like all others.
 
-    bert-score asks RoBERTa's tokenizer for that at every call. transformers 5 ignores the wish
-    there and heeds it when loading only; scores of texts differ in the second decimal.
+    bert-score passes `add_prefix_space` at every call. transformers 5 ignores it there and heeds
+    it when loading only; scores differ in the second decimal.
     """
     if config.model_type != "roberta":
         return load_part(AutoTokenizer, folder)
     tokenizer = load_part(AutoTokenizer, folder, add_prefix_space=True)
     if tokenizer("lung")["input_ids"] != tokenizer(" lung")["input_ids"]:
         raise AnswersError(
-            f"{folder}: this tokenizer takes a text's first word for another than the same word "
-            "later on, which BERTScore must not; use the tokenizer.json of roberta-large"
+            f"{folder}: this tokenizer gives a text's first word other tokens than the same word "
+            "later on, which changes BERTScore; use the tokenizer.json of roberta-large"
         )
     return tokenizer

@@ -17,6 +17,8 @@ from ..metrics.labels import LABELS
 from ..predictions import AnswersError
 from .local_model import (
     best_device,
+    encode,
+    fill,
     in_batches,
     load_bert,
     load_tensors,
@@ -25,13 +27,11 @@ from .local_model import (
 )
 
 _CLASSES = (4,) * (len(LABELS) - 1) + (2,)
-# Older versions of transformers saved the numbers 0 to 511 with the weights.
-_COUNTED = "bert.embeddings.position_ids"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadReport:
-    """What CheXbert says of one report.
+    """CheXbert's reading of one report.
 
     Attributes:
         vector: [D] its [CLS] vector after the last layer.
@@ -78,41 +78,29 @@ class Chexbert:
         config, tokenizer = read_bert(bert)
         model = _Labeler(config)
         weights = read_checkpoint(checkpoint)
-        weights.pop(_COUNTED, None)
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines()]
-            reason = lines[1] if len(lines) > 1 else lines[0]
-            raise AnswersError(
-                f"{checkpoint}: does not fit CheXbert on {bert}: {reason[:200]}"
-            ) from None
+        fill(model, weights, f"{checkpoint}: does not fit CheXbert on {bert}")
         return cls(model.to(best_device()).eval(), tokenizer)
 
     @torch.inference_mode()
     def read(self, texts: Sequence[str]) -> dict[str, ReadReport]:
-        """Return what CheXbert says of every text; runs of blanks and line ends are one blank.
+        """Return the reading of every text; runs of blanks and line ends are one blank.
 
         Differs from the package f1chexbert: texts are read in batches, so numbers differ by
         rounding.
         """
-        found = {}
-        limit = longest_input(self._tokenizer, self._model.bert.config)
+        reports = {}
+        bert = self._model.bert
+        longest = longest_input(self._tokenizer, bert.config)
         for batch in in_batches(texts):
-            encoded = self._tokenizer(
-                [" ".join(text.split()) for text in batch],
-                padding=True,
-                truncation=True,
-                max_length=limit,
-                return_tensors="pt",
-            ).to(self._model.bert.device)
-            vectors = self._model.bert(
+            plain = [" ".join(text.split()) for text in batch]
+            encoded = encode(self._tokenizer, plain, longest, bert.device)
+            vectors = bert(
                 input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]
             ).last_hidden_state[:, 0]
             heads = [head(vectors).argmax(dim=1).tolist() for head in self._model.linear_heads]
             for text, vector, classes in zip(batch, vectors, zip(*heads, strict=True), strict=True):
-                found[text] = ReadReport(vector, classes)
-        return found
+                reports[text] = ReadReport(vector, classes)
+        return reports
 
 
 def read_bert(folder: Path) -> tuple[Any, Any]:

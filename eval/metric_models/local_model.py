@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from ..predictions import AnswersError
 
-_DECIDING = ("config.json", "tokenizer.json", "vocab.txt", "*.safetensors", "*.th")
 BATCH = 16
 """How many texts a model reads at a time."""
+
+_DECIDING = ("config.json", "tokenizer.json", "vocab.txt", "*.safetensors", "*.th")
+# Older versions of transformers saved the numbers 0 to 511 with the weights.
+_COUNTED = "bert.embeddings.position_ids"
 
 
 def load_model(kind: Any, folder: Path, device: torch.device, **settings: Any) -> Any:
@@ -24,13 +27,13 @@ def load_model(kind: Any, folder: Path, device: torch.device, **settings: Any) -
         kind: an Auto class of transformers.
         folder: holds configuration and safetensors.
         device: where it goes.
-        settings: that replace those of the configuration.
+        settings: in place of those of the configuration.
 
     Raises:
         AnswersError: it cannot be loaded, a tensor holds numbers that are not finite, or one is
             missing, which transformers would fill with random numbers.
     """
-    model, found = load_part(
+    model, loading = load_part(
         kind,
         folder,
         dtype=torch.float32,
@@ -39,7 +42,7 @@ def load_model(kind: Any, folder: Path, device: torch.device, **settings: Any) -
         **settings,
     )
     # Metrics read token vectors; checkpoints of language models have no pooler to fill this one.
-    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
     if missing:
         raise AnswersError(
             f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}; "
@@ -104,6 +107,25 @@ def load_tensors(file: Path | BinaryIO, name: str) -> dict[str, Any]:
     return dict(content)
 
 
+def fill(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    """Put the tensors of a checkpoint into a model that holds a BERT.
+
+    Args:
+        model: under the names of the checkpoint.
+        weights: tensors by name.
+        name: of the file and the model, for messages.
+
+    Raises:
+        AnswersError: a tensor is missing, too many or of another shape.
+    """
+    try:
+        model.load_state_dict({key: value for key, value in weights.items() if key != _COUNTED})
+    except RuntimeError as error:
+        # torch's first line names the class only.
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise AnswersError(f"{name}: {lines[min(1, len(lines) - 1)][:200]}") from None
+
+
 def refuse_not_finite(weights: Mapping[str, Tensor], name: str) -> None:
     """Refuse damaged weights: NaN passes through a network and comes out as a label.
 
@@ -130,6 +152,13 @@ def longest_input(tokenizer: Any, config: Any) -> int:
     return min(int(tokenizer.model_max_length), positions)
 
 
+def encode(tokenizer: Any, texts: Sequence[str], longest: int, device: torch.device) -> Any:
+    """Return texts as token ids [B, T] and their mask, cut at `longest` tokens and padded."""
+    return tokenizer(
+        list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
+    ).to(device)
+
+
 def in_batches(texts: Sequence[str]) -> Iterator[list[str]]:
     """Yield texts a few at a time, those of like length together, so that little is padding."""
     ordered = sorted(texts, key=len)
@@ -143,7 +172,7 @@ def best_device() -> torch.device:
 
 
 def identify(path: Path) -> dict[str, str]:
-    """Return path and SHA-256 of a file, or of what decides a model folder, in order of names."""
+    """Return path and SHA-256 of a file, or of a model folder's files, in order of names."""
     digest = hashlib.sha256()
     deciding = [file for pattern in _DECIDING for file in path.glob(pattern)]
     for file in sorted(deciding) if path.is_dir() else [path]:

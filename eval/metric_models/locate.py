@@ -1,4 +1,4 @@
-"""Where the models of metrics are: at a given path, in a folder of one's own, in the hub cache."""
+"""Find the models of metrics: at an option's path, below $MEDALIGN_METRICS, in the hub cache."""
 
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -21,20 +21,23 @@ FOLDER_VARIABLE = "MEDALIGN_METRICS"
 """Environment variable: a folder that holds models of metrics under the names of `Need.name`."""
 
 
+Opened = TypeVar("Opened")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstrumentPaths:
-    """What a user says of where the models of metrics are; None lets them be looked for.
+    """Paths of the models of metrics, by option; None searches for a model.
 
     Attributes:
         bertscore: folder of a BERT or RoBERTa.
-        bertscore_layer: layer whose output BERTScore compares; None knows that of roberta-large.
+        bertscore_layer: layer whose output BERTScore compares; None takes that of roberta-large.
         chexbert: checkpoint file.
-        bert: folder of bert-base-uncased, of which CheXbert takes configuration and vocabulary.
+        bert: folder of bert-base-uncased; CheXbert takes its configuration and vocabulary.
         radgraph: RadGraph's archive, or the folder with its files.
-        radgraph_bert: folder of its BERT, of which configuration and vocabulary are taken.
+        radgraph_bert: folder of RadGraph's BERT; configuration and vocabulary are taken.
         annotations: JSON files with RadGraph's annotations, in place of the archive.
         ratescore_ner: folder of RaTEScore's model that finds entities.
-        ratescore_synonyms: folder of RaTEScore's model that says what entities mean.
+        ratescore_synonyms: folder of RaTEScore's model that embeds names of entities.
     """
 
     bertscore: Path | None = None
@@ -53,12 +56,12 @@ class Need:
     """A model that a metric needs.
 
     Attributes:
-        name: of its folder or file in the folder of one's own.
+        name: of its folder or file below $MEDALIGN_METRICS.
         option: that gives its path.
         hub: names of the Hugging Face repositories that hold it.
         file: that must be there: the model itself, or one in its folder.
         unpacked: a file that shows a folder to be the same model, unpacked.
-        beside: what a folder in the hub cache must hold too, of each one of several files: other
+        beside: more files that a folder in the hub cache must hold, one of each tuple: other
             programs leave parts of models there.
     """
 
@@ -69,33 +72,30 @@ class Need:
     unpacked: str | None = None
     beside: tuple[tuple[str, ...], ...] = ()
 
-    def find(self, given: Path | None) -> Path | None:
-        """Return where the model is, or None if it is nowhere; nothing is fetched.
+    def find(self, option: Path | None) -> Path | None:
+        """Return the path of the model, or None if it is nowhere; nothing is fetched.
 
         Raises:
-            AnswersError: the given path, or the folder of one's own, has something else there.
+            AnswersError: the option's path, or that below $MEDALIGN_METRICS, is something else.
         """
-        if given is not None:
-            return self._checked(given)
-        own = os.environ.get(FOLDER_VARIABLE)
-        if own and (Path(own) / self.name).exists():
-            return self._checked(Path(own) / self.name)
+        if option is not None:
+            return self._checked(option)
+        folder = os.environ.get(FOLDER_VARIABLE)
+        if folder and (Path(folder) / self.name).exists():
+            return self._checked(Path(folder) / self.name)
         for repository in self.hub:
-            found = try_to_load_from_cache(repository, self.file)
-            if isinstance(found, str) and self._whole(Path(found).parent):
-                return Path(found) if self._is_file else Path(found).parent
+            cached = try_to_load_from_cache(repository, self.file)
+            if isinstance(cached, str) and self._whole(Path(cached).parent):
+                return Path(cached) if self._is_file else Path(cached).parent
         return None
 
     def looked_for(self) -> str:
-        """Say what is needed and where it may be, for a user who has it not."""
+        """Return what is needed, and every path where it may lie."""
+        beside = "".join(f" with {files[0]}" for files in self.beside[:1])
         return (
             f"{self.name} at {self.option} {'FILE' if self._is_file else 'DIR'}, "
-            f"${FOLDER_VARIABLE}/{self.name} or {self.hub[0]}{self._wanted()} in "
-            f"{constants.HF_HUB_CACHE}"
+            f"${FOLDER_VARIABLE}/{self.name} or {self.hub[0]}{beside} in {constants.HF_HUB_CACHE}"
         )
-
-    def _wanted(self) -> str:
-        return "".join(f" with {files[0]}" for files in self.beside[:1])
 
     def _whole(self, folder: Path) -> bool:
         return all(any((folder / name).is_file() for name in names) for names in self.beside)
@@ -111,8 +111,29 @@ class Need:
             return path
         if not self._is_file and (path / self.file).is_file():
             return path
-        wanted = "is no file" if self._is_file else f"is no folder with a {self.file}"
-        raise AnswersError(f"{path}: {wanted}; {self.option} takes {self.name}")
+        problem = "is no file" if self._is_file else f"is no folder with a {self.file}"
+        raise AnswersError(f"{path}: {problem}; {self.option} takes {self.name}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instruments:
+    """The models and annotations; None for one that is not there.
+
+    Attributes:
+        bertscore: for BERTScore.
+        chexbert: for CheXbert.
+        radgraph: for RadGraph.
+        ratescore: for RaTEScore.
+        missing: metric -> what it needs, and every path where that may lie.
+        files: metric -> path and SHA-256 of everything that decides its scores.
+    """
+
+    bertscore: BertScorer | None = None
+    chexbert: Chexbert | None = None
+    radgraph: Annotations | RadGraphReader | None = None
+    ratescore: RateReader | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, list[dict[str, str]]] = field(default_factory=dict)
 
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -157,8 +178,6 @@ RATESCORE_SYNONYMS = Need(
 )
 
 
-Opened = TypeVar("Opened")
-
 _ALONE: Final[Mapping[Need, Callable[[Path], object]]] = {
     CHEXBERT: read_checkpoint,
     BERT: read_bert,
@@ -167,40 +186,19 @@ _ALONE: Final[Mapping[Need, Callable[[Path], object]]] = {
     RATESCORE_NER: load_recogniser,
     RATESCORE_SYNONYMS: load_synonyms,
 }
-"""How the models of a metric that needs two are read one by one."""
+"""Readers of single models, for metrics that need two."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instruments:
-    """Hold the models and annotations that were found; None stands for what was not.
-
-    Attributes:
-        bertscore: for BERTScore.
-        chexbert: for CheXbert.
-        radgraph: for RadGraph.
-        ratescore: for RaTEScore.
-        missing: metric -> what it needs and where that was looked for.
-        files: metric -> path and SHA-256 of everything that decides its scores.
-    """
-
-    bertscore: BertScorer | None = None
-    chexbert: Chexbert | None = None
-    radgraph: Annotations | RadGraphReader | None = None
-    ratescore: RateReader | None = None
-    missing: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, list[dict[str, str]]] = field(default_factory=dict)
-
-
-def open_instruments(wanted: Collection[str], paths: InstrumentPaths) -> Instruments:
-    """Open what metrics need.
+def open_instruments(metrics: Collection[str], paths: InstrumentPaths) -> Instruments:
+    """Open the models of metrics.
 
     Args:
-        wanted: metrics, of `REPORT_METRICS`.
-        paths: where a user says that models are.
+        metrics: of `REPORT_METRICS`.
+        paths: of models, by option.
 
     Raises:
-        AnswersError: a path that was given is wrong, what is there cannot be used, or both
-            RadGraph's model and annotations were given.
+        AnswersError: an option's path is wrong, a model cannot be used, or both RadGraph's model
+            and annotations were given.
     """
     if paths.annotations and (paths.radgraph or paths.radgraph_bert):
         raise AnswersError(
@@ -208,41 +206,44 @@ def open_instruments(wanted: Collection[str], paths: InstrumentPaths) -> Instrum
             "and --radgraph-bert, not both"
         )
     missing: dict[str, str] = {}
-    found: dict[str, list[Path]] = {}
-    for metric, given in _needs(paths).items():
-        if metric in wanted:
-            places = {need: need.find(path) for need, path in given.items()}
-            absent = [need.looked_for() for need, path in places.items() if path is None]
+    files: dict[str, list[Path]] = {}
+    for metric, options in _needs(paths).items():
+        if metric in metrics:
+            models = {need: need.find(path) for need, path in options.items()}
+            absent = [need.looked_for() for need, path in models.items() if path is None]
             if absent:
-                _refuse_wrong(given)
+                _refuse_wrong(options)
                 missing[metric] = f"needs {'; and '.join(absent)}"
             else:
-                found[metric] = [path for path in places.values() if path is not None]
-    if "radgraph" in wanted and paths.annotations:
-        found["radgraph"] = list(paths.annotations)
+                files[metric] = [path for path in models.values() if path is not None]
+    if "radgraph" in metrics and paths.annotations:
+        files["radgraph"] = list(paths.annotations)
+    radgraph = Annotations.open if paths.annotations else RadGraphReader.open
     return Instruments(
-        bertscore=_open(found, "bertscore", partial(BertScorer.open, layer=paths.bertscore_layer)),
-        chexbert=_open(found, "chexbert", Chexbert.open),
-        radgraph=_open(found, "radgraph", _radgraph(paths)),
-        ratescore=_open(found, "ratescore", RateReader.open),
+        bertscore=_open(files, "bertscore", partial(BertScorer.open, layer=paths.bertscore_layer)),
+        chexbert=_open(files, "chexbert", Chexbert.open),
+        radgraph=_open(files, "radgraph", radgraph),
+        ratescore=_open(files, "ratescore", RateReader.open),
         missing=missing,
-        files={metric: [identify(path) for path in each] for metric, each in found.items()},
+        files={metric: [identify(path) for path in own] for metric, own in files.items()},
     )
 
 
-def _refuse_wrong(given: Mapping[Need, Path | None]) -> None:
-    """Read what a user gave of a metric that lacks another model, which says if it is wrong.
+def _refuse_wrong(options: Mapping[Need, Path | None]) -> None:
+    """Read the models that the user gave of a metric that lacks another one.
+
+    The metric cannot be computed, and a wrong path shall show all the same.
 
     Raises:
-        AnswersError: it is.
+        AnswersError: one cannot be used.
     """
-    for need, path in given.items():
+    for need, path in options.items():
         if path is not None:
             _ALONE[need](path)
 
 
 def _needs(paths: InstrumentPaths) -> dict[str, dict[Need, Path | None]]:
-    """Return the models of every metric, each with the path that was given."""
+    """Return the models of every metric, each with its option's path."""
     needs: dict[str, dict[Need, Path | None]] = {
         "bertscore": {BERTSCORE: paths.bertscore},
         "chexbert": {CHEXBERT: paths.chexbert, BERT: paths.bert},
@@ -257,10 +258,6 @@ def _needs(paths: InstrumentPaths) -> dict[str, dict[Need, Path | None]]:
     return needs
 
 
-def _radgraph(paths: InstrumentPaths) -> Callable[..., Annotations | RadGraphReader]:
-    return Annotations.open if paths.annotations else RadGraphReader.open
-
-
-def _open(found: dict[str, list[Path]], metric: str, make: Callable[..., Opened]) -> Opened | None:
-    """Open a metric's models if all of them were found."""
-    return make(*found[metric]) if metric in found else None
+def _open(files: dict[str, list[Path]], metric: str, make: Callable[..., Opened]) -> Opened | None:
+    """Open a metric's models if all of them are there."""
+    return make(*files[metric]) if metric in files else None

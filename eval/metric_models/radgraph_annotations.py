@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..metrics.radgraph import Annotation, Entity
-from ..predictions import SHOWN, AnswersError
+from ..predictions import AnswersError, listed, reason_of
 
 _BLANKS = re.compile(r"\s+")
 _HOW = "docs/metrics.md says how to make them"
@@ -25,8 +25,8 @@ class Annotations:
 
     package = "medalign"
 
-    def __init__(self, found: Mapping[str, Annotation], source: str) -> None:
-        self._found = found
+    def __init__(self, annotations: Mapping[str, Annotation], source: str) -> None:
+        self._annotations = annotations
         self._source = source
 
     @classmethod
@@ -36,16 +36,16 @@ class Annotations:
         Raises:
             AnswersError: a file cannot be read or holds something else.
         """
-        found: dict[str, Annotation] = {}
+        annotations: dict[str, Annotation] = {}
         for path in paths:
-            for where, value in _reports(path):
+            for position, value in _reports(path):
                 try:
-                    found[_key(value["text"])] = _annotation(value["entities"])
+                    annotations[_key(value["text"])] = _annotation(value["entities"])
                 except (KeyError, TypeError, ValueError, AttributeError) as error:
                     raise AnswersError(
-                        f"{path}: {where} is no RadGraph annotation ({_reason(error)}); {_HOW}"
+                        f"{path}: {position} is no RadGraph annotation ({_reason(error)}); {_HOW}"
                     ) from None
-        return cls(found, ", ".join(map(str, paths)))
+        return cls(annotations, ", ".join(map(str, paths)))
 
     def of(self, texts: Iterable[str]) -> dict[str, Annotation]:
         """Return the annotation of every text; a blank one has no entities.
@@ -53,20 +53,14 @@ class Annotations:
         Raises:
             AnswersError: some have none.
         """
-        found: dict[str, Annotation] = {}
-        absent = []
-        for text in texts:
-            key = _key(text)
-            if key and key not in self._found:
-                absent.append(text)
-            found[text] = self._found.get(key, {})
+        by_text = {text: self._annotations.get(_key(text)) for text in texts}
+        absent = [text for text, own in by_text.items() if own is None and text.strip()]
         if absent:
-            shown = ", ".join(repr(text[:60]) for text in absent[:SHOWN])
             raise AnswersError(
-                f"{self._source}: {len(absent)} of {len(found)} texts have no annotation: {shown}"
-                f"{', ...' if len(absent) > SHOWN else ''}; {_HOW}"
+                f"{self._source}: {len(absent)} of {len(by_text)} texts have no annotation: "
+                f"{listed(repr(text[:60]) for text in absent)}; {_HOW}"
             )
-        return found
+        return {text: own or {} for text, own in by_text.items()}
 
 
 def _key(text: str) -> str:
@@ -77,8 +71,7 @@ def _reports(path: Path) -> list[tuple[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        reason = (error.strerror or "error").lower()
-        raise AnswersError(f"{path}: cannot be read: {reason}") from None
+        raise AnswersError(f"{path}: cannot be read: {reason_of(error)}") from None
     except (ValueError, RecursionError):
         raise AnswersError(f"{path}: is not JSON; {_HOW}") from None
     if isinstance(content, dict):
@@ -89,7 +82,7 @@ def _reports(path: Path) -> list[tuple[str, Any]]:
 
 
 def _annotation(entities: Any) -> Annotation:
-    found = {
+    annotation = {
         key: Entity(
             _text(entity["tokens"]),
             _text(entity["label"]),
@@ -97,11 +90,11 @@ def _annotation(entities: Any) -> Annotation:
         )
         for key, entity in entities.items()
     }
-    for entity in found.values():
+    for entity in annotation.values():
         for _, other in entity.relations:
-            if other not in found:
+            if other not in annotation:
                 raise ValueError(f"a relation leads to entity {other!r}, which is not there")
-    return found
+    return annotation
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""RadGraph's published archive: configuration, kinds of entities and relations, weights."""
+"""RadGraph 1.0: the network, and its published archive of configuration, labels and weights."""
 
 import io
 import json
@@ -19,15 +19,20 @@ from transformers import BertModel
 
 from ..metrics.radgraph import Annotation, Entity
 from ..predictions import AnswersError
-from .local_model import best_device, load_bert, load_tensors, refuse_not_finite
+from .local_model import best_device, fill, load_bert, load_tensors, refuse_not_finite
 
 Span = tuple[int, int]
 """First and last word."""
 
+_MARKS = re.compile(r"([/,:.!?()])")
+_BERT = "_embedder.token_embedder_bert._matched_embedder.transformer_model."
+# Parts for tasks other than entities and relations, which the published training includes.
+_IDLE = ("_coref.", "_events.")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RadGraphSizes:
-    """What the archive's configuration says of the network.
+    """Sizes of the network, from the archive's configuration.
 
     Attributes:
         max_span_width: most words of an entity.
@@ -48,6 +53,23 @@ class RadGraphSizes:
     max_pieces: int
     entities: int
     relations: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Archive:
+    """Content of the archive.
+
+    Attributes:
+        sizes: of the network.
+        entities: kinds of them, "none" left out.
+        relations: the same.
+        weights: under the names of `RadGraphModel`.
+    """
+
+    sizes: RadGraphSizes
+    entities: list[str]
+    relations: list[str]
+    weights: dict[str, Tensor]
 
 
 class RadGraphModel(nn.Module):
@@ -81,12 +103,11 @@ class RadGraphModel(nn.Module):
             for start in range(len(words))
             for end in range(start, min(start + self.sizes.max_span_width - 1, last) + 1)
         ]
-        at = torch.tensor(spans, device=vectors.device)
-        start, end = at[:, 0], at[:, 1]
+        start, end = torch.tensor(spans, device=vectors.device).unbind(dim=1)
         embedded = torch.cat([vectors[start], vectors[end], self.width(end - start)], dim=1)
         kinds = _kinds(self.entity(embedded)).tolist()
-        found = {span: kind for span, kind in zip(spans, kinds, strict=True) if kind >= 0}
-        return found, list(self._relations(spans, embedded, len(words)))
+        entities = {span: kind for span, kind in zip(spans, kinds, strict=True) if kind >= 0}
+        return entities, list(self._relations(spans, embedded, len(words)))
 
     def _words(self, words: list[list[int]], opening: int, closing: int) -> Tensor:
         """Return a vector per word, [words, D]: the mean of its pieces, 0 for a word without."""
@@ -116,43 +137,14 @@ class RadGraphModel(nn.Module):
         mentions = self.mention(embedded)[:, 0]
         keep = min(math.ceil(words * self.sizes.spans_per_word), len(spans))
         top = mentions.topk(keep).indices.sort().values
-        kept, scores = embedded[top], mentions[top]
-        for place, span, score in zip(top.tolist(), kept, scores, strict=True):
+        vectors, scores = embedded[top], mentions[top]
+        for first, vector, score in zip(top.tolist(), vectors, scores, strict=True):
             # One first span at a time: all pairs at once take a gigabyte for a long report.
-            pairs = torch.cat([span.expand_as(kept), kept, span * kept], dim=1)
+            pairs = torch.cat([vector.expand_as(vectors), vectors, vector * vectors], dim=1)
             kinds = _kinds(self.relation(pairs) + (score + scores)[:, None])
-            for other, kind in zip(top.tolist(), kinds.tolist(), strict=True):
+            for second, kind in zip(top.tolist(), kinds.tolist(), strict=True):
                 if kind >= 0:
-                    yield spans[place], spans[other], kind
-
-
-class _Scorer(nn.Module):
-    """Scores vectors [..., width] for every kind, [..., kinds]."""
-
-    def __init__(self, width: int, sizes: RadGraphSizes, kinds: int) -> None:
-        super().__init__()
-        widths = [width, *[sizes.hidden] * sizes.layers]
-        self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
-        self.last = nn.Linear(widths[-1], kinds)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        for layer in self.hidden:
-            vectors = layer(vectors).relu()
-        scores: Tensor = self.last(vectors)
-        return scores
-
-
-def _kinds(scores: Tensor) -> Tensor:
-    """Return the best kind, or -1 where "none", whose score is 0, is better."""
-    best, kind = scores.max(dim=-1)
-    return kind.where(best > 0, -1)
-
-
-_MARKS = re.compile(r"([/,:.!?()])")
-_BERT = "_embedder.token_embedder_bert._matched_embedder.transformer_model."
-_COUNTED = "bert.embeddings.position_ids"
-# Trained along by the code, but without a part in entities and relations.
-_IDLE = ("_coref.", "_events.")
+                    yield spans[first], spans[second], kind
 
 
 class RadGraphReader:
@@ -184,15 +176,11 @@ class RadGraphReader:
         Raises:
             AnswersError: the archive is another model's, is damaged, or needs code to be read.
         """
-        found = read_archive(archive)
+        content = read_archive(archive)
         config, tokenizer = read_radgraph_bert(bert)
-        model = RadGraphModel(config, found.sizes)
-        try:
-            model.load_state_dict(found.weights)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise AnswersError(f"{archive}: does not fit RadGraph on {bert}: {reason}") from None
-        return cls(model.to(best_device()).eval(), tokenizer, found.entities, found.relations)
+        model = RadGraphModel(config, content.sizes)
+        fill(model, content.weights, f"{archive}: does not fit RadGraph on {bert}")
+        return cls(model.to(best_device()).eval(), tokenizer, content.entities, content.relations)
 
     def of(self, texts: Iterable[str]) -> dict[str, Annotation]:
         """Return the annotation of every text; a blank one has no entities."""
@@ -222,25 +210,8 @@ class RadGraphReader:
         }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Archive:
-    """What the archive holds.
-
-    Attributes:
-        sizes: of the network.
-        entities: kinds of them, "none" left out.
-        relations: the same.
-        weights: under the names of `RadGraphModel`.
-    """
-
-    sizes: RadGraphSizes
-    entities: list[str]
-    relations: list[str]
-    weights: dict[str, Tensor]
-
-
 def read_archive(archive: Path) -> Archive:
-    """Read the archive, as far as it can be judged without its BERT.
+    """Read and check the archive, as far as that needs no BERT.
 
     Raises:
         AnswersError: it is another model's, is damaged, or needs code to be read.
@@ -253,7 +224,6 @@ def read_archive(archive: Path) -> Archive:
     if not all(isinstance(value, Tensor) for value in tensors.values()):
         raise AnswersError(f"{name}: holds no state dict")
     weights = _own_names(tensors, namespace)
-    weights.pop(_COUNTED, None)
     refuse_not_finite(weights, name)
     return Archive(sizes, entities, relations, weights)
 
@@ -292,11 +262,9 @@ class _Files:
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
         try:
-            return (
-                (self._archive / name).read_bytes()
-                if self._archive.is_dir()
-                else self._members[name]
-            )
+            if self._archive.is_dir():
+                return (self._archive / name).read_bytes()
+            return self._members[name]
         except (OSError, KeyError):
             raise AnswersError(
                 f"{self._archive}: holds no {name}, as radgraph.tar.gz does"
@@ -364,9 +332,31 @@ def _own_names(weights: Mapping[str, Tensor], namespace: str) -> dict[str, Tenso
         f"{hidden}_linear_layers.": "relation.hidden.",
         f"_relation._relation_scorers.{namespace}__relation_labels.": "relation.last.",
     }
-    found = {}
+    renamed = {}
     for name, tensor in weights.items():
         if not name.startswith(_IDLE):
             old = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-            found[prefixes.get(old, "") + name.removeprefix(old)] = tensor
-    return found
+            renamed[prefixes.get(old, "") + name.removeprefix(old)] = tensor
+    return renamed
+
+
+class _Scorer(nn.Module):
+    """Scores vectors [..., width] for every kind, [..., kinds]."""
+
+    def __init__(self, width: int, sizes: RadGraphSizes, kinds: int) -> None:
+        super().__init__()
+        widths = [width, *[sizes.hidden] * sizes.layers]
+        self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        self.last = nn.Linear(widths[-1], kinds)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        for layer in self.hidden:
+            vectors = layer(vectors).relu()
+        scores: Tensor = self.last(vectors)
+        return scores
+
+
+def _kinds(scores: Tensor) -> Tensor:
+    """Return the best kind, or -1 where "none", whose score is 0, is better."""
+    best, kind = scores.max(dim=-1)
+    return kind.where(best > 0, -1)

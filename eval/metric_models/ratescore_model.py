@@ -1,4 +1,4 @@
-"""RaTEScore's two models: one finds medical entities in a report, one says what they mean."""
+"""RaTEScore's two models: one finds medical entities in a report, one embeds their names."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForTokenClassification, AutoTokeniz
 
 from ..metrics.ratescore import TYPES, Entities
 from ..predictions import AnswersError
-from .local_model import best_device, in_batches, load_model, load_part, longest_input
+from .local_model import best_device, encode, in_batches, load_model, load_part, longest_input
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _SHORTEST = 3
@@ -48,7 +48,7 @@ class RateReader:
         named: dict[str, list[tuple[str, str]]] = {}
         for batch in in_batches(sorted(distinct)):
             named |= zip(batch, self._find(batch), strict=True)
-        names = {name for found in named.values() for name, _ in found}
+        names = {name for entities in named.values() for name, _ in entities}
         vectors: dict[str, Tensor] = {}
         for batch in in_batches(sorted(names)):
             vectors |= zip(batch, self._embed(batch), strict=True)
@@ -59,31 +59,24 @@ class RateReader:
 
     def _find(self, sentences: list[str]) -> list[list[tuple[str, str]]]:
         tokenizer = self._ner_tokenizer
-        encoded = tokenizer(
-            sentences,
-            padding=True,
-            truncation=True,
-            max_length=longest_input(tokenizer, self._ner.config),
-            return_tensors="pt",
-        ).to(self._ner.device)
+        longest = longest_input(tokenizer, self._ner.config)
+        encoded = encode(tokenizer, sentences, longest, self._ner.device)
         numbers = self._ner(**encoded).logits.argmax(dim=2).tolist()
         frame = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
         names = self._ner.config.id2label
-        found = []
+        entities = []
         for ids, labels in zip(encoded["input_ids"].tolist(), numbers, strict=True):
             pairs = zip(ids, labels, strict=True)
             words = [(token, names[label]) for token, label in pairs if token not in frame]
-            found.append([(self._words(tokens), kind) for tokens, kind in spans(words)])
-        return found
+            entities.append([(self._words(tokens), kind) for tokens, kind in spans(words)])
+        return entities
 
     def _words(self, ids: list[int]) -> str:
         tokens = self._ner_tokenizer.convert_ids_to_tokens(ids)
         return str(self._ner_tokenizer.convert_tokens_to_string(tokens))
 
     def _embed(self, names: list[str]) -> Tensor:
-        encoded = self._tokenizer(
-            names, padding=True, truncation=True, max_length=_NAME_TOKENS, return_tensors="pt"
-        ).to(self._synonyms.device)
+        encoded = encode(self._tokenizer, names, _NAME_TOKENS, self._synonyms.device)
         hidden: Tensor = self._synonyms(**encoded).last_hidden_state
         return hidden[:, 0].cpu()
 
@@ -105,7 +98,7 @@ def load_recogniser(folder: Path) -> tuple[Any, Any]:
 
 
 def load_synonyms(folder: Path) -> tuple[Any, Any]:
-    """Return the model that says what entities mean, and its tokenizer.
+    """Return the model that embeds names of entities, and its tokenizer.
 
     Raises:
         AnswersError: the folder cannot be loaded.
@@ -119,17 +112,17 @@ def spans(labelled: Sequence[tuple[int, str]]) -> list[tuple[list[int], str]]:
     An entity is a token labelled B- with the I- tokens after it, whatever their type; I- without
     B- is none. That is what RaTEScore makes of its model's labels.
     """
-    found: list[tuple[list[int], str]] = []
+    entities: list[tuple[list[int], str]] = []
     inside = False
     for token, label in labelled:
         if label.startswith("B-"):
-            found.append(([token], label[2:]))
+            entities.append(([token], label[2:]))
             inside = True
         elif label.startswith("I-") and inside:
-            found[-1][0].append(token)
+            entities[-1][0].append(token)
         else:
             inside = False
-    return found
+    return entities
 
 
 def _sentences(text: str) -> list[str]:

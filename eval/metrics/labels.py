@@ -56,24 +56,29 @@ class LabelCounts:
     Attributes:
         both: 1 where prediction and reference have the label.
         predicted: 1 where the prediction has it.
-        wanted: 1 where the reference has it.
+        reference: 1 where the reference has it.
     """
 
     both: NDArray[np.float64]
     predicted: NDArray[np.float64]
-    wanted: NDArray[np.float64]
+    reference: NDArray[np.float64]
 
     @classmethod
-    def of(cls, predicted: Found, wanted: Found) -> "LabelCounts":
-        """Count one report, or the labels of it that are given."""
-        both = predicted & wanted
-        return cls(both.astype(float), predicted.astype(float), wanted.astype(float))
+    def of(cls, predicted: Found, reference: Found) -> "LabelCounts":
+        """Count one report."""
+        both = predicted & reference
+        return cls(both.astype(float), predicted.astype(float), reference.astype(float))
+
+    def only(self, labels: Sequence[int]) -> "LabelCounts":
+        """Return the counts of some labels, given by their indices."""
+        chosen = list(labels)
+        return LabelCounts(self.both[chosen], self.predicted[chosen], self.reference[chosen])
 
     def f1_terms(self) -> tuple[list[float], list[float]]:
         """Return part and whole of each label's F1 = 2 both / (predicted + wanted)."""
-        return (2 * self.both).tolist(), (self.predicted + self.wanted).tolist()
+        return (2 * self.both).tolist(), (self.predicted + self.reference).tolist()
 
     def f1(self) -> float:
         """Return the F1 over the report's labels, 0 where neither side has one."""
-        whole = float((self.predicted + self.wanted).sum())
+        whole = float((self.predicted + self.reference).sum())
         return 2 * float(self.both.sum()) / whole if whole else 0.0

@@ -77,7 +77,7 @@ def compare_statistics(
     Raises:
         ValueError: the two are not over the same samples.
     """
-    if not np.array_equal(a.places, b.places):
+    if not np.array_equal(a.samples, b.samples):
         raise ValueError("a paired test takes two statistics over the same samples")
     sums_a, sums_b = a.cluster_sums(clusters), b.cluster_sums(clusters)
     difference = b.value() - a.value()
@@ -121,8 +121,8 @@ def _permutation(
         moved = np.tensordot(swapped.astype(np.float64), gap, axes=1)
         # Rounding must not make the observed split rarer than itself. An undefined value is no
         # evidence of a difference, and NaN would compare as none in silence.
-        found = _distance(statistic, total_a + moved, both)
-        hits += int((~(found < observed - 1e-12)).sum())
+        distances = _distance(statistic, total_a + moved, both)
+        hits += int((~(distances < observed - 1e-12)).sum())
     return (hits / count, True) if exact else ((hits + 1) / (count + 1), False)
 
 

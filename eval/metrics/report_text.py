@@ -14,6 +14,8 @@ from rouge_score.rouge_scorer import RougeScorer
 ReportProtocol = Literal["medalign", "authors"]
 """How a predicted report is cleaned: by `medalign`, or by the paper's scripts."""
 
+PROTOCOLS: tuple[ReportProtocol, ...] = ("medalign", "authors")
+
 _SHORTEST = 10
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -40,8 +42,8 @@ def find_wordnet() -> Synonyms | None:
     # An incomplete copy raises OSError; it is as good as none, and the scores say which was used.
     except (LookupError, OSError):
         return None
-    found: Synonyms = wordnet
-    return found
+    synonyms: Synonyms = wordnet
+    return synonyms
 
 
 def clean_report(text: str, protocol: ReportProtocol) -> str:
@@ -66,8 +68,8 @@ def clinical_text(text: str, protocol: ReportProtocol) -> str:
     cleaned = clean_report(text, protocol)
     if protocol == "medalign":
         return cleaned
-    kept = cleaned or text
-    return kept if len(kept) >= _SHORTEST else "No report generated."
+    report = cleaned or text
+    return report if len(report) >= _SHORTEST else "No report generated."
 
 
 def report_tokens(text: str) -> list[str]:

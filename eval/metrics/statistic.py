@@ -19,12 +19,12 @@ class Statistic:
     (sum of parts) / (sum of wholes). A plain mean has L = 1 and wholes of 1.
 
     Attributes:
-        places: [n] which sample each row belongs to.
+        samples: [n] number of the sample that each row belongs to.
         terms: [n, L, 2] parts and wholes.
         undefined: what 0/0 counts as; NaN says that there is no value.
     """
 
-    places: Int64
+    samples: Int64
     terms: Float64
     undefined: float
 
@@ -43,9 +43,9 @@ class Statistic:
         """Return the sums of every cluster that holds a row, [C, L, 2], by number of cluster.
 
         Args:
-            clusters: [samples] cluster of every sample, indexed by `places`.
+            clusters: [samples] cluster of every sample, indexed by `samples`.
         """
-        _, own = np.unique(clusters[self.places], return_inverse=True)
+        _, own = np.unique(clusters[self.samples], return_inverse=True)
         sums = np.zeros((int(own.max()) + 1, *self.terms.shape[1:]))
         np.add.at(sums, own, self.terms)
         return sums
@@ -63,23 +63,23 @@ class Tally:
     _rows: list[tuple[int, Sequence[float], Sequence[float]]] = field(default_factory=list)
 
     def add(
-        self, place: int, part: float | Sequence[float], whole: float | Sequence[float] = 1.0
+        self, sample: int, part: float | Sequence[float], whole: float | Sequence[float] = 1.0
     ) -> None:
-        """Add a sample: its place among all samples, and one part and whole per ratio."""
+        """Add a sample: its number among all samples, and one part and whole per ratio."""
         parts = [part] if isinstance(part, int | float) else part
         wholes = [whole] if isinstance(whole, int | float) else whole
-        self._rows.append((place, parts, wholes))
+        self._rows.append((sample, parts, wholes))
 
     def statistic(self) -> Statistic:
         """Return what was collected; at least one sample must have been."""
-        places, parts, wholes = zip(*self._rows, strict=True)
+        samples, parts, wholes = zip(*self._rows, strict=True)
         terms = np.stack([np.asarray(parts, float), np.asarray(wholes, float)], axis=-1)
-        return Statistic(np.asarray(places, np.int64), terms, self.undefined)
+        return Statistic(np.asarray(samples, np.int64), terms, self.undefined)
 
 
 def mean_of(values: Sequence[float]) -> Statistic:
     """Return the plain mean of one value per sample."""
     tally = Tally()
-    for place, value in enumerate(values):
-        tally.add(place, value)
+    for sample, value in enumerate(values):
+        tally.add(sample, value)
     return tally.statistic()

@@ -1,192 +1,176 @@
-"""`medalign data check`."""
+"""`medalign data check` and `medalign data leakage`."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ..manifest import printable, shorten
-from .arguments import FAILED, Json, stopping
+from ...runtime.arguments import (
+    ArgumentError,
+    Json,
+    Manifest,
+    SomeImages,
+    Workers,
+    argument,
+    no_file,
+    no_folder,
+    no_new_file,
+    option,
+)
+from ..manifest import printable
+from .resume import FAILED, stopping
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..hygiene.manifest_check import Finding, Findings
+    from ..hygiene.leakage_report import LeakageReport
+    from ..hygiene.manifest_check import Findings
 
-SHOWN = 5
+SHOWN: Final = 5
 """Findings of each kind that the table lists."""
 
+_BEGIN: Final = b'{\n  "clean": '
+"""How every result begins, as `_write` writes it."""
 
-class CheckError(ValueError):
-    """A check that cannot be made as asked."""
+
+def _no_count(text: str) -> str:
+    return "" if text == "all" or text.isdecimal() else "is neither a number nor all"
 
 
 def check(
-    manifest: Annotated[Path, typer.Argument(help="Manifest to look at.", show_default=False)],
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of its images and masks.", show_default="look at no file"),
-    ] = None,
+    manifest: Manifest,
+    images: SomeImages = None,
     decode: Annotated[
-        str, typer.Option(help="How many images to decode, evenly spread, or all.")
+        str, option("Images to decode, evenly spread: a number or all.", problem=_no_count)
     ] = "all",
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes.", show_default="the CPUs, at most 8")
-    ] = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Say everything that would fail later, all at once, by line; exit code 1 if anything would.
+    """List everything in a manifest that would fail later; exit 1 if anything would.
 
-    Looks at every record and every file. Questions, answers and reports are
-    never printed.
+    Checks every record, and with --images every image and mask. Questions,
+    answers and reports are never printed.
     """
-    import json
-
     from rich.console import Console
 
     from ...runtime.processes import default_workers
     from ...runtime.progress import ConsoleProgress
-    from ..hygiene.manifest_check import check_manifest
+    from ..hygiene.image_check import check_data
 
-    if images is not None and not images.is_dir():
-        raise CheckError(f"--images: {images} is no folder")
-    with stopping("stopped; nothing is written by this command, run it again"):
-        found = check_manifest(
+    with stopping(lambda: "stopped; this command writes nothing, run it again"):
+        findings = check_data(
             manifest,
             images,
-            decode=_count(decode),
+            decode=None if decode == "all" else int(decode),
             workers=default_workers() if workers is None else workers,
             progress=ConsoleProgress(),
         )
     if as_json:
-        typer.echo(json.dumps(_to_json(manifest, found), indent=2))
+        typer.echo(json.dumps(_to_json(manifest, findings), indent=2))
     else:
-        _print(manifest, found, Console())
-    if found.errors:
+        _print(manifest, findings, Console())
+    if findings.errors:
         raise typer.Exit(FAILED)
 
 
-def _count(text: str) -> int | None:
-    if text == "all":
-        return None
-    if not text.isdecimal():
-        raise CheckError(f"--decode takes a number or all, got {text!r}")
-    return int(text)
-
-
-def _to_json(manifest: Path, found: "Findings") -> dict[str, Any]:
+def _to_json(manifest: Path, findings: "Findings") -> dict[str, Any]:
     from ..hygiene.manifest_check import KINDS
 
     return {
         "manifest": str(manifest),
-        "records": found.records,
-        "images": found.images,
-        "decoded": found.decoded,
-        "errors": found.errors,
-        "warnings": len(found.found) - found.errors,
+        "records": findings.records,
+        "images": findings.images,
+        "decoded": findings.decoded,
+        "errors": findings.errors,
+        "warnings": len(findings.all) - findings.errors,
         "kinds": {
             name: {
                 "severity": kind.severity,
                 "what": kind.what,
                 "then": kind.then,
-                "count": len(findings),
+                "count": len(same),
                 "findings": [
-                    {"line": each.line, "id": each.id, "text": each.text} for each in findings
+                    {"line": finding.line, "id": finding.id, "text": finding.text}
+                    for finding in same
                 ],
             }
             for name, kind in KINDS.items()
-            if (findings := found.of(name))
+            if (same := findings.of(name))
         },
     }
 
 
-def _print(manifest: Path, found: "Findings", console: "Console") -> None:
+def _print(manifest: Path, findings: "Findings", console: "Console") -> None:
     from rich.table import Table
 
     from ..hygiene.manifest_check import KINDS
 
-    facts = f"{manifest}: {found.records:,} records, {found.images:,} images"
-    _say(console, f"{facts}, {found.decoded:,} of them decoded")
-    grouped = {name: findings for name in KINDS if (findings := found.of(name))}
+    facts = f"{manifest}: {findings.records:,} records, {findings.images:,} images"
+    _print_line(console, f"{facts}, {findings.decoded:,} of them decoded")
+    grouped = {name: same for name in KINDS if (same := findings.of(name))}
     table = Table("", "found", "count", "what comes of it")
-    for name, findings in grouped.items():
+    for name, same in grouped.items():
         kind = KINDS[name]
         style = "bold red" if kind.severity == "error" else "yellow"
-        table.add_row(kind.severity, kind.what, f"{len(findings):,}", kind.then, style=style)
+        table.add_row(kind.severity, kind.what, f"{len(same):,}", kind.then, style=style)
     if grouped:
         console.print(table)
-    for name, findings in grouped.items():
-        _say(console, f"{KINDS[name].what}:")
-        for each in findings[:SHOWN]:
-            _say(console, f"  {_where(found.unit, each)}: {each.text}")
-        if len(findings) > SHOWN:
-            _say(console, f"  and {len(findings) - SHOWN:,} more (--json has all)")
-    warnings = len(found.found) - found.errors
-    _say(console, f"{found.errors:,} errors, {warnings:,} warnings")
+    for name, same in grouped.items():
+        _print_line(console, f"{KINDS[name].what}:")
+        for finding in same[:SHOWN]:
+            _print_line(console, f"  {findings.place(finding)}: {finding.text}")
+        if len(same) > SHOWN:
+            _print_line(console, f"  and {len(same) - SHOWN:,} more (--json has all)")
+    warnings = len(findings.all) - findings.errors
+    _print_line(console, f"{findings.errors:,} errors, {warnings:,} warnings")
 
 
-def _where(unit: str, finding: "Finding") -> str:
-    return f"{unit} {finding.line}" + ("" if finding.id is None else f", {shorten(finding.id)}")
-
-
-def _say(console: "Console", line: str) -> None:
+def _print_line(console: "Console", line: str) -> None:
     console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
 
 
-if TYPE_CHECKING:
-    from ..hygiene.leakage_report import LeakageReport
-
-
-_BEGIN = b'{\n  "clean": '
-"""How every result begins, as `_write` writes it."""
-
-
-class LeakageError(ValueError):
-    """A comparison that cannot be made as asked."""
-
-
 def leakage(
-    train: Annotated[Path, typer.Argument(help="Manifest that is trained on.", show_default=False)],
-    test: Annotated[list[Path], typer.Argument(help="Held-out manifests.", show_default=False)],
+    train: Annotated[Path, argument("Manifest that is trained on.", no_file)],
+    test: Annotated[list[Path], argument("Held-out manifests.", no_file)],
     images: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Folder of the images: one for all manifests, or MANIFEST=DIR for each.",
+        option(
+            "Folder of the images: one for all manifests, or MANIFEST=DIR for each.",
             show_default="compare paths alone",
         ),
     ] = None,
     distance: Annotated[
-        int, typer.Option(min=0, max=96, help="Near-same images differ in so many of 256 bits.")
+        int, option("Bits of 256 in which near-same images differ at most.", min=0, max=96)
     ] = 16,
     keep: Annotated[
         Path | None,
-        typer.Option(help="File of fingerprints: what is in it is not decoded again."),
+        option("File of fingerprints; its images are not decoded again.", problem=no_new_file),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes.", show_default="the CPUs, at most 8")
-    ] = None,
+    workers: Workers = None,
     as_json: Annotated[
-        Path | None, typer.Option("--json", help="Also write everything to this file.")
+        Path | None, option("File to write everything to, as JSON.", "--json", problem=no_new_file)
     ] = None,
 ) -> None:
-    """Say what a training manifest shares with held-out ones; exit code 1 if anything.
+    """List what a training manifest shares with held-out ones; exit 1 if anything.
 
     Same image, question and answer; same image file; same pixels; near-same
     image; same patient or study. Exit code 1 also if an image could not be
     compared. Questions, answers and reports are never printed.
     """
-    from rich.console import Console
-
+    folders = image_folders([train, *test], images or [])
     if as_json is not None:
         refuse_to_replace(as_json, {"a manifest": [train, *test], "--keep": [keep] if keep else []})
-    kept = f"; fingerprints in {keep} stay" if keep else ""
-    with stopping(f"stopped{kept}; run the same command again to go on"):
-        report = _compare(train, test, images or [], distance, keep, workers)
-    if as_json is not None:
-        _write(as_json, report)
+    from rich.console import Console
+
     from ..hygiene.leakage_report import print_report
 
+    fingerprints = f"; fingerprints in {keep} stay" if keep else ""
+    with stopping(lambda: f"stopped{fingerprints}; run the same command again to continue"):
+        report = _compare(train, test, folders, distance, keep, workers)
+    if as_json is not None:
+        _write(as_json, report)
     print_report(report, Console())
     if not report.clean:
         raise typer.Exit(FAILED)
@@ -196,39 +180,33 @@ def refuse_to_replace(path: Path, inputs: Mapping[str, list[Path]]) -> None:
     """Let `--json` replace a result of this command, and nothing else.
 
     Raises:
-        LeakageError: the file is one of the inputs, by whatever name, or another one's.
+        ArgumentError: the file is one of the inputs, by whatever name, or no such result.
     """
     for name, files in inputs.items():
         for file in files:
             same = path.samefile(file) if path.exists() and file.exists() else False
             if same or path.absolute() == file.absolute():
-                raise LeakageError(f"--json {path} is {name} of this command; name a new file")
-    if path.is_dir():
-        raise LeakageError(f"--json {path} is a folder; name a file in it")
+                raise ArgumentError(f"--json {path} is {name} of this command; name a new file")
     if path.is_file():
-        with path.open("rb") as file_there:
-            head = file_there.read(len(_BEGIN))
+        with path.open("rb") as existing:
+            head = existing.read(len(_BEGIN))
         if head and head != _BEGIN:
-            raise LeakageError(
-                f"--json {path} is there and no result of `data leakage`; name a new file"
+            raise ArgumentError(
+                f"--json {path} exists and is no result of `data leakage`; name a new file"
             )
 
 
 def _write(path: Path, report: "LeakageReport") -> None:
-    import json
+    from ...runtime.files import make_folder, write_durably
 
-    from ..datasets.outputs import Draft
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Draft(path) as draft:
-        draft.write(json.dumps(report.to_json(), indent=2).encode() + b"\n")
-        draft.place()
+    make_folder(path.parent)
+    write_durably(path, json.dumps(report.to_json(), indent=2).encode() + b"\n")
 
 
 def _compare(
     train: Path,
-    tests: list[Path],
-    images: list[str],
+    tests: Sequence[Path],
+    folders: Mapping[Path, Path | None],
     distance: int,
     keep: Path | None,
     workers: int | None,
@@ -239,47 +217,46 @@ def _compare(
     from ..hygiene.leakage import find_leaks, read_side
     from ..hygiene.leakage_report import Comparison, LeakageReport
 
-    roots = image_folders([train, *tests], images)
-    here, *others = (read_side(path, roots[path]) for path in (train, *tests))
+    here, *others = (read_side(path, folders[path]) for path in (train, *tests))
     count = default_workers() if workers is None else workers
     progress = ConsoleProgress()
-    with fingerprint_file(keep) as kept:
-        found = read_contents([here, *others], count, progress, kept)
-    prints = found.fingerprints
+    with fingerprint_file(keep) as known:
+        contents = read_contents([here, *others], count, progress, known)
+    prints = contents.fingerprints
     return LeakageReport(
         train=here,
         comparisons=[
             Comparison(test=other, leaks=find_leaks(here, other, prints, distance, progress))
             for other in others
         ],
-        unreadable=found.unreadable,
-        plain=sum(each.plain for each in prints.values()),
+        unreadable=contents.unreadable,
+        plain=sum(fingerprint.plain for fingerprint in prints.values()),
         images=len(prints),
         distance=distance,
     )
 
 
-def image_folders(manifests: list[Path], given: list[str]) -> dict[Path, Path | None]:
-    """Return the folder of each manifest's images, None where none was given.
+def image_folders(manifests: list[Path], words: list[str]) -> dict[Path, Path | None]:
+    """Return the folder of each manifest's images, None where there is none.
 
     Raises:
-        LeakageError: a folder is none, two are given for one manifest, or some manifests have one
+        ArgumentError: a folder is none, two are given for one manifest, or some manifests have one
             and others have not.
     """
-    found: dict[Path, Path | None] = dict.fromkeys(manifests)
-    for words in given:
-        name, equals, folder = words.partition("=")
-        own = bool(equals) and Path(name) in found
-        for manifest in [Path(name)] if own else found:
-            if found[manifest] is not None:
-                raise LeakageError(
-                    f"--images {words}: {manifest} has a folder already; give one folder for all, "
+    folders: dict[Path, Path | None] = dict.fromkeys(manifests)
+    for word in words:
+        name, equals, folder = word.partition("=")
+        own = bool(equals) and Path(name) in folders  # a folder's name may hold a = itself
+        for manifest in [Path(name)] if own else folders:
+            if folders[manifest] is not None:
+                raise ArgumentError(
+                    f"--images {word}: {manifest} has a folder already; give one folder for all, "
                     "or MANIFEST=DIR once for each, with the manifest spelt as before"
                 )
-            found[manifest] = Path(folder if own else words)
-    for manifest, root in found.items():
-        if root is None and given:
-            raise LeakageError(f"--images lacks a folder for {manifest}: give {manifest}=DIR too")
-        if root is not None and not root.is_dir():
-            raise LeakageError(f"--images: {root} is no folder")
-    return found
+            folders[manifest] = Path(folder if own else word)
+    for manifest, root in folders.items():
+        if root is None and words:
+            raise ArgumentError(f"--images lacks a folder for {manifest}: give {manifest}=DIR too")
+        if root is not None and (problem := no_folder(str(root))):
+            raise ArgumentError(f"--images {root}: {problem}")
+    return folders

@@ -79,24 +79,22 @@ def status_facts(status: "CacheStatus") -> Iterator[Fact]:
         "shards",
         ", ".join(
             [f"{status.complete} of {status.shards} complete"]
-            + [f"{len(each)} {name}" for name, each in _unfinished(status) if each]
+            + [f"{len(shards)} {state}" for state, shards in _unfinished(status)]
         ),
     )
-    for name, each in _unfinished(status):
-        if each:
-            # "damaged 0" would read as none
-            yield name, f"number{'s' * (len(each) != 1)} {some_numbers(each)}, counted from 0"
+    for state, shards in _unfinished(status):
+        # "damaged 0" would read as none
+        yield state, f"number{'s' * (len(shards) != 1)} {some_numbers(shards)}, counted from 0"
     yield from failure_facts(status.failures, status.never_read)
     yield from _damage_facts(status.damages)
-    if any(each.remedy is Remedy.COPY for each in status.damages):
+    if any(damage.remedy is Remedy.COPY for damage in status.damages):
         yield "first", next(advice(status.store, status.damages))
-    for name, command in zip(("next", "then", "then"), status.commands, strict=False):
-        yield name, command
+    yield from zip(("next", "then", "then"), status.commands, strict=False)
 
 
 def _damage_facts(damages: "Sequence[Damage]") -> Iterator[Fact]:
-    for each in damages[:FAILURES_SHOWN]:
-        yield "damage", str(each)
+    for damage in damages[:FAILURES_SHOWN]:
+        yield "damage", str(damage)
     if len(damages) > FAILURES_SHOWN:
         yield "", f"... and {len(damages) - FAILURES_SHOWN} more"
 
@@ -143,20 +141,20 @@ def certificate_facts(
     if certificate is None:
         yield name, "none: no rows were recomputed when it was sealed"
         return
-    found, allowed = certificate.deviation, certificate.tolerance
+    deviation, limit = certificate.deviation, certificate.tolerance
     rows = plural(len(certificate.rows), "row")
     yield name, f"{rows} recomputed, {certificate.date[:10]}, seed {certificate.seed}"
     yield "", f"in {certificate.dtype} on {certificate.device}"
-    if found.cosine is not None:
-        yield "", f"cosine at least {floored(found.cosine)} (limit {floored(allowed.cosine)})"
-    yield "", f"Gram error at most {found.gram:.1e} (limit {allowed.gram:.1e})"
-    share = f"{found.attention_share:.1e} of its largest (limit {allowed.attention:.1e})"
-    yield "", f"attention error at most {found.attention:.1e}, {share}"
+    if deviation.cosine is not None:
+        yield "", f"cosine at least {floored(deviation.cosine)} (limit {floored(limit.cosine)})"
+    yield "", f"Gram error at most {deviation.gram:.1e} (limit {limit.gram:.1e})"
+    share = f"{deviation.attention_share:.1e} of its largest (limit {limit.attention:.1e})"
+    yield "", f"attention error at most {deviation.attention:.1e}, {share}"
     yield "", f"worst in row {certificate.worst_row}, {certificate.worst_path}"
     if certificate.skipped:
         yield "", f"{plural(len(certificate.skipped), 'drawn row')} could not be recomputed"
-    for each in certificate.skipped[:FAILURES_SHOWN]:
-        yield "", f"  row {each.row}, {each.path}: {each.reason}"
+    for row in certificate.skipped[:FAILURES_SHOWN]:
+        yield "", f"  row {row.row}, {row.path}: {row.reason}"
 
 
 def failure_facts(failures: Sequence["Failure"], never_read: int | None = None) -> Iterator[Fact]:
@@ -205,13 +203,14 @@ def _shards(report: "BuildReport") -> str:
 
 
 def _unfinished(status: "CacheStatus") -> list[tuple[str, Sequence[int]]]:
-    return [("pending", status.pending), ("damaged", status.damaged)]
+    states = (("pending", status.pending), ("damaged", status.damaged))
+    return [(state, shards) for state, shards in states if shards]
 
 
 def _undecoded(status: "CacheStatus") -> str:
     if not status.rows_failed:
         return ""
-    said = f"; {status.rows_failed} of them without data, as the image could not be decoded"
+    text = f"; {status.rows_failed} of them without data, as the image could not be decoded"
     if status.rows_left:
-        said += f", {status.rows_left} of which no path leads to any more"
-    return said
+        text += f", and no path leads to {status.rows_left} of these any more"
+    return text

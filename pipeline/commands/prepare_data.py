@@ -1,51 +1,154 @@
-"""`medalign data prepare`."""
+"""`medalign data prepare`, and the group of `medalign data` commands."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from ...runtime.text import aligned, plural
-from .arguments import FAILED, INTERRUPTED
+from ...runtime.arguments import (
+    ArgumentError,
+    OutFolder,
+    Overwrite,
+    Seed,
+    argument,
+    no_assignment,
+    no_folder,
+    option,
+    unknown,
+)
+from ...runtime.text import Fact, aligned, plural
 from .check_data import check, leakage
+from .resume import FAILED, stopping
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from ..datasets.prepare import Prepared
 
-_COLUMNS = ("records", "open", "closed", "images")
+_COLUMNS: Final = ("records", "open", "closed", "images")
+
+data = typer.Typer(no_args_is_help=True, help="Prepare data sets, and check them.")
 
 
-def show(prepared: "Prepared", console: Console) -> None:
-    """Print counts beside the published ones, what was noticed, and what to run next."""
+def _data_sets() -> list[str]:
+    from ..datasets.registry import DATA_SETS
+
+    return list(DATA_SETS)
+
+
+def _no_data_set(name: str) -> str:
+    known = _data_sets()
+    return "" if name in known else unknown("data set", name, known)
+
+
+@data.command("prepare")
+def prepare_command(
+    name: Annotated[
+        str,
+        argument(
+            "slake, vqa-rad, pathvqa, omnimedvqa, iu-xray-vqa, iu-xray-report or mimic-cxr-report.",
+            _no_data_set,
+            known=_data_sets,
+        ),
+    ],
+    source: Annotated[
+        Path, argument("Folder of the downloaded set, unpacked.", no_folder, metavar="SRC")
+    ],
+    out: OutFolder,
+    images: Annotated[
+        Path | None,
+        option("Folder of the images.", problem=no_folder, show_default="where the set has them"),
+    ] = None,
+    seed: Seed = 0,
+    val_fraction: Annotated[
+        float | None, option("Share of val in a cut.", min=0, max=1, show_default="the set's")
+    ] = None,
+    test_fraction: Annotated[
+        float | None, option("Share of test in a cut.", min=0, max=1, show_default="the set's")
+    ] = None,
+    choose: Annotated[
+        list[str] | None,
+        option(
+            "A choice that the set offers, as language=all; repeatable.",
+            problem=no_assignment,
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn a downloaded data set into manifests, and report what it holds.
+
+    Images are copied out of Parquet files only; others stay where they are.
+    After an interruption, run the same command again.
+    """
+    choices = _choices(choose or ())
+    from rich.console import Console
+
+    from ...runtime.progress import ConsoleProgress
+    from ..datasets.prepare import Asked, prepare
+    from ..datasets.registry import find_data_set
+
+    settings = Asked(
+        images=images,
+        seed=seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        choices=choices,
+        overwrite=overwrite,
+    )
+    with stopping(lambda: f"stopped; whole files in {out} stay, run the same command again"):
+        prepared = prepare(
+            find_data_set(name), source, out, settings, ConsoleProgress(unit="items")
+        )
+    show(prepared, Console())
+    if prepared.problems:
+        raise typer.Exit(FAILED)
+
+
+data.command("check")(check)
+data.command("leakage")(leakage)
+
+
+def _choices(words: Sequence[str]) -> dict[str, str]:
+    choices = dict[str, str]()
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in choices:
+            raise ArgumentError(f"--choose {key} is given more than once; give it once")
+        choices[key] = value
+    return choices
+
+
+def show(prepared: "Prepared", console: "Console") -> None:
+    """Print counts beside the published ones, remarks, and the next commands."""
     report = prepared.report
     console.print(_table(report), markup=False)
     for line in aligned(_facts(prepared)):
         # A name that is no UTF-8 has half characters, which no terminal takes.
-        told = line.encode(errors="backslashreplace").decode()
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        printable = line.encode(errors="backslashreplace").decode()
+        console.print(printable, markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(report: Mapping[str, Any]) -> Table:
+def _table(report: Mapping[str, Any]) -> "Table":
+    from rich import box
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE, title=report["title"], title_justify="left")
     table.add_column("split")
     table.add_column("counts")
     for name in _COLUMNS:
         table.add_column(name, justify="right")
     published = report["published"]
-    named = list(report["counts"]) + [
-        split for each in published for split in each["counts"] if split not in report["counts"]
-    ]
-    for split in dict.fromkeys(named):
-        found = report["counts"].get(split)
-        table.add_row(split, "found", *(_number((found or {}).get(n, 0)) for n in _COLUMNS))
-        for each in published:
-            if split in each["counts"]:
-                table.add_row("", each["name"], *_cells(each, split), style="dim")
+    splits = [*report["counts"], *(split for paper in published for split in paper["counts"])]
+    for split in dict.fromkeys(splits):
+        counts = report["counts"].get(split, {})
+        table.add_row(split, "found", *(_number(counts.get(name, 0)) for name in _COLUMNS))
+        for paper in published:
+            if split in paper["counts"]:
+                table.add_row("", paper["name"], *_cells(paper, split), style="dim")
     return table
 
 
@@ -61,7 +164,7 @@ def _number(count: int) -> str:
     return f"{count:,}"
 
 
-def _facts(prepared: "Prepared") -> Iterator[tuple[str, str]]:
+def _facts(prepared: "Prepared") -> Iterator[Fact]:
     report, out = prepared.report, prepared.out
     yield "found", f"{report['made_from']['layout']} in {report['folder']}"
     if any(any(d.values()) for e in report["published"] for d in _differing(e)):
@@ -79,7 +182,7 @@ def _differing(published: Mapping[str, Any]) -> list[Mapping[str, int]]:
     return list(published["found_minus_published"].values())
 
 
-def _split_facts(splits: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _split_facts(splits: Mapping[str, Any]) -> Iterator[Fact]:
     yield "splits", splits["rule"]
     if cut := splits["cut"]:
         shares = ", ".join(f"{name} {share:g}" for name, share in cut["fractions"].items())
@@ -92,7 +195,7 @@ def _split_facts(splits: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", f"no records for {', '.join(splits['absent'])}"
 
 
-def _left_out_facts(left_out: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _left_out_facts(left_out: Mapping[str, Any]) -> Iterator[Fact]:
     for reason, count in left_out["by_rule"].items():
         yield "by rule", f"{count:,} left out: {reason}"
     for reason, listed in left_out["unusable"].items():
@@ -101,22 +204,22 @@ def _left_out_facts(left_out: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", f"first: {'; '.join(listed['first'][:3])}"
 
 
-def _duplicate_facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    found = report["duplicates"]
+def _duplicate_facts(report: Mapping[str, Any]) -> Iterator[Fact]:
+    duplicates = report["duplicates"]
     words = {
         "same_in_a_split": "image, question and answer as before in the same split",
         "same_across_splits": "image, question and answer as in another split",
         "contradictions": "image and question as before, but another answer",
     }
     for name, what in words.items():
-        if count := found[name]["count"]:
+        if count := duplicates[name]["count"]:
             yield "repeated", f"{count:,} with {what}; kept"
     if count := report["ids"]["repeated"]["count"]:
         were = "was" if count == 1 else "were"
         yield "ids", f"{count:,} {were} used before and got a number at the end"
 
 
-def _next_steps(prepared: "Prepared", out: Path) -> Iterator[tuple[str, str]]:
+def _next_steps(prepared: "Prepared", out: Path) -> Iterator[Fact]:
     states = {
         "written": "written",
         "unchanged": "there already, nothing changed",
@@ -132,86 +235,3 @@ def _next_steps(prepared: "Prepared", out: Path) -> Iterator[tuple[str, str]]:
         yield "compare", f"medalign data leakage {manifest} {' '.join(held_out)} --images {images}"
     yield "next", f"medalign cache build {manifest} --images {images} \\"
     yield "", "  --expert unimed-l --weights WEIGHTS --out CACHE"
-
-
-_NAMES = "slake, vqa-rad, pathvqa, omnimedvqa, iu-xray-vqa, iu-xray-report, mimic-cxr-report"
-
-
-def prepare_command(
-    name: Annotated[str, typer.Argument(help=f"{_NAMES}.", show_default=False)],
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="SRC", help="Folder of the downloaded set, unpacked.", show_default=False
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder to write to.", show_default=False)],
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the images.", show_default="where the set has them"),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the cut, where the set has no splits.")] = 0,
-    val_fraction: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Share of val in a cut.", show_default="the set's"),
-    ] = None,
-    test_fraction: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Share of test in a cut.", show_default="the set's"),
-    ] = None,
-    choose: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", help="A choice of the set, as language=all.", show_default=False
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what another run left in --out.")
-    ] = False,
-) -> None:
-    """Turn a downloaded data set into manifests, with a report of what was found.
-
-    No image is copied, except out of Parquet files. Run the same command again
-    after any interruption.
-    """
-    from rich.console import Console
-
-    from ...runtime.processes import interruptible
-    from ...runtime.progress import ConsoleProgress
-    from ..datasets.definition import DataSetError
-    from ..datasets.prepare import Asked, prepare
-    from ..datasets.registry import find_data_set
-
-    data_set = find_data_set(name)
-    choices = dict[str, str]()
-    for word in choose or ():
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise DataSetError(f"--choose {word!r} must be KEY=VALUE")
-        if key in choices:
-            raise DataSetError(f"--choose {key} is given more than once")
-        choices[key] = value
-    asked = Asked(
-        images=images,
-        seed=seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        choices=choices,
-        overwrite=overwrite,
-    )
-    try:
-        with interruptible():
-            prepared = prepare(data_set, source, out, asked, ConsoleProgress(unit="items"))
-    except KeyboardInterrupt:
-        typer.echo(f"stopped; whole files in {out} stay, run the same command again", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    show(prepared, Console())
-    if prepared.problems:
-        raise typer.Exit(FAILED)
-
-
-data = typer.Typer(no_args_is_help=True, help="Prepare data sets, and look them over.")
-
-data.command("prepare")(prepare_command)
-data.command("check")(check)
-data.command("leakage")(leakage)

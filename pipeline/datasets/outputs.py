@@ -1,128 +1,36 @@
-"""The files that a run writes: drafted beside their place, put there when all are whole."""
+"""What an earlier run left in the output folder, and whether this run may replace it."""
 
 import contextlib
-import fcntl
-import hashlib
 import json
-import os
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Final, Self
 
 from ... import __version__
+from ...runtime.files import sha256_file
 from ...runtime.progress import Progress
 from .definition import SPLITS, DataSetError
 from .prepare_report import REPORT
 
-
-class Draft:
-    """A file under a temporary name, with the SHA-256 of what was written to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._draft = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        self._digest = hashlib.sha256()
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> Self:
-        with naming(self._draft):
-            self._file = self._draft.open("wb")
-        _hold(self._file)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with contextlib.suppress(OSError):  # a full disk has said so already
-            self._close()
-        self._draft.unlink(missing_ok=True)
-
-    @property
-    def sha256(self) -> str:
-        """Of what was written so far."""
-        return self._digest.hexdigest()
-
-    def write(self, data: bytes) -> None:
-        """Append bytes."""
-        assert self._file is not None
-        with naming(self.path):
-            self._file.write(data)
-        self._digest.update(data)
-
-    def place(self) -> None:
-        """Put the file where it belongs."""
-        with naming(self.path):
-            self._close()
-            self._draft.replace(self.path)
-
-    def finish(self) -> None:
-        """Bring everything to the disk, which may be full; `place` is a renaming then."""
-        assert self._file is not None
-        with naming(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def _close(self) -> None:
-        if self._file is not None:
-            file, self._file = self._file, None
-            file.close()
-
-
-def is_held(draft: Path) -> bool:
-    """Return whether a run that is still alive writes this draft."""
-    try:
-        with draft.open("r+b") as file:
-            return not _hold(file)
-    except OSError:
-        return True  # gone, or somebody else's
-
-
-def _hold(file: BinaryIO) -> bool:
-    """Lock a draft for as long as it is open, so that others see that this run is alive."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another run's, or a file system without locks
-        return False
-    return True
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
-    with naming(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+OUTPUT_NAMES: Final = (*(f"{split}.jsonl" for split in SPLITS), REPORT)
+"""Every file that a run may write: its manifests and its report."""
 
 
 def read_contents(folder: Path, progress: Progress, paths: Sequence[str]) -> dict[str, str]:
-    """Return the SHA-256 of files in a folder, by path; what cannot be read is left away."""
-    found = {}
+    """Return the SHA-256 of files in a folder, by path; files that cannot be read are left out."""
+    digests = {}
     with progress.stage("reading images to tell equal ones", total=len(paths)):
         for path in paths:
             with contextlib.suppress(OSError):
-                found[path] = digest_of(folder / path)
+                digests[path] = sha256_file(folder / path)
             progress.advance(1)
-    return found
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an error of the file system name the file, which `write` and `close` do not."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
+    return digests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Earlier:
-    """Hold an output folder before this run writes to it.
+    """An output folder before this run writes to it.
 
     Attributes:
         out: the folder.
@@ -141,7 +49,7 @@ class Earlier:
         Raises:
             DataSetError: there is a report that is not ours, or a folder in the place of a file.
         """
-        for name in _names():
+        for name in OUTPUT_NAMES:
             if (out / name).is_dir():
                 raise DataSetError(f"{out / name}: is a folder; move it away or name another --out")
         path = out / REPORT
@@ -175,7 +83,7 @@ class Earlier:
         if images is not None and folder.is_dir() and not folder.samefile(images):
             differing.append(f"images: {folder} before, {images.absolute()} now")
         if differing:
-            listed = "".join(f"\n  {each}" for each in differing)
+            listed = "".join(f"\n  {difference}" for difference in differing)
             raise DataSetError(
                 f"{self.out}: holds what an earlier run made from something else; name another "
                 f"--out, or pass --overwrite to replace it{listed}"
@@ -187,9 +95,8 @@ class Earlier:
         Raises:
             DataSetError: a manifest of the earlier run was changed.
         """
-        ours = {} if self.report is None else self.report["outputs"]
-        for name, digest in ours.items():
-            if self._is_file(name) and digest_of(self.out / name) != digest:
+        for name, digest in self._outputs.items():
+            if self._is_file(name) and sha256_file(self.out / name) != digest:
                 raise self._in_the_way(name)
 
     def lost(self, ids: Container[str]) -> Iterator[str]:
@@ -198,7 +105,7 @@ class Earlier:
         Args:
             ids: those of this run.
         """
-        for name in () if self.report is None else self.report["outputs"]:
+        for name in self._outputs:
             if self._is_file(name):
                 with (self.out / name).open("rb") as file:
                     yield from (id_ for line in file if (id_ := json.loads(line)["id"]) not in ids)
@@ -212,27 +119,31 @@ class Earlier:
         Raises:
             DataSetError: a manifest there is neither this run's nor the earlier one's.
         """
-        there = {name: digest_of(self.out / name) for name in _names() if self._is_file(name)}
-        if not there:
+        names = [name for name in OUTPUT_NAMES if self._is_file(name)]
+        present = {name: sha256_file(self.out / name) for name in names}
+        if not present:
             return "written"
-        if there == dict(outputs):
+        if present == dict(outputs):
             return "unchanged"
-        ours = {} if self.report is None else self.report["outputs"]
-        for name, digest in there.items():
-            known = (outputs.get(name), ours.get(name))
+        for name, digest in present.items():
+            known = (outputs.get(name), self._outputs.get(name))
             if name != REPORT and digest not in known and not self.overwrite:
                 raise self._in_the_way(name)
         return "replaced"
 
     def remove_all_but(self, outputs: Mapping[str, str]) -> None:
         """Remove manifests of the earlier run that this run has no records for."""
-        for name in _names():
+        for name in OUTPUT_NAMES:
             if name != REPORT and name not in outputs:
                 (self.out / name).unlink(missing_ok=True)
 
+    @property
+    def _outputs(self) -> Mapping[str, str]:
+        """Digests of the earlier run's manifests, by name."""
+        return {} if self.report is None else self.report["outputs"]
+
     def _in_the_way(self, name: str) -> DataSetError:
-        ours = self.report is not None and name in self.report["outputs"]
-        why = "was changed since it was prepared" if ours else "is there already"
+        why = "was changed since it was prepared" if name in self._outputs else "is there already"
         return DataSetError(
             f"{self.out / name}: {why}; move it away, name another --out, or pass --overwrite to "
             "replace it"
@@ -248,11 +159,7 @@ def _is_ours(report: object) -> bool:
     made_from, outputs = report.get("made_from"), report.get("outputs")
     if not isinstance(made_from, dict) or not isinstance(outputs, dict):
         return False
-    return isinstance(made_from.get("options"), dict) and outputs.keys() <= set(_names())
-
-
-def _names() -> tuple[str, ...]:
-    return (*(f"{split}.jsonl" for split in SPLITS), REPORT)
+    return isinstance(made_from.get("options"), dict) and outputs.keys() <= set(OUTPUT_NAMES)
 
 
 def _differences(

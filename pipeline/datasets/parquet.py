@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ...runtime.files import Draft, sha256_file
 from .definition import SPLITS, DataSetError, Item, Layout, LeftOut, Sample, Source, Split, files_of
 from .formats import as_text
-from .outputs import Draft, digest_of
 from .same_text import yes_no_type
 
 _SPLITS: Final[dict[str, Split]] = {"train": "train", "validation": "val", "test": "test"}
@@ -185,7 +185,7 @@ class _Images:
         digest = hashlib.sha256(data).hexdigest()
         relative = f"{digest[:2]}/{digest}.{_ending(data, named)}"
         path = self._folder / relative
-        if relative not in self._whole and not (path.is_file() and digest_of(path) == digest):
+        if relative not in self._whole and not (path.is_file() and sha256_file(path) == digest):
             path.parent.mkdir(parents=True, exist_ok=True)
             with Draft(path) as draft:
                 draft.write(data)

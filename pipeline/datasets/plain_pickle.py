@@ -1,267 +1,58 @@
-"""Read pickles that hold plain data only, with a reader that cannot do anything else.
+"""Read pickles that hold plain data only: lists, tuples, dicts, strings, numbers and None.
 
 A pickle is a program for a stack machine, and Python's own reader runs all of it: whoever wrote
-the file may run any command. This reader knows the instructions that make lists, tuples, dicts,
-strings, numbers, True, False and None. Any other one, and with it every name of a function or
-class, ends the reading before anything was called; there is no code here that could call it.
+the file may run any command. Two guards stand before that. `_Scan` walks over the opcodes without
+running them: it refuses those that do more than make plain data, and bounds what the others cost.
+`_PlainUnpickler` is Python's reader with every look-up of a name refused, so that there is nothing
+to call, even where the scan is wrong.
 """
 
-import struct
-from collections.abc import Callable, Mapping
+import codecs
+import io
+import pickle  # noqa: TID251 - PathVQA is published so; `_PlainUnpickler` looks no name up
+import pickletools
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from ...runtime.files import naming
+from ..manifest import shorten
 from .definition import DataSetError
-from .outputs import naming
-
-LONGEST_NUMBER: Final = 128
-"""Digits or bytes of a whole number; longer ones only serve to keep a reader busy."""
-
-_MARK: Final = object()
-
-_REFUSED: Final = {
-    ord("c"): "c (GLOBAL)",
-    0x93: "STACK_GLOBAL",
-    ord("i"): "i (INST)",
-    ord("o"): "o (OBJ)",
-    0x81: "NEWOBJ",
-    0x92: "NEWOBJ_EX",
-    ord("R"): "R (REDUCE)",
-    ord("b"): "b (BUILD)",
-    0x82: "EXT1",
-    0x83: "EXT2",
-    0x84: "EXT4",
-    ord("P"): "P (PERSID)",
-    ord("Q"): "Q (BINPERSID)",
-    ord("B"): "B (BINBYTES)",
-    ord("C"): "C (SHORT_BINBYTES)",
-    0x8E: "BINBYTES8",
-    0x96: "BYTEARRAY8",
-    0x97: "NEXT_BUFFER",
-    0x98: "READONLY_BUFFER",
-    0x8F: "EMPTY_SET",
-    0x90: "ADDITEMS",
-    0x91: "FROZENSET",
-}
-_NAMED_ON_LINES: Final = (ord("c"), ord("i"))
-_NAMED_ON_STACK: Final = 0x93
-
-
-class RefusedInstructionError(Exception):
-    """Say which instruction would do more than make plain data, and what it asks for."""
-
-
-class PlainMachine:
-    """The stack, the memo and the place in the file."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-        self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
-        self.at = 0
-
-    def run(self) -> Any:
-        """Follow the instructions to the end, and return what is on top of the stack."""
-        while True:
-            self.at = self._at
-            code = self.take(1)[0]
-            if code == ord("."):
-                return self.pop()
-            if code not in _INSTRUCTIONS:
-                self._refuse(code)
-            _INSTRUCTIONS[code](self)
-
-    def _refuse(self, code: int) -> NoReturn:
-        if code not in _REFUSED:
-            raise ValueError("no instruction")
-        name = ""
-        if code in _NAMED_ON_LINES:
-            name = ".".join(_printable(self.line()) for _ in range(2))
-        elif code == _NAMED_ON_STACK:
-            name = ".".join(_printable(each) for each in self._stack[-2:] if type(each) is str)
-        asks = f"asks for {name}" if name else f"holds the instruction {_REFUSED[code]}"
-        raise RefusedInstructionError(f"{asks} (byte {self.at})")
-
-    def take(self, count: int) -> bytes:
-        """Return the next bytes of the file."""
-        end = self._at + count
-        if count < 0 or end > len(self._data):
-            raise ValueError("cut short")
-        taken, self._at = self._data[self._at : end], end
-        return taken
-
-    def number(self, size: int, *, signed: bool = False) -> int:
-        """Return a whole number of `size` bytes."""
-        return int.from_bytes(self.take(size), "little", signed=signed)
-
-    def line(self) -> str:
-        """Return what stands before the next line feed."""
-        end = self._data.index(b"\n", self._at)
-        line, self._at = self._data[self._at : end], end + 1
-        return line.decode("latin-1")
-
-    def pop(self) -> Any:
-        """Return the last value."""
-        if self._stack[-1] is _MARK:
-            raise ValueError("nothing above the mark")
-        return self._stack.pop()
-
-    def pop_to_mark(self) -> list[Any]:
-        """Return the values above the last mark, and take the mark away."""
-        place = len(self._stack) - 1
-        while self._stack[place] is not _MARK:
-            place -= 1
-            if place < 0:
-                raise ValueError("no mark")
-        items = self._stack[place + 1 :]
-        del self._stack[place:]
-        return items
-
-    def push(self, value: Any) -> None:
-        """Put a value on the stack."""
-        self._stack.append(value)
-
-    def tuple_of(self, count: int) -> None:
-        """Make a tuple of the last values."""
-        self.push(tuple([self.pop() for _ in range(count)][::-1]))
-
-    def append(self, items: list[Any]) -> None:
-        """Add values to the list below them."""
-        target = self._stack[-1]
-        if type(target) is not list:
-            raise TypeError("no list")
-        target.extend(items)
-
-    def set_items(self, items: list[Any]) -> None:
-        """Add keys and values to the dict below them."""
-        target = self._stack[-1]
-        if type(target) is not dict:
-            raise TypeError("no dict")
-        target.update(_pairs(items))
-
-    def decimal(self, *, long: bool) -> None:
-        """Read a whole number in digits; 00 and 01 are False and True."""
-        line = self.line()
-        if line in ("00", "01") and not long:
-            self.push(line == "01")
-            return
-        if len(line) > LONGEST_NUMBER:
-            raise ValueError("too long a number")
-        self.push(int(line.removesuffix("L") if long else line))
-
-    def binary_long(self, size: int) -> None:
-        """Read a whole number of any length in bytes."""
-        count = self.number(size)
-        if count > LONGEST_NUMBER:
-            raise ValueError("too long a number")
-        self.push(self.number(count, signed=True))
-
-    def text(self, size: int, *, python_2: bool = False) -> None:
-        """Read a string with its length before it."""
-        data = self.take(self.number(size))
-        self.push(_python_2_text(data) if python_2 else data.decode("utf-8", "surrogatepass"))
-
-    def quoted(self) -> None:
-        """Read a string of Python 2 in quotes, with backslashes."""
-        line = self.line().strip()
-        if len(line) < 2 or line[0] != line[-1] or line[0] not in "'\"":
-            raise ValueError("no quotes")
-        escaped = line[1:-1].encode("latin-1")
-        # Of \x41, \n, \\ and the like; octal and \u do not occur in these.
-        self.push(_python_2_text(escaped.decode("unicode_escape").encode("latin-1")))
-
-    def remember(self, name: int) -> None:
-        """Keep the last value under a number."""
-        self._memo[name] = self._stack[-1]
-
-    def remember_next(self) -> None:
-        """Keep the last value under the next number."""
-        self.remember(len(self._memo))
-
-    def recall(self, name: int) -> None:
-        """Put a kept value on the stack."""
-        self.push(self._memo[name])
-
-    def repeat(self) -> None:
-        """Put the last value on the stack once more."""
-        self.push(self._stack[-1])
-
-
-def _python_2_text(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
-
-
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    keys, values = items[::2], items[1::2]
-    # Numbers may be chosen to have one hash; a tuple's goes through all that it holds, in C.
-    if not all(type(key) is str for key in keys):
-        raise RefusedInstructionError("holds a dict whose keys are not all strings")
-    return dict(zip(keys, values, strict=True))
-
-
-def _printable(name: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in name[:60])
-
-
-_INSTRUCTIONS: Final[Mapping[int, Callable[[PlainMachine], object]]] = {
-    0x80: lambda m: m.take(1),  # PROTO: which version; all of them are known
-    0x95: lambda m: m.take(8),  # FRAME: how long the next piece is
-    ord("("): lambda m: m.push(_MARK),
-    ord("0"): lambda m: m.pop(),
-    ord("1"): lambda m: m.pop_to_mark(),
-    ord("2"): lambda m: m.repeat(),
-    ord("N"): lambda m: m.push(None),
-    0x88: lambda m: m.push(True),
-    0x89: lambda m: m.push(False),
-    ord("I"): lambda m: m.decimal(long=False),
-    ord("L"): lambda m: m.decimal(long=True),
-    ord("J"): lambda m: m.push(m.number(4, signed=True)),
-    ord("K"): lambda m: m.push(m.number(1)),
-    ord("M"): lambda m: m.push(m.number(2)),
-    0x8A: lambda m: m.binary_long(1),
-    0x8B: lambda m: m.binary_long(4),
-    ord("F"): lambda m: m.push(float(m.line())),
-    ord("G"): lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
-    ord("S"): lambda m: m.quoted(),
-    ord("T"): lambda m: m.text(4, python_2=True),
-    ord("U"): lambda m: m.text(1, python_2=True),
-    ord("V"): lambda m: m.push(m.line().encode("latin-1").decode("raw-unicode-escape")),
-    0x8C: lambda m: m.text(1),
-    ord("X"): lambda m: m.text(4),
-    0x8D: lambda m: m.text(8),
-    ord("]"): lambda m: m.push([]),
-    ord("l"): lambda m: m.push(m.pop_to_mark()),
-    ord("a"): lambda m: m.append([m.pop()]),
-    ord("e"): lambda m: m.append(m.pop_to_mark()),
-    ord("}"): lambda m: m.push({}),
-    ord("d"): lambda m: m.push(_pairs(m.pop_to_mark())),
-    ord("s"): lambda m: m.set_items([m.pop(), m.pop()][::-1]),
-    ord("u"): lambda m: m.set_items(m.pop_to_mark()),
-    ord(")"): lambda m: m.push(()),
-    ord("t"): lambda m: m.push(tuple(m.pop_to_mark())),
-    0x85: lambda m: m.tuple_of(1),
-    0x86: lambda m: m.tuple_of(2),
-    0x87: lambda m: m.tuple_of(3),
-    ord("p"): lambda m: m.remember(int(m.line())),
-    ord("q"): lambda m: m.remember(m.number(1)),
-    ord("r"): lambda m: m.remember(m.number(4)),
-    0x94: lambda m: m.remember_next(),
-    ord("g"): lambda m: m.recall(int(m.line())),
-    ord("h"): lambda m: m.recall(m.number(1)),
-    ord("j"): lambda m: m.recall(m.number(4)),
-}
-
 
 LARGEST_BYTES: Final = 16 * 2**20
-"""A larger file is refused: one byte can make an object of a hundred, and PathVQA's have 3 MB."""
+"""A larger file is refused; PathVQA's have 3 MB."""
+MOST_OPCODES: Final = 2**21
+"""A longer program is refused: an opcode may make an object of 200 bytes; PathVQA has 400,000."""
+LONGEST_NUMBER: Final = 128
+"""Digits or bytes of a number; longer ones only serve to keep a reader busy."""
+
+_PUT: Final = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
+_GET: Final = frozenset({"GET", "BINGET", "LONG_BINGET"})
+_NUMBERS: Final = frozenset({"INT", "LONG", "LONG1", "LONG4", "FLOAT"})
+_KEYED: Final = frozenset({"DICT", "SETITEM", "SETITEMS"})
+_PLAIN: Final = (
+    _PUT | _GET | _NUMBERS | _KEYED | {"PROTO", "FRAME", "MARK", "POP", "POP_MARK", "DUP", "STOP"}
+    | {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "BINFLOAT"}
+    | {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE"}
+    | {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
+    | {"EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT"}
+    | {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+)  # fmt: skip
+_OPCODES: Final = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
+_TEXTS: Final = (pickletools.pyunicode, pickletools.pybytes_or_str)
+_LENGTH_BYTES: Final = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
 
 
 class PickleRefusedError(DataSetError):
-    """Say what a pickle holds besides plain data, or where it is broken."""
+    """Say what a pickle holds besides plain data, or that it is broken."""
+
+
+class _NotPlainError(Exception):
+    """Say what a pickle does besides making plain data."""
 
 
 def read_plain_pickle(path: Path) -> Any:
@@ -277,15 +68,123 @@ def read_plain_pickle(path: Path) -> Any:
         data = file.read(LARGEST_BYTES + 1)
     if len(data) > LARGEST_BYTES:
         raise PickleRefusedError(f"{path}: is larger than {LARGEST_BYTES // 2**20} MiB; refused")
-    machine = PlainMachine(data)
     try:
-        return machine.run()
-    except RefusedInstructionError as error:
+        _Scan(data).run()
+        return _PlainUnpickler(data).load()
+    except _NotPlainError as error:
         raise PickleRefusedError(
             f"{path}: {error}; a pickle of plain data holds only lists, dicts, strings and "
             "numbers, and nothing of this file was run; get it from the publisher"
         ) from None
-    except (IndexError, KeyError, TypeError, ValueError, struct.error, OverflowError):
-        raise PickleRefusedError(
-            f"{path}: is no whole pickle (broken at byte {machine.at}); download it again"
-        ) from None
+    except Exception:  # Python's reader raises anything on broken files
+        raise PickleRefusedError(f"{path}: is no whole pickle; download it again") from None
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Python's reader without what it would look names up with."""
+
+    def __init__(self, data: bytes) -> None:
+        codecs.register_error("medalign.utf8_or_latin1", _utf8_or_latin1)
+        super().__init__(io.BytesIO(data), encoding="ascii", errors="medalign.utf8_or_latin1")
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        """Refuse a function or class."""
+        raise _NotPlainError(f"asks for {shorten(f'{module}.{name}')} by name")
+
+    def persistent_load(self, pid: object) -> NoReturn:
+        """Refuse an object that the file only refers to."""
+        raise _NotPlainError(f"asks for {shorten(str(pid))} from outside the file")
+
+
+def _utf8_or_latin1(error: UnicodeError) -> tuple[str, int]:
+    """Decode a string of Python 2 from its first byte that is not ASCII."""
+    assert isinstance(error, UnicodeDecodeError)
+    end = error.object[error.start :]
+    try:
+        return end.decode("utf-8"), len(error.object)
+    except UnicodeDecodeError:
+        return end.decode("latin-1"), len(error.object)
+
+
+class _Scan:
+    """Follow a pickle without running it: of each value it knows only whether it is text."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._position = 0
+        # One stack per open mark, as in Python's reader: popping to a mark takes the last one.
+        self._stacks: list[list[bool]] = [[]]
+        self._memo: dict[int, bool] = {}
+
+    def run(self) -> None:
+        """Check all opcodes up to the end, or up to a look-up, which the reader refuses by name.
+
+        Raises:
+            _NotPlainError: an opcode does more than make plain data, or is there to cost time.
+            LookupError, ValueError: the pickle is broken.
+        """
+        for count in range(MOST_OPCODES):
+            opcode = _OPCODES[self._take(1)[0]]
+            name = opcode.name
+            if name == "STOP" or self._looks_up(name):
+                return
+            if name not in _PLAIN:
+                raise _NotPlainError(f"holds the instruction {name} (byte {self._position - 1})")
+            argument = self._argument(opcode)
+            if name in _NUMBERS and len(argument) > LONGEST_NUMBER:
+                raise ValueError("too long a number")
+            if name in _PUT or name in _GET:
+                self._remember(name, argument, count)
+            else:
+                self._follow(opcode)
+        raise _NotPlainError(f"holds more than {MOST_OPCODES} instructions")
+
+    def _looks_up(self, name: str) -> bool:
+        named_on_stack = name == "STACK_GLOBAL" and self._stacks[-1][-2:] == [True, True]
+        return named_on_stack or name in ("GLOBAL", "INST")
+
+    def _take(self, count: int) -> bytes:
+        start, self._position = self._position, self._position + count
+        if not start <= self._position <= len(self._data):
+            raise ValueError("cut short")
+        return self._data[start : self._position]
+
+    def _argument(self, opcode: pickletools.OpcodeInfo) -> bytes:
+        size = opcode.arg.n if opcode.arg else 0
+        if size == pickletools.UP_TO_NEWLINE:
+            return self._take(self._data.index(b"\n", self._position) + 1 - self._position)
+        if size in _LENGTH_BYTES:
+            size = int.from_bytes(self._take(_LENGTH_BYTES[size]), "little")
+        return self._take(size)
+
+    def _remember(self, name: str, argument: bytes, count: int) -> None:
+        stack = self._stacks[-1]
+        if name == "MEMOIZE":
+            index = len(self._memo)
+        else:
+            index = int(argument) if name in ("GET", "PUT") else int.from_bytes(argument, "little")
+        if name in _GET:
+            stack.append(self._memo[index])
+        # Python's reader makes room for the number, whatever it is. A pickler counts from 0 or 1.
+        elif 0 <= index <= count:
+            self._memo[index] = stack[-1]
+        else:
+            raise ValueError("a number out of order")
+
+    def _follow(self, opcode: pickletools.OpcodeInfo) -> None:
+        """Take from the stack, and put on it, what the opcode does."""
+        if opcode.name == "MARK":
+            self._stacks.append([])
+            return
+        items, count = [], len(opcode.stack_before)
+        if pickletools.stackslice in opcode.stack_before:
+            items, count = self._stacks.pop(), count - 2  # the mark and what is above it
+        stack = self._stacks[-1]
+        if count > len(stack):
+            raise ValueError("nothing on the stack")
+        operands = stack[len(stack) - count :]
+        del stack[len(stack) - count :]
+        # Numbers may be chosen to have one hash; a tuple's goes through all that it holds, in C.
+        if opcode.name in _KEYED and not all((items or operands[1:])[::2]):
+            raise _NotPlainError("holds a dict whose keys are not all strings")
+        stack.extend(kind in _TEXTS for kind in opcode.stack_after)

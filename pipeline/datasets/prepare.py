@@ -3,16 +3,16 @@
 import contextlib
 import hashlib
 import json
-import os
 import re
 import stat
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from ...runtime.files import Draft, drafted, is_held, put_link, sha256_file
 from ...runtime.progress import NoProgress, Progress
 from ...runtime.text import plural
 from ..manifest import (
@@ -36,7 +36,7 @@ from .definition import (
     find_layout,
     image_folder,
 )
-from .outputs import Draft, Earlier, digest_of, is_held, read_contents
+from .outputs import OUTPUT_NAMES, Earlier, read_contents
 from .prepare_report import REPORT, Facts, LeftOuts, Listed, Tally, report_of, report_text
 from .same_text import plain_words
 from .split import cut_samples
@@ -55,12 +55,8 @@ def link_images(out: Path, images: Path) -> Path:
     if leads(link, images):
         return link
     if link.is_symlink() or not link.exists():
-        draft = out / f"{LINK}.{os.getpid()}.partial"
-        try:
-            draft.symlink_to(images.absolute())
-            draft.replace(link)
-        except OSError:
-            draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            put_link(link, images.absolute())
     return link if leads(link, images) else images
 
 
@@ -75,26 +71,24 @@ def leads(link: Path, images: Path) -> bool:
     return link.is_dir() and link.samefile(images)
 
 
-_DRAFT: Final = re.compile(r"(?:(?:train|val|test)\.jsonl|report\.json)\.\d+\.partial")
-_LINK_DRAFT: Final = re.compile(rf"{LINK}\.\d+\.partial")
 _IMAGE: Final = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,5}")
-_IMAGE_DRAFT: Final = re.compile(rf"{_IMAGE.pattern}\.\d+\.partial")
 
 
 def remove_drafts(out: Path) -> bool:
     """Remove drafts that no living run holds; return whether a manifest's was among them."""
-    found = False
+    manifests = False
     for path in list(out.iterdir()):
+        name = drafted(path.name)
         if path.is_symlink():
-            if _LINK_DRAFT.fullmatch(path.name):
+            if name == LINK:
                 path.unlink(missing_ok=True)
-        elif _DRAFT.fullmatch(path.name) and not is_held(path):
+        elif name in OUTPUT_NAMES and not is_held(path):
             path.unlink(missing_ok=True)
-            found = True
-    for path in list(_in_images(out, _IMAGE_DRAFT)):
+            manifests = True
+    for path in list(_in_images(out, drafted)):
         if not is_held(path):
             path.unlink(missing_ok=True)
-    return found
+    return manifests
 
 
 def remove_images(out: Path, kept: Container[str]) -> None:
@@ -104,7 +98,7 @@ def remove_images(out: Path, kept: Container[str]) -> None:
         out: the output folder.
         kept: paths below `out/images` that stay.
     """
-    for path in list(_in_images(out, _IMAGE)):
+    for path in list(_in_images(out, str)):
         if path.relative_to(out / LINK).as_posix() not in kept:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty yet, or never
@@ -112,12 +106,13 @@ def remove_images(out: Path, kept: Container[str]) -> None:
                 path.parent.parent.rmdir()
 
 
-def _in_images(out: Path, named: re.Pattern[str]) -> Iterator[Path]:
+def _in_images(out: Path, name_of: Callable[[str], str]) -> Iterator[Path]:
     images = out / LINK
     if images.is_symlink() or not images.is_dir():
         return
     for path in images.glob("[0-9a-f][0-9a-f]/*"):
-        if named.fullmatch(path.name) and path.name[:2] == path.parent.name:
+        name = name_of(path.name)
+        if _IMAGE.fullmatch(name) and name[:2] == path.parent.name:
             yield path
 
 
@@ -380,7 +375,7 @@ def prepare(
             **choices,
         },
         "files": {
-            path.relative_to(root).as_posix(): digest_of(path) for path in files_of(root, layout)
+            path.relative_to(root).as_posix(): sha256_file(path) for path in files_of(root, layout)
         },
     }
     earlier = _earlier(out, made_from, inside, asked)

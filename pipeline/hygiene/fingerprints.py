@@ -6,8 +6,6 @@ cut short is dropped.
 
 import base64
 import binascii
-import errno
-import fcntl
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +16,8 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 import PIL
 
-from ...runtime.processes import WorkerDiedError, Workers
+from ...runtime.files import lock
+from ...runtime.processes import Workers
 from ...runtime.progress import Progress
 from ..decode import Unreadable
 from ..pixels import PixelsError, sha256_file
@@ -32,6 +31,15 @@ _HEAD: Final = {
     "dead_zone": DEAD_ZONE,
     "pillow": PIL.__version__,  # another one may decode a JPEG to other pixels
 }
+
+FEW = 64
+"""Up to so many files are read in this process: starting others would take longer."""
+
+_AHEAD = 16  # results under way for each worker
+
+Result = TypeVar("Result")
+_Use = tuple[Side, str]  # a manifest, and the path by which it names a file
+_Users = dict[str, list[_Use]]
 
 
 class FingerprintFileError(ValueError):
@@ -49,12 +57,11 @@ class FingerprintFile:
         self.known: dict[str, Fingerprint] = {}
         self._file = file
 
-    def add(self, content: str, found: Fingerprint) -> None:
+    def add(self, content: str, fingerprint: Fingerprint) -> None:
         """Keep one more."""
-        self.known[content] = found
-        if self._file is not None:
-            coded = [base64.b64encode(part).decode() for part in (found.signs, found.definite)]
-            self._write([content, found.pixels, *coded])
+        self.known[content] = fingerprint
+        bits = (fingerprint.signs, fingerprint.definite)
+        self._write([content, fingerprint.pixels, *(base64.b64encode(b).decode() for b in bits)])
 
     def _write(self, value: object) -> None:
         if self._file is not None:
@@ -74,32 +81,22 @@ def fingerprint_file(path: Path | None) -> Iterator[FingerprintFile]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        _take(path, file)
+        if not lock(file):
+            raise FingerprintFileError(
+                f"{path}: another run writes to it; wait for that run, or name another file"
+            )
         file.seek(0)
-        kept = FingerprintFile(file)
-        end = _read(path, file, kept)
+        fingerprints = FingerprintFile(file)
+        end = _read(path, file, fingerprints)
         file.truncate(end)
         file.seek(end)
         if not end:
-            kept._write(_HEAD)
-        yield kept
+            fingerprints._write(_HEAD)
+        yield fingerprints
 
 
-def _take(path: Path, file: BinaryIO) -> None:
-    """Keep a second run out; the lock goes with the file, however this process ends."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise FingerprintFileError(
-            f"{path}: another run writes to it; wait for that run, or name another file"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
-            raise  # a file system without locks is used without one
-
-
-def _read(path: Path, file: BinaryIO, kept: FingerprintFile) -> int:
-    """Read what is there; return where the last whole line ends."""
+def _read(path: Path, file: BinaryIO, fingerprints: FingerprintFile) -> int:
+    """Read what is there; return the end of the last whole line."""
     end = 0
     for number, line in enumerate(file, start=1):
         if not line.endswith(b"\n"):
@@ -109,11 +106,11 @@ def _read(path: Path, file: BinaryIO, kept: FingerprintFile) -> int:
             if number == 1 and value != _HEAD:
                 raise ValueError("another head")
             if number > 1:
-                content, found = _parse(value)
-                kept.known[content] = found
+                content, fingerprint = _parse(value)
+                fingerprints.known[content] = fingerprint
         except (ValueError, TypeError) as error:
             raise FingerprintFileError(
-                f"{path}: line {number} is none of a file of fingerprints of this version; "
+                f"{path}: line {number} is no line of a fingerprint file of this version; "
                 "name a new file"
             ) from error
         end += len(line)
@@ -130,20 +127,6 @@ def _parse(value: Any) -> tuple[str, Fingerprint]:
     return str(content), Fingerprint(str(pixels), signs, definite)
 
 
-FEW = 64
-"""Up to so many files are read in this process: starting others would take longer."""
-
-_AHEAD = 16  # results under way for each worker
-_DIED = (
-    "a worker process died while it read images, most often because memory ran out; run the same "
-    "command again, with fewer --workers if it dies again"
-)
-
-Result = TypeVar("Result")
-_Use = tuple[Side, str]  # a manifest, and the path by which it names a file
-_Users = dict[str, list[_Use]]
-
-
 @dataclass(slots=True)
 class Contents:
     """What the images of a comparison are.
@@ -158,51 +141,51 @@ class Contents:
 
 
 def read_contents(
-    sides: Sequence[Side], workers: int, progress: Progress, kept: FingerprintFile
+    sides: Sequence[Side], workers: int, progress: Progress, known: FingerprintFile
 ) -> Contents:
     """Fill `content` of every side, and read the fingerprint of every distinct content.
 
     Args:
         sides: manifests; those without a folder of images are left as they are.
         workers: processes that read.
-        progress: is told.
-        kept: fingerprints of earlier runs; those of this one are added.
+        progress: shows how far it is.
+        known: fingerprints of earlier runs; those of this one are added.
 
     Raises:
         WorkerDiedError: a worker process ended by itself.
     """
-    found = Contents()
+    contents = Contents()
     users: _Users = defaultdict(list)
     first: dict[str, Path] = {}
-    for file, content, uses in _digests(sides, found, workers, progress):
+    for file, content, uses in _digests(sides, contents, workers, progress):
         first.setdefault(content, file)
         users[content] += uses
         for side, path in uses:
             side.content[path] = content
-    wanted = {file: content for content, file in first.items() if content not in kept.known}
+    new = {file: content for content, file in first.items() if content not in known.known}
     what = "decoding images"
-    for file, print_ in read_each(read_fingerprint, list(wanted), workers, progress, what):
-        if isinstance(print_, Unreadable):
-            found.unreadable += _named(users[wanted[file]], print_)
+    for file, fingerprint in read_each(read_fingerprint, list(new), workers, progress, what):
+        if isinstance(fingerprint, Unreadable):
+            contents.unreadable += _named(users[new[file]], fingerprint)
         else:
-            kept.add(wanted[file], print_)
-    found.fingerprints = {each: kept.known[each] for each in first if each in kept.known}
-    return found
+            known.add(new[file], fingerprint)
+    contents.fingerprints = {name: known.known[name] for name in first if name in known.known}
+    return contents
 
 
 def _digests(
-    sides: Sequence[Side], found: Contents, workers: int, progress: Progress
+    sides: Sequence[Side], contents: Contents, workers: int, progress: Progress
 ) -> Iterator[tuple[Path, str, list[_Use]]]:
     """Yield every readable file, its digest, and what names it; the others go to `unreadable`."""
     users: dict[Path, list[_Use]] = defaultdict(list)
     for side in sides:
         there, absent = side.files(progress)
-        found.unreadable += [(side.manifest, path, reason) for path, reason in absent.items()]
+        contents.unreadable += [(side.manifest, path, reason) for path, reason in absent.items()]
         for path, file in there.items():
             users[file].append((side, path))
     for file, content in read_each(digest, list(users), workers, progress, "reading files"):
         if isinstance(content, Unreadable):
-            found.unreadable += _named(users[file], content)
+            contents.unreadable += _named(users[file], content)
         else:
             yield file, content, users[file]
 
@@ -220,14 +203,12 @@ def read_each(
         WorkerDiedError: a worker process ended by itself.
     """
     count = workers if len(files) > FEW else 0
-    try:
-        with progress.stage(what, total=len(files)), Workers(count) as pool:
-            found = pool.map(read, files, ahead=_AHEAD * max(1, count))
-            for file, result in zip(files, found, strict=True):
-                progress.advance(1)
-                yield file, result
-    except WorkerDiedError:
-        raise WorkerDiedError(_DIED) from None
+    pool = Workers(count, preload="medalign.pipeline.decode")
+    with progress.stage(what, total=len(files)), pool:
+        results = pool.map(read, files, ahead=_AHEAD * max(1, count))
+        for file, result in zip(files, results, strict=True):
+            progress.advance(1)
+            yield file, result
 
 
 def digest(file: Path) -> str | Unreadable:

@@ -15,6 +15,23 @@ from ..datasets.same_text import plain_words
 from ..manifest import IMAGE_PLACEHOLDER, Record, checked_records, find_images
 from .near_duplicates import Fingerprint, near_images
 
+Kind = Literal["triplet", "file", "pixels", "near", "patient", "study"]
+
+KINDS: Final[dict[Kind, str]] = {
+    "triplet": "same image, question and answer",
+    "file": "same image file",
+    "pixels": "same pixels in another file",
+    "near": "near-same image",
+    "patient": "same patient",
+    "study": "same study",
+}
+"""Every kind of leak, and what it is called."""
+
+LISTED: Final = 100
+"""How many records of each side one leak lists; the rest are counted."""
+
+Numbers = NDArray[np.intp]
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -23,14 +40,14 @@ class Member:
     Attributes:
         id, line: as in the manifest.
         images: paths, as in the manifest.
-        asked: a digest of each question with its answer, both normalised.
+        pairs: a digest of each question with its answer, both normalised.
         patient, study: fields of these names as text; None where a record has none.
     """
 
     id: str
     line: int
     images: tuple[str, ...]
-    asked: tuple[bytes, ...]
+    pairs: tuple[bytes, ...]
     patient: str | None
     study: str | None
 
@@ -62,8 +79,7 @@ class Side:
 
     def identity(self, path: str) -> str:
         """What an image is compared by: its content where that is known, else where it lies."""
-        place = path if self.root is None else str(self.root / path)
-        return self.content.get(path) or f"path {place}"
+        return self.content.get(path) or f"path {path if self.root is None else self.root / path}"
 
     def files(self, progress: Progress) -> tuple[dict[str, Path], dict[str, str]]:
         """Map paths to their files, and the other paths to why there is none."""
@@ -93,9 +109,9 @@ def normalised(text: str) -> str:
 
 def _member(record: Record) -> Member:
     turns = [normalised(turn.text) for turn in record.conversations]
-    asked = tuple(_digest(*turns[place : place + 2]) for place in range(0, len(turns), 2))
+    pairs = tuple(_digest(*turns[k : k + 2]) for k in range(0, len(turns), 2))
     patient, study = (_named(record.fields, name) for name in ("patient", "study"))
-    return Member(record.id, record.line, record.images, asked, patient, study)
+    return Member(record.id, record.line, record.images, pairs, patient, study)
 
 
 def _digest(*texts: str) -> bytes:
@@ -107,22 +123,6 @@ def _named(fields: Mapping[str, object], name: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     return str(value).strip() or None
-
-
-Kind = Literal["triplet", "file", "pixels", "near", "patient", "study"]
-
-KINDS: Final[dict[Kind, str]] = {
-    "triplet": "same image, question and answer",
-    "file": "same image file",
-    "pixels": "same pixels in another file",
-    "near": "near-same image",
-    "patient": "same patient",
-    "study": "same study",
-}
-"""Every kind of leak, and what it is called."""
-
-LISTED: Final = 100
-"""How many records of each side one leak lists; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,17 +166,17 @@ class Leaks:
     """Hold everything that two manifests share.
 
     Attributes:
-        found: every leak.
+        all: every leak.
         train, test: the lines of all records that share something, by kind.
     """
 
-    found: list[Leak] = field(default_factory=list)
+    all: list[Leak] = field(default_factory=list)
     train: dict[Kind, set[int]] = field(default_factory=lambda: {kind: set() for kind in KINDS})
     test: dict[Kind, set[int]] = field(default_factory=lambda: {kind: set() for kind in KINDS})
 
     def of(self, kind: Kind) -> list[Leak]:
         """The leaks of one kind."""
-        return [leak for leak in self.found if leak.kind == kind]
+        return [leak for leak in self.all if leak.kind == kind]
 
     def touch(self, kind: Kind, train: Iterable[Member], test: Iterable[Member]) -> None:
         """Remember records that share something."""
@@ -184,53 +184,51 @@ class Leaks:
         self.test[kind].update(member.line for member in test)
 
 
-Places = NDArray[np.intp]
-
-
-class Shown:
-    """The distinct images of a manifest, by their place among them.
+class ImageIndex:
+    """The distinct images of a manifest, numbered, and the records that show each.
 
     Attributes:
-        places: identity of an image -> its place.
+        numbers: identity of an image -> its number.
         paths: the path of each, the first if there are several.
     """
 
     def __init__(self, side: Side) -> None:
-        self.places: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
         self.paths: list[str] = []
         self._members = side.members
-        shown: list[int] = []
-        showing: list[int] = []
-        for number, member in enumerate(side.members):
+        images: list[int] = []
+        records: list[int] = []
+        for record, member in enumerate(side.members):
             for path in dict.fromkeys(member.images):
-                place = self.places.setdefault(side.identity(path), len(self.paths))
-                if place == len(self.paths):
+                number = self.numbers.setdefault(side.identity(path), len(self.paths))
+                if number == len(self.paths):
                     self.paths.append(path)
-                shown.append(place)
-                showing.append(number)
-        order = np.argsort(shown, kind="stable")
-        self._records = np.asarray(showing, np.intp)[order]
-        self._counts = np.bincount(np.asarray(shown, np.intp), minlength=len(self.paths))
+                images.append(number)
+                records.append(record)
+        # Sorted by image, so that the records of one image lie side by side.
+        order = np.argsort(images, kind="stable")
+        self._records = np.asarray(records, np.intp)[order]
+        self._counts = np.bincount(np.asarray(images, np.intp), minlength=len(self.paths))
         self._starts = np.cumsum(self._counts) - self._counts
         # Where no record has two images, no record can be found twice.
         self._single = len(np.unique(self._records)) == len(self._records)
 
-    def records(self, places: Places) -> Places:
+    def records(self, images: Numbers) -> Numbers:
         """Return the numbers of all records that show some images, each once, in their order."""
-        counts = self._counts[places]
+        counts = self._counts[images]
         before = np.cumsum(counts) - counts
         inside = np.arange(counts.sum()) - np.repeat(before, counts)
-        found: Places = self._records[np.repeat(self._starts[places], counts) + inside]
+        records: Numbers = self._records[np.repeat(self._starts[images], counts) + inside]
         if self._single:
-            return found
-        first = np.unique(found, return_index=True)[1]
-        return found[np.sort(first)]
+            return records
+        first = np.unique(records, return_index=True)[1]
+        return records[np.sort(first)]
 
-    def members(self, records: Places | Sequence[int]) -> list[Member]:
+    def members(self, records: Numbers) -> list[Member]:
         """Return records by their numbers."""
         return [self._members[number] for number in records]
 
-    def sharers(self, records: Places) -> Sharers:
+    def sharers(self, records: Numbers) -> Sharers:
         """List the first of some records."""
         return Sharers(tuple(self.members(records[:LISTED])), len(records))
 
@@ -247,74 +245,71 @@ class LeakedImages:
     """Compares the images of two manifests, and adds what they share to `leaks`."""
 
     def __init__(self, train: Side, test: Side, fingerprints: Fingerprints, leaks: Leaks) -> None:
-        self._here, self._there = Shown(train), Shown(test)
+        self._train, self._test = ImageIndex(train), ImageIndex(test)
         self._prints = fingerprints
         self._leaks = leaks
 
     def find(self, distance: float, progress: Progress) -> None:
         """List every held-out image once, by the strongest of file, pixels and near."""
-        rest = self._same()
-        known, asked = self._comparable(self._here.places), self._comparable(rest)
-        here = np.asarray([self._here.places[content] for content, _ in known], np.intp)
-        hit = self._here.none()
-        found = near_images([each for _, each in known], [each for _, each in asked], distance)
-        with progress.stage("comparing images", total=len(asked)):
-            for (content, _), near in zip(asked, found, strict=True):
+        test = self._comparable(self._same())
+        train = self._comparable(self._train.numbers)
+        numbers = np.asarray([self._train.numbers[content] for content in train], np.intp)
+        hit = self._train.none()
+        nearest = near_images(list(train.values()), list(test.values()), distance)
+        with progress.stage("comparing images", total=len(test)):
+            for content, near in zip(test, nearest, strict=True):
                 progress.advance(1)
-                if len(near.places):
-                    records = self._here.records(here[near.places])
+                if len(near.numbers):
+                    records = self._train.records(numbers[near.numbers])
                     hit[records] = True
                     far = round(float(near.distances[0]), 1)
-                    self._add("near", content, self._here.sharers(records), far)
-        self._leaks.touch("near", self._here.members(np.flatnonzero(hit)), ())
+                    self._add("near", content, self._train.sharers(records), far)
+        self._leaks.touch("near", self._train.members(np.flatnonzero(hit)), ())
 
     def _same(self) -> list[str]:
         """Add images whose file or pixels are the same; return the others."""
-        files: dict[str, Places] = {
-            content: np.asarray([place], np.intp)
-            for content, place in self._here.places.items()
-            if content in self._there.places
-        }
         pixels: dict[str, list[int]] = defaultdict(list)
-        for content, place in self._here.places.items():
-            if found := self._prints.get(content):
-                pixels[found.pixels].append(place)
+        for content, number in self._train.numbers.items():
+            if fingerprint := self._prints.get(content):
+                pixels[fingerprint.pixels].append(number)
         alike: dict[str, Sharers] = {}  # once for all images that look so: there may be many
-        rest = []
-        for content in self._there.places:
-            found = self._prints.get(content)
-            if content in files:
-                records = self._here.records(files[content])
-                self._leaks.touch("file", self._here.members(records), ())
-                self._add("file", content, self._here.sharers(records))
-            elif found and found.pixels in pixels:
-                if found.pixels not in alike:
-                    records = self._here.records(np.asarray(pixels[found.pixels], np.intp))
-                    self._leaks.touch("pixels", self._here.members(records), ())
-                    alike[found.pixels] = self._here.sharers(records)
-                self._add("pixels", content, alike[found.pixels])
+        others = []
+        for content in self._test.numbers:
+            fingerprint = self._prints.get(content)
+            if content in self._train.numbers:
+                self._add("file", content, self._touched("file", [self._train.numbers[content]]))
+            elif fingerprint and (look := fingerprint.pixels) in pixels:
+                if look not in alike:
+                    alike[look] = self._touched("pixels", pixels[look])
+                self._add("pixels", content, alike[look])
             else:
-                rest.append(content)
-        return rest
+                others.append(content)
+        return others
+
+    def _touched(self, kind: Kind, images: Sequence[int]) -> Sharers:
+        """Note the training records that show some images, and list the first of them."""
+        records = self._train.records(np.asarray(images, np.intp))
+        self._leaks.touch(kind, self._train.members(records), ())
+        return self._train.sharers(records)
 
     def _add(self, kind: Kind, content: str, train: Sharers, distance: float | None = None) -> None:
-        place = self._there.places[content]
-        records = self._there.records(np.asarray([place], np.intp))
-        self._leaks.touch(kind, (), self._there.members(records))
-        self._leaks.found.append(
+        number = self._test.numbers[content]
+        records = self._test.records(np.asarray([number], np.intp))
+        self._leaks.touch(kind, (), self._test.members(records))
+        self._leaks.all.append(
             Leak(
                 kind=kind,
-                what=self._there.paths[place],
+                what=self._test.paths[number],
                 train=train,
-                test=self._there.sharers(records),
+                test=self._test.sharers(records),
                 distance=distance,
             )
         )
 
-    def _comparable(self, contents: Iterable[str]) -> list[tuple[str, Fingerprint]]:
-        """Of some contents, those that can be compared by their hash."""
-        found = ((content, self._prints.get(content)) for content in contents)
-        return [(content, each) for content, each in found if each and not each.plain]
+    def _comparable(self, contents: Iterable[str]) -> dict[str, Fingerprint]:
+        """Of some contents, the fingerprints of those that can be compared by their hash."""
+        known = {content: self._prints.get(content) for content in contents}
+        return {content: print_ for content, print_ in known.items() if print_ and not print_.plain}
 
 
 _Keyed = Iterable[tuple[Hashable, Member]]
@@ -332,7 +327,7 @@ def find_leaks(
         test: likewise.
         fingerprints: of all of their contents.
         distance: largest distance of near-same images, in bits of 256.
-        progress: is told of the images that are compared by their hash.
+        progress: shows how many images are compared by their hash.
     """
     leaks = Leaks()
     _triplets(train, test, fingerprints, leaks)
@@ -343,15 +338,15 @@ def find_leaks(
 
 
 def _triplets(train: Side, test: Side, fingerprints: Fingerprints, leaks: Leaks) -> None:
-    def shown(content: str) -> str:
-        found = fingerprints.get(content)
-        return content if found is None else found.pixels
+    def look(content: str) -> str:
+        fingerprint = fingerprints.get(content)
+        return content if fingerprint is None else fingerprint.pixels
 
     def keys(side: Side) -> _Keyed:
         for member in side.members:
-            images = tuple(shown(side.identity(path)) for path in member.images)
-            for asked in member.asked:
-                yield (images, asked), member
+            images = tuple(look(side.identity(path)) for path in member.images)
+            for pair in member.pairs:
+                yield (images, pair), member
 
     for _, here, there in _shared(keys(train), keys(test)):
         _add(leaks, "triplet", ", ".join(there[0].images) or "no image", here, there)
@@ -371,8 +366,7 @@ def _add(
     leaks: Leaks, kind: Kind, what: str, here: tuple[Member, ...], there: tuple[Member, ...]
 ) -> None:
     leaks.touch(kind, here, there)
-    found = Leak(kind=kind, what=what, train=Sharers.of(here), test=Sharers.of(there))
-    leaks.found.append(found)
+    leaks.all.append(Leak(kind=kind, what=what, train=Sharers.of(here), test=Sharers.of(there)))
 
 
 def _shared(

@@ -1,4 +1,4 @@
-"""How leaks are told: a table and the first few of each kind, or JSON with all of them.
+"""Leaks as a table with the first few of each kind, or as JSON with all of them.
 
 Only ids, lines, paths, and names of patients and studies: never a question, answer or report.
 """
@@ -15,13 +15,13 @@ from rich.text import Text
 from ..manifest import printable, shorten
 from .leakage import KINDS, Kind, Leak, Leaks, Sharers, Side
 
-SHOWN: Final = 5
+PRINTED: Final = 5
 """Leaks of each kind that the table lists, and records of each leak."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Hold what a held-out manifest shares with the training manifest."""
+    """What a held-out manifest shares with the training manifest."""
 
     test: Side
     leaks: Leaks
@@ -29,7 +29,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeakageReport:
-    """Hold everything that was found.
+    """Everything that a comparison of manifests gave.
 
     Attributes:
         train: the training manifest.
@@ -50,7 +50,7 @@ class LeakageReport:
     @property
     def shares(self) -> bool:
         """Whether anything is shared."""
-        return any(each.leaks.found for each in self.comparisons)
+        return any(comparison.leaks.all for comparison in self.comparisons)
 
     @property
     def clean(self) -> bool:
@@ -60,7 +60,7 @@ class LeakageReport:
     @property
     def by_path(self) -> bool:
         """Whether the images of a manifest are known by their paths only."""
-        sides = (self.train, *(each.test for each in self.comparisons))
+        sides = (self.train, *(comparison.test for comparison in self.comparisons))
         return any(side.root is None and side.has_images for side in sides)
 
     @property
@@ -76,7 +76,7 @@ class LeakageReport:
             "compared_by": "path" if self.by_path else "content",
             "not_compared": len(self.unreadable),
             "train": _side(self.train),
-            "tests": [_compared(each) for each in self.comparisons],
+            "tests": [_compared(comparison) for comparison in self.comparisons],
             "images": {
                 "distinct": self.images,
                 "plain": self.plain,
@@ -91,10 +91,10 @@ class LeakageReport:
 
 def print_report(report: LeakageReport, console: Console) -> None:
     """Print a table for every held-out manifest, and the first leaks of each kind."""
-    for each in report.comparisons:
-        console.print(_table(report.train, each))
+    for comparison in report.comparisons:
+        console.print(_table(report.train, comparison))
         for kind in KINDS:
-            _print(_listed(each.leaks.of(kind)), console)
+            _print(_listed(comparison.leaks.of(kind)), console)
     _print([*_notes(report), _verdict(report)], console)
 
 
@@ -103,15 +103,15 @@ def _print(lines: Iterable[str], console: Console) -> None:
         console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
 
 
-def _table(train: Side, found: Comparison) -> Table:
-    test = found.test
+def _table(train: Side, comparison: Comparison) -> Table:
+    test = comparison.test
     title = Text(printable(f"{test.manifest} against {train.manifest}"))
     table = Table(title=title, title_justify="left")
     table.add_column("shared")
     for name in ("leaks", "held-out records", "training records"):
         table.add_column(name, justify="right")
     for kind, name in KINDS.items():
-        counts = _counts(found.leaks, kind)
+        counts = _counts(comparison.leaks, kind)
         numbers = [
             f"{counts['leaks']:,}",
             _share(counts["test_records"], len(test.members)),
@@ -126,20 +126,20 @@ def _share(part: int, whole: int) -> str:
 
 
 def _listed(leaks: Sequence[Leak]) -> Iterable[str]:
-    for leak in leaks[:SHOWN]:
+    for leak in leaks[:PRINTED]:
         how = "" if leak.distance is None else f", {leak.distance:g} of 256 bits"
         yield f"{KINDS[leak.kind]}: {shorten(leak.what)}{how}"
         yield f"  held out: {_members(leak.test)}"
         yield f"  training: {_members(leak.train)}"
-    if len(leaks) > SHOWN:
-        yield f"{KINDS[leaks[0].kind]}: and {len(leaks) - SHOWN:,} more (--json has all)"
+    if len(leaks) > PRINTED:
+        yield f"{KINDS[leaks[0].kind]}: and {len(leaks) - PRINTED:,} more (--json has all)"
 
 
 def _notes(report: LeakageReport) -> Iterable[str]:
-    for manifest, path, reason in report.unreadable[:SHOWN]:
+    for manifest, path, reason in report.unreadable[:PRINTED]:
         yield f"not compared: {shorten(path)} of {manifest}: {reason}"
-    if len(report.unreadable) > SHOWN:
-        yield f"not compared: and {len(report.unreadable) - SHOWN:,} more (--json has all)"
+    if len(report.unreadable) > PRINTED:
+        yield f"not compared: and {len(report.unreadable) - PRINTED:,} more (--json has all)"
     if report.plain:
         yield f"{report.plain:,} of {report.images:,} images are too plain for the near-same test"
 
@@ -160,11 +160,11 @@ def _verdict(report: LeakageReport) -> str:
     )
 
 
-def _members(found: Sharers) -> str:
-    listed = found.listed[:SHOWN]
-    shown = ", ".join(f"{shorten(member.id)} (line {member.line})" for member in listed)
-    more = found.count - len(listed)
-    return f"{shown} and {more:,} more" if more > 0 else shown
+def _members(sharers: Sharers) -> str:
+    listed = sharers.listed[:PRINTED]
+    names = ", ".join(f"{shorten(member.id)} (line {member.line})" for member in listed)
+    more = sharers.count - len(listed)
+    return f"{names} and {more:,} more" if more > 0 else names
 
 
 def _counts(leaks: Leaks, kind: Kind) -> dict[str, int]:
@@ -180,26 +180,26 @@ def _side(side: Side) -> dict[str, Any]:
     return {"manifest": str(side.manifest), "images": root, "records": len(side.members)}
 
 
-def _compared(found: Comparison) -> dict[str, Any]:
-    leaks = found.leaks
+def _compared(comparison: Comparison) -> dict[str, Any]:
+    leaks = comparison.leaks
     return {
-        **_side(found.test),
+        **_side(comparison.test),
         "counts": {kind: _counts(leaks, kind) for kind in KINDS},
-        "leaks": [_leak(leak) for leak in leaks.found],
+        "leaks": [_leak(leak) for leak in leaks.all],
         "lines": {"train": _lines(leaks.train), "test": _lines(leaks.test)},
     }
 
 
 def _leak(leak: Leak) -> dict[str, Any]:
-    found: dict[str, Any] = {"kind": leak.kind, "what": leak.what}
+    values: dict[str, Any] = {"kind": leak.kind, "what": leak.what}
     if leak.distance is not None:
-        found["distance"] = leak.distance
+        values["distance"] = leak.distance
     for name, sharers in (("train", leak.train), ("test", leak.test)):
-        found[name] = [{"id": member.id, "line": member.line} for member in sharers.listed]
-        found[f"{name}_records"] = sharers.count
-    return found
+        values[name] = [{"id": member.id, "line": member.line} for member in sharers.listed]
+        values[f"{name}_records"] = sharers.count
+    return values
 
 
 def _lines(lines: Mapping[Kind, Set[int]]) -> dict[str, list[int]]:
     """The lines of all records that share something, by kind: no leak lists them all."""
-    return {kind: sorted(found) for kind, found in lines.items() if found}
+    return {kind: sorted(numbers) for kind, numbers in lines.items() if numbers}

@@ -33,6 +33,8 @@ DEAD_ZONE: Final = 4.0
 _SIDE, _ORDER = 64, 18
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's
 
+Words = NDArray[np.uint64]
+
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
@@ -81,15 +83,15 @@ def _low_frequencies(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
     how = Image.Resampling.BOX if box else Image.Resampling.BILINEAR
     small = np.asarray(Image.fromarray(grey).resize((_SIDE, _SIDE), how), np.float64)
     basis, chosen = _basis()
-    found: NDArray[np.float64] = (basis @ small @ basis.T)[chosen]
-    return found
+    coefficients: NDArray[np.float64] = (basis @ small @ basis.T)[chosen]
+    return coefficients
 
 
 @cache
 def _basis() -> tuple[NDArray[np.float64], tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Return the first rows of the orthonormal DCT-II (without scaling row 0), and the order."""
-    places = np.arange(_SIDE)
-    rows = np.cos(np.pi * np.outer(np.arange(_ORDER), 2 * places + 1) / (2 * _SIDE))
+    points = 2 * np.arange(_SIDE) + 1
+    rows = np.cos(np.pi * np.outer(np.arange(_ORDER), points) / (2 * _SIDE))
     rows *= np.sqrt(2 / _SIDE)
     rows[0] /= np.sqrt(2)
     down, right = np.divmod(np.arange(1, _ORDER**2), _ORDER)  # from 1: without the mean
@@ -97,19 +99,16 @@ def _basis() -> tuple[NDArray[np.float64], tuple[NDArray[np.intp], NDArray[np.in
     return rows, (down[nearest], right[nearest])
 
 
-Words = NDArray[np.uint64]
-
-
 @dataclass(frozen=True, slots=True)
 class Near:
     """What lies near one image.
 
     Attributes:
-        places: which images of the other side, nearest first.
+        numbers: which images of the other side, nearest first.
         distances: of each, in bits of `BITS`.
     """
 
-    places: NDArray[np.intp]
+    numbers: NDArray[np.intp]
     distances: NDArray[np.float64]
 
 
@@ -117,8 +116,8 @@ class Hashes:
     """The hashes of one side, laid out so that one pass compares an image with all of them."""
 
     def __init__(self, fingerprints: Sequence[Fingerprint]) -> None:
-        self.signs = _words([each.signs for each in fingerprints])
-        self.definite = _words([each.definite for each in fingerprints])
+        self.signs = _words([one.signs for one in fingerprints])
+        self.definite = _words([one.definite for one in fingerprints])
 
     def __len__(self) -> int:
         return len(self.signs[0])
@@ -129,19 +128,19 @@ class Hashes:
         # Scaling only makes distances larger: whoever differs too much in a part is out. The first
         # word is compared without gathering, since there nobody is out yet.
         count = _unlike(self.signs[0], self.definite[0], signs[0], definite[0])
-        places = np.flatnonzero(count <= distance)
-        differing = count[places].astype(np.int64)
+        numbers = np.flatnonzero(count <= distance)
+        differing = count[numbers].astype(np.int64)
         for word in range(1, len(signs)):
-            here = self.signs[word, places], self.definite[word, places]
-            differing = differing + _unlike(*here, signs[word], definite[word])
-            kept = differing <= distance
-            places, differing = places[kept], differing[kept]
-        both = self.definite[:, places] & definite[:, None]
+            words = self.signs[word, numbers], self.definite[word, numbers]
+            differing = differing + _unlike(*words, signs[word], definite[word])
+            near = differing <= distance
+            numbers, differing = numbers[near], differing[near]
+        both = self.definite[:, numbers] & definite[:, None]
         common = np.bitwise_count(both).sum(axis=0, dtype=np.int64)
-        found = BITS * differing / np.maximum(common, 1)
-        kept = (common >= DEFINITE) & (found <= distance)
-        order = np.argsort(found[kept], kind="stable")
-        return Near(places[kept][order], found[kept][order])
+        distances = BITS * differing / np.maximum(common, 1)
+        near = (common >= DEFINITE) & (distances <= distance)
+        order = np.argsort(distances[near], kind="stable")
+        return Near(numbers[near][order], distances[near][order])
 
 
 def near_images(
@@ -149,16 +148,16 @@ def near_images(
 ) -> Iterator[Near]:
     """Yield, for every test image, the train images within `distance` bits of it."""
     hashes = Hashes(train)
-    for each in test:
-        yield hashes.near(each, distance)
+    for fingerprint in test:
+        yield hashes.near(fingerprint, distance)
 
 
 def _unlike(
     signs: Words, definite: Words, sign: np.uint64, definite_too: np.uint64
 ) -> NDArray[np.uint8]:
     """Count the bits of one word in which many images and another one definitely differ."""
-    found: NDArray[np.uint8] = np.bitwise_count((signs ^ sign) & definite & definite_too)
-    return found
+    counts: NDArray[np.uint8] = np.bitwise_count((signs ^ sign) & definite & definite_too)
+    return counts
 
 
 def _words(hashes: Sequence[bytes]) -> Words:

@@ -119,13 +119,13 @@ class RowReader:
             return self._fetch(row)
 
     def _fetch(self, row: int) -> Bytes:
-        shard, place = divmod(row, self.layout.shard_rows)
+        shard, position = divmod(row, self.layout.shard_rows)
         name = self.layout.file_of(shard)
         ends = self._index(shard, name)
-        if place >= len(ends):
+        if position >= len(ends):
             raise TeacherCacheError(f"{self.storage} has no row {row}: shard {shard} ends before")
-        start = ends[place - 1] if place else 0
-        chunk = np.empty(ends[place] - start, np.uint8)
+        start = ends[position - 1] if position else 0
+        chunk = np.empty(ends[position] - start, np.uint8)
         self.storage.read_into(name, start, chunk.data)
         _check_crc(chunk, "row")
         return chunk
@@ -179,8 +179,8 @@ class RowReader:
 
 
 def _check_crc(data: Bytes, what: str) -> None:
-    found = google_crc32c.value(data[:-_CRC_BYTES])
-    if found != int.from_bytes(data[-_CRC_BYTES:].tobytes(), "little"):
+    computed = google_crc32c.value(data[:-_CRC_BYTES])
+    if computed != int.from_bytes(data[-_CRC_BYTES:].tobytes(), "little"):
         raise DamagedError(f"the checksum of its {what} does not fit")
 
 

@@ -110,12 +110,12 @@ class LocalStorage:
         """Fill `buffer` with the bytes of `name` from `start` on."""
         with _absent_as_one_error(), (self.folder / name).open("rb", buffering=0) as file:
             file.seek(start)
-            place = 0
-            while place < len(buffer):  # one read gives at most 2 GiB
-                got = file.readinto(buffer[place:])
-                if not got:
-                    raise DamagedError(f"{self}/{name} ends at {start + place}, too early")
-                place += got
+            filled = 0
+            while filled < len(buffer):  # one read gives at most 2 GiB
+                count = file.readinto(buffer[filled:])
+                if not count:
+                    raise DamagedError(f"{self}/{name} ends at {start + filled}, too early")
+                filled += count
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes, None when there is no such file."""

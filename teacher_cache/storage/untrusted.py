@@ -1,15 +1,14 @@
-"""Values that came from a file are checked before anybody believes them."""
+"""The store's errors, and how its values are written, hashed and checked."""
 
 import contextlib
 import hashlib
 import json
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
-MAX_TEXT = 2**20
-MAX_ROWS = 2**31 - 1
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+from ...runtime.checks import Checks
+
+MAX_ROWS: Final = 2**31 - 1
 
 
 class TeacherCacheError(ValueError):
@@ -20,6 +19,12 @@ class DamagedError(TeacherCacheError):
     """A file of a cache does not hold the bytes that were written."""
 
     exit_code = 1
+
+
+_CHECKS: Final = Checks(TeacherCacheError)
+strict_fields, check_mapping = _CHECKS.fields, _CHECKS.mapping
+check_type, check_text, check_choice = _CHECKS.kind, _CHECKS.text, _CHECKS.choice
+check_sha256, check_int = _CHECKS.sha256, _CHECKS.integer
 
 
 @contextlib.contextmanager
@@ -44,58 +49,6 @@ def canonical_json(value: object) -> bytes:
     return text.encode("ascii")
 
 
-def strict_fields(
-    value: object, names: Collection[str], where: str, optional: Collection[str] = ()
-) -> dict[str, Any]:
-    """Return `value` as a dict with exactly the keys `names`, and perhaps those of `optional`.
-
-    Raises:
-        TeacherCacheError: not a JSON object, or a key is missing or unknown.
-    """
-    fields = check_mapping(value, where)
-    missing = sorted(set(names) - set(fields))
-    unknown = sorted(set(fields) - set(names) - set(optional))
-    if missing or unknown:
-        raise TeacherCacheError(f"{where}: missing keys {missing}, unknown keys {unknown}")
-    return dict(fields)
-
-
-def check_sha256(value: object, name: str) -> str:
-    """Return `value` if it is a SHA-256 digest of 64 lower-case hex digits.
-
-    Raises:
-        TeacherCacheError: it is not.
-    """
-    if not isinstance(value, str) or not is_sha256(value):
-        raise TeacherCacheError(f"{name} takes 64 lower-case hex digits, got {value!r:.80}")
-    return value
-
-
-def is_sha256(text: str) -> bool:
-    """Say whether `text` is a SHA-256 digest of 64 lower-case hex digits."""
-    return _SHA256.fullmatch(text) is not None
-
-
-def check_mapping(value: object, where: str) -> Mapping[str, Any]:
-    """Return `value` if it is a mapping, which is what a JSON object becomes."""
-    if not isinstance(value, Mapping):
-        raise TeacherCacheError(f"{where} takes a JSON object, got {value!r:.80}")
-    return value
-
-
-def check_type(value: object, name: str, kind: type) -> None:
-    """Refuse a `value` that is not a `kind`."""
-    if not isinstance(value, kind):
-        raise TeacherCacheError(f"{name} takes a {kind.__name__}, got {value!r:.80}")
-
-
-def check_text(value: object, name: str, *, empty: bool = False) -> str:
-    """Return `value` if it is a text; an empty one only where `empty` allows it."""
-    if not isinstance(value, str) or not (value or empty) or len(value) > MAX_TEXT:
-        raise TeacherCacheError(f"{name} takes a text, got {value!r:.80}")
-    return value
-
-
 def check_relative(value: object) -> str:
     """Return `value` if it is a path below the image folder, as a manifest may name it.
 
@@ -106,19 +59,6 @@ def check_relative(value: object) -> str:
     if path.startswith("/") or "\0" in path or ".." in path.replace("\\", "/").split("/"):
         raise TeacherCacheError(f"path of an image must stay below the image folder, got {path!r}")
     return path
-
-
-def check_choice(value: object, name: str, choices: Collection[str]) -> None:
-    """Refuse a `value` that is not among `choices`."""
-    if value not in choices:
-        raise TeacherCacheError(f"{name} takes one of {', '.join(choices)}, got {value!r:.80}")
-
-
-def check_int(value: object, name: str, low: int, high: int) -> None:
-    """Refuse a `value` that is not a whole number in `low`..`high`."""
-    # bool is an int to Python but not to JSON
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise TeacherCacheError(f"{name} takes {low} to {high}, got {value!r:.80}")
 
 
 def with_digest(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,9 +111,9 @@ def json_without_digest(
     digest = fields.pop("digest", None)
     # quotes inside of strings are escaped, so this can only be the key
     key = f'"digest":"{digest}",'.encode()
-    place = data.find(key)
-    sha = hashlib.sha256(memoryview(data)[: max(place, 0)])
-    sha.update(memoryview(data)[place + len(key) :])
-    if place < 0 or sha.hexdigest() != digest:
+    start = data.find(key)
+    sha = hashlib.sha256(memoryview(data)[: max(start, 0)])
+    sha.update(memoryview(data)[start + len(key) :])
+    if start < 0 or sha.hexdigest() != digest:
         raise DamagedError(f"{where} does not match its digest: it is damaged or was edited")
     return fields

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from medalign.cli import app
 from medalign.eval.figures import runs as run_figures
-from medalign.eval.figures.runs import Asked, Drawn, draw_attention, draw_curves
+from medalign.eval.figures.runs import Drawn, Questions, draw_attention, draw_curves
 from medalign.eval.predictions import AnswersError
 from medalign.eval.source import Source
 from medalign.pipeline.geometry import apply_geometry
@@ -48,9 +48,9 @@ def run_folder(path: Path, steps: int) -> Path:
     return path
 
 
-def asked(place: Path, *students: str, **more: Any) -> Asked:
+def asked(place: Path, *students: str, **more: Any) -> Questions:
     sources = {name: Source(place / name, None) for name in students or ("student",)}
-    return Asked(place / "m.jsonl", place, sources, **{"layer": 1, **more})
+    return Questions(place / "m.jsonl", place, sources, **{"layer": 1, **more})
 
 
 @pytest.mark.parametrize("form", BEGINNINGS)
@@ -136,9 +136,9 @@ def test_what_has_no_images_is_refused(place: Path, tmp_path: Path) -> None:
     manifest.write_text(json.dumps({"id": "a", "conversations": turns}))
     source = {"student": Source(place / "student", None)}
     with pytest.raises(AnswersError, match="no record has an image"):
-        draw_attention(Asked(manifest, place, source), tmp_path)
+        draw_attention(Questions(manifest, place, source), tmp_path)
     with pytest.raises(AnswersError, match="gone is no folder"):
-        draw_attention(Asked(place / "m.jsonl", place / "gone", source), tmp_path)
+        draw_attention(Questions(place / "m.jsonl", place / "gone", source), tmp_path)
 
 
 def test_the_command_draws_both_and_names_what_is_missing(place: Path, tmp_path: Path) -> None:

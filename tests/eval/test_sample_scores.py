@@ -85,9 +85,9 @@ def test_yes_no_questions_count_whatever_their_type(record: MakeRecord, answer: 
     ]
     samples, _ = vqa_scores(join(answers, records, "vqa"))
     strict = samples["strict", "hallucination_rate"]
-    assert strict.places.tolist() == [0, 1, 2]
+    assert strict.samples.tolist() == [0, 1, 2]
     assert strict.terms[:, 0, 0].tolist() == [1, 1, 0]
-    assert samples["medheval", "yes_share"].places.tolist() == [0, 1, 2]
+    assert samples["medheval", "yes_share"].samples.tolist() == [0, 1, 2]
 
 
 def test_the_released_scorer_does_not_look_at_options(
@@ -101,9 +101,9 @@ def test_the_released_scorer_does_not_look_at_options(
         record("c", *turns, options=options, answer_type="OPEN"),
     ]
     samples, counts = vqa_scores(join([answer(id_) for id_ in "abc"], records, "vqa"))
-    assert samples["llava-med", "closed_accuracy"].places.tolist() == [0, 1]
-    assert samples["llava-med", "open_recall"].places.tolist() == [2]
-    assert samples["llava-med", "choice_accuracy"].places.tolist() == [0, 1, 2]
+    assert samples["llava-med", "closed_accuracy"].samples.tolist() == [0, 1]
+    assert samples["llava-med", "open_recall"].samples.tolist() == [2]
+    assert samples["llava-med", "choice_accuracy"].samples.tolist() == [0, 1, 2]
     assert ("strict", "closed_accuracy") not in samples
     assert counts["choice"] == 3
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from open_clip.model import _build_vision_tower
+from open_clip import model as open_clip_model
 from PIL import Image
 from torch import nn
 
@@ -29,7 +29,7 @@ def _visual_tower(vision: Mapping[str, Any], embed_dim: int, *, quick_gelu: bool
     """open_clip's own tower with random weights, attention sharp enough to test."""
     vision = {key: value for key, value in vision.items() if key != "timm_model_pretrained"}
     with torch.device("meta"):  # open_clip's own start takes seconds for a ViT-B
-        tower: nn.Module = _build_vision_tower(embed_dim, dict(vision), quick_gelu)
+        tower: nn.Module = open_clip_model._build_vision_tower(embed_dim, dict(vision), quick_gelu)
     tower.to_empty(device="cpu").requires_grad_(False)
     draw = torch.Generator().manual_seed(5)
     for name, parameter in tower.named_parameters():

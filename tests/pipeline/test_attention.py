@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from open_clip.transformer import Attention as OpenClipAttention
-from timm.models.vision_transformer import Attention as TimmAttention  # type: ignore[attr-defined]
+from timm.layers import Attention as TimmAttention  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn import functional as F
 

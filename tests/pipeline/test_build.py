@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from medalign.pipeline.experts import Expert, ExpertOutput
 from medalign.pipeline.geometry import valid_patches
 from medalign.runtime.parts import Part
-from medalign.teacher_cache.audit import seal
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import PatchGrid
+from medalign.teacher_cache.seal import seal
 
 GRID = PatchGrid(6, 6)
 FILL = (122, 116, 104)

@@ -18,10 +18,11 @@ from medalign.pipeline.encode import ImageCode, Patches, code_image
 from medalign.pipeline.experts import Expert, ExpertError, ExpertOutput
 from medalign.pipeline.pixels import PixelsError
 from medalign.runtime.processes import WorkerDiedError
-from medalign.teacher_cache.audit import seal, status, verify
+from medalign.teacher_cache.audit import status, verify
 from medalign.teacher_cache.commits import CommitLog
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
+from medalign.teacher_cache.seal import seal
 
 
 def files_of(store: Path) -> dict[str, bytes]:

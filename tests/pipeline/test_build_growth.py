@@ -12,9 +12,10 @@ from PIL import Image
 from medalign.pipeline.decode import hash_files
 from medalign.pipeline.pixels import PixelsError, read_image
 from medalign.runtime.parts import Part
-from medalign.teacher_cache.audit import seal, status, verify
+from medalign.teacher_cache.audit import status, verify
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
+from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.storage.local import LocalStorage
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 from medalign.pipeline import experts as asked_expert
 from medalign.pipeline.build import BuildError
 from medalign.pipeline.commands.cache import cache
+from medalign.runtime.arguments import ArgumentError
 from medalign.teacher_cache.schema import TeacherCacheError
 from medalign.teacher_cache.writer import TeacherCacheWriter
 
@@ -76,4 +77,4 @@ def test_codec_gram_alone_begins_with_the_usual_limit(folder: Path, run: Run) ->
     assert card is not None
     assert card.max_gram_error == 1e-3
     shutil.rmtree(folder / "store")
-    assert isinstance(run("--codec", "fp16", "--max-gram-error", "0.01").exception, BuildError)
+    assert isinstance(run("--codec", "fp16", "--max-gram-error", "0.01").exception, ArgumentError)

@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from medalign.pipeline.build import BuildError
 from medalign.pipeline.commands.cache import cache
-from medalign.pipeline.experts import ExpertError
 from medalign.pipeline.pixels import PixelsError
-from medalign.runtime.parts import PartError
+from medalign.runtime.arguments import ArgumentError
 from medalign.teacher_cache.origin import load_origin, save_origin
 from medalign.teacher_cache.schema import TeacherCacheError
 
@@ -100,8 +98,8 @@ def test_images_are_those_of_the_manifest_that_can_be_read(folder: Path) -> None
     assert mended[2] == "rows       11 in the store, 1 of other images than these"
     for sealed in (False, True):
         rows = run("status", folder / "store").stdout.splitlines()[2]
-        said = "; 1 of them without data, as the image could not be decoded, 1 of which no path"
-        assert rows.endswith(f"{said} leads to any more")
+        said = "; 1 of them without data, as the image could not be decoded, and no path"
+        assert rows.endswith(f"{said} leads to 1 of these any more")
         assert sealed or run("seal", folder / "store", "--recompute", "0").exit_code == 0
 
 
@@ -215,11 +213,11 @@ def test_parts_are_taken_from_the_option_or_the_environment(
 @pytest.mark.parametrize(
     ("more", "error", "message"),
     [
-        (("--expert", "unimed-l"), ExpertError, "give --weights"),
-        (("--part", "3/2"), PartError, "part takes I/N"),
+        (("--expert", "unimed-l"), ArgumentError, "give --weights"),
+        (("--part", "3/2"), ArgumentError, "part takes I/N"),
         (("--grid", "24"), TeacherCacheError, "written like 24x24"),
-        (("--mode", "paper", "--geometry", "pad"), BuildError, "leave --geometry away"),
-        (("--device", "abacus"), ExpertError, "not one that torch knows"),
+        (("--mode", "paper", "--geometry", "pad"), ArgumentError, "leave --geometry away"),
+        (("--device", "abacus"), ArgumentError, "unknown device"),
     ],
 )
 def test_wrong_input_is_one_clear_error(
@@ -240,7 +238,7 @@ def test_on_error_fail_stops_at_the_image(folder: Path) -> None:
 @pytest.mark.parametrize("command", ["status", "seal", "verify", "info"])
 def test_a_store_that_is_not_there_is_said(tmp_path: Path, command: str) -> None:
     result = run(command, tmp_path / "nowhere")
-    assert isinstance(result.exception, TeacherCacheError)
+    assert isinstance(result.exception, ArgumentError)
     assert "nowhere" in str(result.exception)
 
 
@@ -307,7 +305,9 @@ def told(folder: Path, errors: str) -> None:
     done = json.loads(run("status", folder / "store", "--json").stdout)["complete"]
     store = folder / "store"
     *_, kept, command = errors.splitlines()
-    assert kept == f"stopped; {done} of 10 shards are written in {store} and stay; to go on:"
+    assert kept == (
+        f"medalign: stopped; {done} of 10 shards are written in {store} and stay; to continue:"
+    )
     assert command.startswith(f"  medalign cache build {folder}/manifest.jsonl ")
     for word in ("Traceback", "leaked", "semaphore", "worker process died"):
         assert word not in errors
@@ -338,7 +338,8 @@ def test_a_build_stopped_before_anything_is_written_says_that(folder: Path) -> N
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 130
     said, command = done.stderr.splitlines()
-    assert said == f"stopped before anything was written to {folder / 'store'}; to begin again:"
+    store = folder / "store"
+    assert said == f"medalign: stopped before anything was written to {store}; to begin again:"
     assert command.startswith("  medalign cache build ")
 
 

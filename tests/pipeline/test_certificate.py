@@ -21,9 +21,10 @@ from medalign.pipeline.recompute import (
 )
 from medalign.pipeline.tower import Tower, TowerConfig
 from medalign.pipeline.weights import weights_sha256
-from medalign.teacher_cache.audit import seal, status, verify
+from medalign.teacher_cache.audit import status, verify
 from medalign.teacher_cache.certificate import Certificate
 from medalign.teacher_cache.reader import TeacherCache, TeacherRow
+from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.writer import TeacherCacheWriter
 
 

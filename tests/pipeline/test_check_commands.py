@@ -147,7 +147,7 @@ def test_rows_that_are_not_the_experts_are_not_sealed_and_fail_verify(altered: P
 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
-    [((), 1, "row 6 (6.png) is not what"), (("--images", "/nowhere"), 2, "is no folder")],
+    [((), 1, "row 6 (6.png) is not what"), (("--images", "/nowhere"), 2, "no such folder")],
 )
 def test_drift_is_a_failed_check_and_missing_images_are_wrong_input(
     altered: Path,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 from medalign.pipeline.commands.cache import cache
-from medalign.pipeline.manifest import ManifestError
+from medalign.runtime.arguments import ArgumentError
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
 
@@ -51,4 +51,4 @@ def test_subset_takes_the_images_of_a_manifest(synthetic_store: Maker, tmp_path:
     assert result.exit_code == 0, result.output
     assert TeacherCache.open(tmp_path / "out").paths == ["images/3.png"]
     missing = run("subset", source, tmp_path / "none.jsonl", "--out", tmp_path / "other")
-    assert isinstance(missing.exception, ManifestError)
+    assert isinstance(missing.exception, ArgumentError)

@@ -148,7 +148,7 @@ def test_mending_says_that_the_certificate_is_gone(store: Path) -> None:
     (store / "valid" / "c.0.0").unlink()
     said = said_by_verify(store, "--mend")
     assert said[0] == "1 shard pending again: 0"
-    assert said[1] == "the certificate went with the seal; the next seal recomputes rows"
+    assert said[1] == "the certificate is gone with the seal; the next seal recomputes rows"
 
 
 @pytest.mark.parametrize(

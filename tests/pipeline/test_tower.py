@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medalign.pipeline.experts import Expert, ExpertError, load_expert
-from medalign.pipeline.tower import Tower, named_config
+from medalign.pipeline.tower import Tower, check_open_clip, named_config
 from medalign.teacher_cache.schema import PatchGrid
 
 SMALL_TIMM = {
@@ -176,3 +178,54 @@ def test_bfloat16_is_near_float32(small_folder: Path) -> None:
     wanted = full.encode(images(full))
     assert F.cosine_similarity(output.patches.float(), wanted.patches, dim=-1).min() > 0.998
     assert (output.attention - wanted.attention).abs().max() < 0.02
+
+
+def test_the_installed_open_clip_has_what_towers_are_built_from() -> None:
+    check_open_clip()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model._build_vision_tower",
+        "model.VisionTransformer",
+        "timm_model.TimmModel",
+        "transformer.Attention",
+    ],
+)
+def test_a_name_that_open_clip_dropped_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delattr(f"open_clip.{name}")
+    with pytest.raises(ExpertError) as refused:
+        check_open_clip()
+    message = str(refused.value)
+    assert message.startswith(f"open_clip {open_clip.__version__} has no {name}, ")
+    assert message.endswith("pip install -c constraints.txt open_clip_torch timm")
+    assert "\n" not in message
+
+
+def test_a_builder_with_other_arguments_is_named_before_it_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def builder(config: object) -> None:
+        pytest.fail(f"must not be called with {config}")
+
+    monkeypatch.setattr("open_clip.model._build_vision_tower", builder)
+    with pytest.raises(ExpertError, match=r"calls model\._build_vision_tower in another way"):
+        load_expert("demo")
+
+
+def test_importing_experts_needs_no_private_name_of_open_clip() -> None:
+    code = (
+        "import open_clip.model as model; del model._build_vision_tower, model.VisionTransformer\n"
+        "import medalign.pipeline.experts"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_tower_that_runs_with_other_arguments_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "timm_model.TimmModel.forward_intermediates"
+    monkeypatch.setattr(f"open_clip.{name}", lambda self, x: (self, x))
+    with pytest.raises(ExpertError, match=f"calls {name} in another way"):
+        check_open_clip()

@@ -157,7 +157,7 @@ def folder(synthetic_card: Callable[..., CacheCard]) -> Callable[..., Folder]:
 BUILD = """
 import hashlib, json, sys, time
 import numpy as np
-from medalign.teacher_cache.audit import seal
+from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.schema import CacheCard, Plan
 from medalign.teacher_cache.writer import TeacherCacheWriter
 

@@ -16,15 +16,17 @@ from zarr.storage import MemoryStore
 from medalign.teacher_cache.format.arrays import (
     RowArray,
     check_metadata,
-    metadata_bytes,
     row_arrays,
     table_file_bytes,
     table_files,
     table_metadata,
 )
+from medalign.teacher_cache.metadata import zarr_json
 from medalign.teacher_cache.schema import CacheCard, TeacherCacheError
 from medalign.teacher_cache.storage.local import LocalStorage
-from medalign.teacher_cache.storage.untrusted import DamagedError
+from medalign.teacher_cache.storage.untrusted import DamagedError, canonical_json
+
+GOLDEN = Path(__file__).parent / "golden_v1"
 
 
 @given(rows=st.integers(1, 5), patches=st.integers(1, 4), width=st.integers(1, 3))
@@ -105,11 +107,30 @@ def test_our_shards_are_byte_for_byte_what_zarr_python_writes(kind: str, rows: i
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_our_metadata_is_what_zarr_python_writes(kind: str) -> None:
+def test_the_reader_expects_the_metadata_that_zarr_python_writes(kind: str) -> None:
     array = KINDS[kind]
     found = json.loads(written_by_zarr(array, rows_of(array, 1), 7)["zarr.json"])
     found.pop("storage_transformers", None)
     assert found == array.metadata(7)
+    assert zarr_json(found) == canonical_json(found)
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.rglob("zarr.json")), ids=str)
+def test_zarr_json_has_the_bytes_of_earlier_releases(path: Path) -> None:
+    data = path.read_bytes()
+    assert zarr_json(json.loads(data)) == data
+
+
+def test_a_zarr_python_that_writes_other_metadata_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def renamed(store: MemoryStore, **options: Any) -> object:
+        return plain(store, **{**options, "fill_value": 1})
+
+    plain = zarr.create_array
+    monkeypatch.setattr(zarr, "create_array", renamed)
+    with pytest.raises(TeacherCacheError, match=r"zarr-python 3\.\S+ writes fill_value as "):
+        zarr_json(KINDS["attention"].metadata(7))
 
 
 def test_the_kinds_above_are_those_of_a_card(synthetic_card: Callable[..., CacheCard]) -> None:
@@ -121,7 +142,7 @@ def test_the_kinds_above_are_those_of_a_card(synthetic_card: Callable[..., Cache
 def test_plain_zarr_reads_our_shards_short_ones_included(kind: str, tmp_path: Path) -> None:
     array, values = KINDS[kind], rows_of(KINDS[kind], 5)
     storage = LocalStorage(tmp_path)
-    storage.write(f"{array.name}/zarr.json", metadata_bytes(array.metadata(5)))
+    storage.write(f"{array.name}/zarr.json", zarr_json(array.metadata(5)))
     for shard in range(-(-5 // array.shard_rows)):
         rows = values[shard * array.shard_rows :][: array.shard_rows]
         storage.write(array.file_of(shard), array.encode(rows))
@@ -169,7 +190,7 @@ def test_tables_have_the_sizes_that_are_announced(tmp_path: Path, shape: tuple[i
     assert max(map(len, files.values())) <= 2**22 + 4
     folder = tmp_path / "table"
     folder.mkdir()
-    (folder / "zarr.json").write_bytes(metadata_bytes(table_metadata(shape, "int64")))
+    (folder / "zarr.json").write_bytes(zarr_json(table_metadata(shape, "int64")))
     for name, data in files.items():
         (folder / name).write_bytes(data)
     assert np.array_equal(zarr.open_array(folder, mode="r")[...], values)
@@ -195,7 +216,7 @@ def test_tables_have_the_sizes_that_are_announced(tmp_path: Path, shape: tuple[i
 def test_metadata_that_lies_is_refused_by_file_and_key(tmp_path: Path, key: str, lie: Any) -> None:
     metadata = RowArray("features", (6, 5), "float16", "NaN", 4).metadata(10)
     path = tmp_path / "zarr.json"
-    path.write_bytes(metadata_bytes(metadata | {"attributes": {"mine": 1}}))
+    path.write_bytes(canonical_json(metadata | {"attributes": {"mine": 1}}))
     check_metadata(LocalStorage(tmp_path), "zarr.json", metadata)
     path.write_text(json.dumps(metadata | {key: lie}))
     with pytest.raises(TeacherCacheError, match=f"zarr.json: .*({key}|JSON)"):

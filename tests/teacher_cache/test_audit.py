@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from medalign.teacher_cache.audit import info, reopen, seal, status, verify
+from medalign.teacher_cache.audit import info, status, verify
 from medalign.teacher_cache.commits import CommitLog
 from medalign.teacher_cache.plan_file import load_plans
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Failure, TeacherCacheError
+from medalign.teacher_cache.seal import reopen, seal
 from medalign.teacher_cache.storage.local import LocalStorage
 
 Job = Callable[[Path, Callable[[int, int], None]], object]

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from medalign.teacher_cache import copy
-from medalign.teacher_cache.audit import seal, status, verify
+from medalign.teacher_cache.audit import status, verify
 from medalign.teacher_cache.copy import merge, subset
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
+from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.writer import TeacherCacheWriter
 
 FIRST = {"a.png": 1, "b.png": 2, "bad.png": 100, "c.png": 3, "lost.png": None, "a2.png": 1}

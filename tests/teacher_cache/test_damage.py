@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from medalign.teacher_cache.audit import reopen, seal, status, verify
+from medalign.teacher_cache.audit import status, verify
 from medalign.teacher_cache.damage import DamageFoundError, Remedy
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
+from medalign.teacher_cache.seal import reopen, seal
 
 Spoil = Callable[[Path], object]
 

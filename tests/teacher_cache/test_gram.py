@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from medalign.teacher_cache.gram.code import resample_matrix
-from medalign.teacher_cache.gram.codec import GramCode, decode, encode, max_code_bytes
+from medalign.teacher_cache.gram.code import GramCode, resample_matrix
+from medalign.teacher_cache.gram.codec import decode, encode, max_code_bytes
 from medalign.teacher_cache.schema import PatchGrid, TeacherCacheError
 
 SMALL = PatchGrid(8, 8)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medalign.teacher_cache.gram.codec import GramCode, decode, encode, max_code_bytes
+from medalign.teacher_cache.gram.code import GramCode
+from medalign.teacher_cache.gram.codec import decode, encode, max_code_bytes
 from medalign.teacher_cache.gram.entropy import stream, words
 from medalign.teacher_cache.schema import PatchGrid
 from medalign.teacher_cache.storage.untrusted import DamagedError

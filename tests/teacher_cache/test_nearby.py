@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from medalign.teacher_cache.audit import reopen, seal
+from medalign.runtime.files import Draft
 from medalign.teacher_cache.reader import TeacherCache
+from medalign.teacher_cache.seal import reopen, seal
 from medalign.teacher_cache.storage import read_through as nearby
 from medalign.teacher_cache.storage.read_through import NearbyFiles
 from medalign.teacher_cache.storage.untrusted import DamagedError, TeacherCacheError
@@ -171,13 +172,13 @@ def test_reading_keeps_an_old_entry_young(server: Server, tmp_path: Path) -> Non
 def test_a_full_disk_is_said_once_and_reading_goes_on(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_path: Path, _data: bytes) -> int:
+    def full(_draft: Draft, _data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     files = near(server, tmp_path)
     read(files, "large", 0, 99)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(Draft, "write", full)
         with pytest.warns(RuntimeWarning, match="no longer kept in .*No space left"):
             assert read(files, "other", 0, 99) == server.files["other"][:99]
         assert read(files, "other", 0, 99) == server.files["other"][:99]
@@ -191,17 +192,19 @@ def test_a_full_disk_is_said_once_and_reading_goes_on(
 def test_a_folder_that_another_worker_removes_meanwhile_is_made_again(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    files, write = near(server, tmp_path), Path.write_bytes
+    files = near(server, tmp_path)
+    place = Draft.place
     removed: list[Path] = []
     files.size("large")
 
-    def raced(path: Path, data: bytes) -> int:
+    def raced(draft: Draft) -> bool:
         if len(removed) < times:
-            removed.append(path)
-            shutil.rmtree(path.parent)
-        return write(path, data)
+            removed.append(draft.path)
+            shutil.rmtree(draft.path.parent)
+        placed: bool = place(draft)
+        return placed
 
-    monkeypatch.setattr(Path, "write_bytes", raced)
+    monkeypatch.setattr(Draft, "place", raced)
     for _ in range(3):
         assert read(files, "large", 0, 99) == server.files["large"][:99]
     assert len(removed) == times

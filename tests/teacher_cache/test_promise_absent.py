@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import zarr
 
-from medalign.teacher_cache.audit import seal, status
+from medalign.teacher_cache.audit import status
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
+from medalign.teacher_cache.seal import seal
 
 Write = Callable[[Any, Iterable[int]], None]
 

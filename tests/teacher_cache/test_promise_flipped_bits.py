@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medalign.teacher_cache.audit import seal, status, verify
+from medalign.teacher_cache.audit import status, verify
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
+from medalign.teacher_cache.seal import seal
 
 GOLDEN = Path(__file__).parent / "golden_v1"
 FIRST = {"a.png": 1, "b/ü.png": 100, "c.png": 3, "d.png": None, "e.png": 1}

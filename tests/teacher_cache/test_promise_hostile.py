@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medalign.teacher_cache.audit import seal, status, verify
+from medalign.teacher_cache.audit import status, verify
 from medalign.teacher_cache.copy import merge, subset
 from medalign.teacher_cache.format.arrays import read_table, row_arrays, table_files
 from medalign.teacher_cache.generations import Layout
 from medalign.teacher_cache.index import table_shapes, values_digest
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import CacheCard, TeacherCacheError
+from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.storage.local import LocalStorage
 from medalign.teacher_cache.storage.untrusted import canonical_json, with_digest, without_digest
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from medalign.teacher_cache import writer as begin_module
-from medalign.teacher_cache.audit import info, seal, status, verify
+from medalign.teacher_cache.audit import info, status, verify
 from medalign.teacher_cache.commits import CommitLog
 from medalign.teacher_cache.plan_file import load_plans, publish_generation
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
+from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.storage.local import LocalStorage
 
 IMAGES = {"a.png": 1, "b.png": 2, "c.png": 3, "copy of a.png": 1}

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from medalign.teacher_cache.audit import seal, status, verify
+from medalign.teacher_cache.audit import status, verify
 from medalign.teacher_cache.schema import CacheCard
+from medalign.teacher_cache.seal import seal
 
 pytestmark = pytest.mark.distributed
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import zarr
 
-from medalign.teacher_cache.audit import info, seal, verify
-from medalign.teacher_cache.gram.codec import GramError
+from medalign.teacher_cache.audit import info, verify
+from medalign.teacher_cache.gram.target import GramError
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Failure, TeacherCacheError
+from medalign.teacher_cache.seal import seal
 
 GOLDEN = Path(__file__).parent / "golden_v1"
 

@@ -2,6 +2,8 @@ import multiprocessing
 import operator
 import pickle  # noqa: TID251 - what worker processes do to a cache
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ import numpy as np
 import pytest
 import zarr
 
-from medalign.teacher_cache.audit import seal
 from medalign.teacher_cache.format.arrays import row_arrays
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Failure, TeacherCacheError
+from medalign.teacher_cache.seal import seal
 
 Maker = Callable[..., Path]
 
@@ -242,3 +244,12 @@ def test_the_shared_fixture_makes_what_it_is_asked_for(synthetic_store: Maker) -
     assert row.attention.sum() == pytest.approx(1)
     assert row.valid.all()
     assert cache.card.geometry == "crop"
+
+
+def test_reading_and_checking_a_cache_load_no_zarr() -> None:
+    modules = ("audit", "diff", "reader")
+    code = (
+        f"import sys, importlib; [importlib.import_module('medalign.teacher_cache.' + m) for m in "
+        f"{modules}]; sys.exit('zarr' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from medalign.teacher_cache.audit import seal
 from medalign.teacher_cache.reader import TeacherCache
+from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.storage import remote
 from medalign.teacher_cache.storage.local import LocalStorage, open_storage
 from medalign.teacher_cache.storage.remote import RemoteStorage

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medalign.teacher_cache.audit import seal, status, verify
+from medalign.teacher_cache.audit import status, verify
 from medalign.teacher_cache.commits import CommitLog
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import TeacherCacheError
+from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.storage.local import LocalStorage
 from medalign.teacher_cache.writer import TeacherCacheWriter
 

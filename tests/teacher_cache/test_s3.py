@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medalign.teacher_cache.audit import info, seal, status, verify
+from medalign.teacher_cache.audit import info, status, verify
 from medalign.teacher_cache.reader import TeacherCache, TeacherRow
+from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.storage.local import open_storage
 from medalign.teacher_cache.storage.untrusted import TeacherCacheError
 

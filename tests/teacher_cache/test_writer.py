@@ -12,10 +12,11 @@ import numpy.typing as npt
 import pytest
 import zarr
 
-from medalign.teacher_cache.audit import seal, status
+from medalign.teacher_cache.audit import status
 from medalign.teacher_cache.format.arrays import RowArray, row_arrays
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import CacheCard, PatchGrid, Plan, TeacherCacheError
+from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.writer import TeacherCacheWriter
 
 Rows = dict[str, npt.NDArray[Any]]

@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import load_file
 
 from medalign.pipeline.manifest import read_manifest
+from medalign.runtime.files import read_lines
 from medalign.trainer.data.order import StepOrder
 from medalign.trainer.loop import Step
 from medalign.trainer.recipe.recipe import Recipe
-from medalign.trainer.run.checkpoint_files import read_lines
 from medalign.trainer.train import train
 
 pytestmark = pytest.mark.distributed

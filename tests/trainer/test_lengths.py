@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from medalign.pipeline.manifest import Record, Turn
-from medalign.trainer.preflight.data_checks import VisualTokens, measure_lengths
+from medalign.trainer.preflight.lengths import VisualTokens, measure_lengths
 from medalign.trainer.students.spec import StudentSpec, read_student
 
 
@@ -43,7 +43,7 @@ def test_lengths_are_those_before_the_cut_and_name_what_cannot_be_used(
     ]
     most = whole[0] + 5
     found = measure_lengths(records, encoder, most, VisualTokens(student.sight, None))
-    assert found.places.tolist() == [0, 1, 4]
+    assert found.numbers.tolist() == [0, 1, 4]
     assert found.tokens.tolist() == [whole[0], whole[1], whole[3]]
     assert found.cut == 1
     assert [name for name, _ in found.too_long] == ["huge question"]
@@ -62,6 +62,6 @@ def test_of_many_conversations_the_longest_and_an_even_share_are_looked_at(
     records[33] = record("with image", "short", "yes")
     visual = VisualTokens(student.sight, None)
     found = measure_lengths(records, student.encoder, 10**6, visual, limit=20)
-    assert len(found.places) <= 20 < found.of
-    assert {0, 33, 77, 99} <= set(found.places.tolist())
+    assert len(found.numbers) <= 20 < found.of
+    assert {0, 33, 77, 99} <= set(found.numbers.tolist())
     assert found.longest(1) == [33]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from medalign.runtime.files import append_lines, read_lines
 from medalign.trainer.recipe.recipe import Recipe, RecipeError
 from medalign.trainer.recipe.sections import LogSection
 from medalign.trainer.run import loggers
 from medalign.trainer.run.best_checkpoint import Best
-from medalign.trainer.run.checkpoint_files import append_lines, read_lines
 from medalign.trainer.run.folder import RunFolder
 from medalign.trainer.run.loggers import (
     JsonLines,

@@ -1,51 +1,66 @@
 """`medalign export`."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ...runtime.arguments import (
+    OutFolder,
+    Overwrite,
+    RunImages,
+    RunManifest,
+    RunStudent,
+    argument,
+    no_run,
+    option,
+)
+
 
 class Dtype(StrEnum):
-    """Of the exported weights."""
+    """Type of the exported weights."""
 
     auto = "auto"
     bf16 = "bf16"
     fp32 = "fp32"
 
 
+def _no_checkpoint(name: str) -> str:
+    return "" if re.fullmatch(r"last|best|step-\d+", name) else "is not step-N, last or best"
+
+
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    run: Annotated[Path, argument("Run folder.", no_run)],
+    out: OutFolder,
     checkpoint: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "Checkpoint to export.",
+            problem=_no_checkpoint,
             metavar="step-N|last|best",
-            help="Which checkpoint.",
             show_default="finished adapter, else newest",
         ),
     ] = None,
-    student: Annotated[
-        Path | None, typer.Option(help="Folder of the base model, if it moved.")
-    ] = None,
-    manifest: Annotated[Path | None, typer.Option(help="The run's manifest, if it moved.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of its images, if it moved.")] = None,
+    student: RunStudent = None,
+    manifest: RunManifest = None,
+    images: RunImages = None,
     dtype: Annotated[
-        Dtype, typer.Option(help="Of the weights; auto keeps fp32 and makes 16 bits bf16.")
+        Dtype, option("Type of the weights; auto keeps fp32 and makes 16 bits bf16.")
     ] = Dtype.auto,
     threshold: Annotated[
         float | None,
-        typer.Option(
+        option(
+            "Mean KL, in nats a token, that merging may cost at most.",
             min=0.0,
-            help="Most mean KL, in nats a token, that merging may cost.",
             show_default="1e-7 in fp32, 2e-2 in bf16",
         ),
     ] = None,
     images_checked: Annotated[
-        int, typer.Option(min=0, help="Conversations to compare the models on; 0 checks nothing.")
+        int, option("Conversations to compare the models on; 0 checks nothing.", min=0)
     ] = 4,
-    overwrite: Annotated[bool, typer.Option(help="Replace an earlier export in --out.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a run's model as a folder that transformers loads without medalign.
 

@@ -1,4 +1,4 @@
-"""`medalign recipes`."""
+"""`medalign recipes`, and how a command takes a recipe."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,14 +6,44 @@ from typing import Annotated
 
 import typer
 
-recipes = typer.Typer(help="Recipes that come with medalign, their commands and costs.")
+from ...runtime.arguments import Json, argument, no_assignment, option
 
-Name = Annotated[
-    str, typer.Argument(help="A YAML file, or a shipped recipe; RECIPE+PART adds a part.")
+recipes = typer.Typer(help="List the recipes that come with medalign, their commands and costs.")
+
+
+def _complete(incomplete: str) -> list[str]:
+    """Complete a shipped recipe, or behind a + a part or a variant."""
+    from ..recipe.compose import shipped_parts, shipped_recipes, shipped_variants
+
+    recipe, plus, _ = incomplete.rpartition("+")
+    names = [*shipped_variants(), *shipped_parts()] if plus else [*shipped_recipes()]
+    return [name for part in names if (name := f"{recipe}{plus}{part}").startswith(incomplete)]
+
+
+def _no_recipe(name: str) -> str:
+    """Let `find_recipe` refuse a name; it knows what is near, and what is a part."""
+    from ..recipe.compose import find_recipe
+
+    find_recipe(name)
+    return ""
+
+
+_RECIPE = "A YAML file or a shipped recipe; RECIPE+PART adds a part."
+
+Name = Annotated[str, argument(_RECIPE, _no_recipe, complete=_complete)]
+Names = Annotated[
+    list[str] | None,
+    argument(_RECIPE, _no_recipe, complete=_complete, show_default="the paper's rows"),
 ]
+RecipeOption = Annotated[str | None, option(_RECIPE, problem=_no_recipe, complete=_complete)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override, as in optim.lr=1e-4."),
+    option(
+        "Override a key of the recipe, as optim.lr=1e-4; repeatable.",
+        "--set",
+        problem=no_assignment,
+        metavar="KEY=VALUE",
+    ),
 ]
 
 
@@ -33,23 +63,21 @@ def listing(context: typer.Context) -> None:
     for title, group in groups.items():
         if title:
             typer.echo(title)
-        _list(group, width)
-    typer.echo("\nmedalign recipes show NAME prints one with its commands, cost what it takes")
+        _print_group(group, width)
+    typer.echo(
+        "\nmedalign recipes show NAME prints a recipe with its commands, cost NAME what it costs"
+    )
 
 
 @recipes.command("show")
-def show(
-    name: Name,
-    override: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def show(name: Name, override: Overrides = None, as_json: Json = False) -> None:
     """Print a recipe with every default filled in, and the commands that reproduce its row.
 
-    What is printed is a recipe file again: `medalign train` takes it.
+    The output is a recipe file: `medalign train` takes it.
     """
     from ..recipe.compose import find_recipe
     from ..recipe.recipe import Recipe
-    from ..recipe.reference import shown, shown_json
+    from ..recipe.reproduction import shown, shown_json
 
     source = find_recipe(name)
     recipe = Recipe.of(source, override or ())
@@ -63,36 +91,32 @@ def show(
 @recipes.command("commands")
 def commands(
     name: Name,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs of this machine that train.")] = 1,
+    gpus: Annotated[int, option("GPUs of this machine that train.", min=1)] = 1,
     override: Overrides = None,
 ) -> None:
-    """Print a shell script that goes from checkpoint and download to the scores of a row."""
+    """Print a shell script that reproduces a row, from the checkpoint to the scores."""
     from ..recipe.compose import find_recipe
     from ..recipe.recipe import Recipe
     from ..recipe.reproduction import script
 
     source = find_recipe(name)
-    chosen = override or ()
-    for line in script(source, Recipe.of(source, chosen), gpus, chosen):
+    overrides = override or ()
+    for line in script(source, Recipe.of(source, overrides), gpus, overrides):
         typer.echo(line)
 
 
 @recipes.command("cost")
-def print_cost(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Recipes.", show_default="the paper's rows")
-    ] = None,
-) -> None:
+def print_cost(names: Names = None) -> None:
     """Compute hours, memory and disk of rows on H100s, before anything is downloaded.
 
-    By formula, from published counts; `medalign train --plan` measures the run
+    Computed from published counts; `medalign train --plan` measures a run
     itself.
     """
     from ..recipe.cost import cost_table, paper_rows
 
     for line in cost_table(names or paper_rows()):
         typer.echo(line)
-    typer.echo("\ncomputed, not measured; docs/reproduce.md says how each column is")
+    typer.echo("\ncomputed, not measured; docs/reproduce.md explains each column")
 
 
 @recipes.command("reference")
@@ -103,7 +127,7 @@ def print_reference() -> None:
     typer.echo(reference(), nl=False)
 
 
-def _list(group: Mapping[str, Path], width: int) -> None:
+def _print_group(group: Mapping[str, Path], width: int) -> None:
     from ..recipe.compose import first_comment
 
     for name, path in group.items():

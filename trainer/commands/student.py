@@ -1,30 +1,38 @@
 """`medalign student`."""
 
+import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-_LINE_EVERY_SECONDS = 20.0
+from ...runtime.arguments import (
+    ArgumentError,
+    Json,
+    OutFolder,
+    argument,
+    flag,
+    no_folder,
+    no_student,
+    option,
+)
 
 student = typer.Typer(
-    no_args_is_help=True, help="Convert the paper's original checkpoints; check a student's folder."
+    no_args_is_help=True, help="Convert original checkpoints, and check a student's folder."
 )
 
 
 class Family(StrEnum):
-    """Of original checkpoints."""
+    """Model families of original checkpoints."""
 
     llava_med = "llava-med"
     huatuo_vision = "huatuo-vision"
 
 
 class Dtype(StrEnum):
-    """Of the converted weights."""
+    """Type of the converted weights."""
 
     keep = "keep"
     bf16 = "bf16"
@@ -32,49 +40,50 @@ class Dtype(StrEnum):
 
 
 class TowerWeights(StrEnum):
-    """Whose vision tower counts."""
+    """Where the vision tower's weights come from."""
 
     checkpoint = "checkpoint"
     folder = "folder"
 
 
-def _finite(value: float) -> float:
+def _not_finite(text: str) -> str:
     # click's own bounds let nan pass
-    if not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no number of gigabytes")
-    return value
+    return "" if math.isfinite(float(text)) else "is no number of gigabytes"
 
 
 @student.command("convert")
 def convert_command(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="Folder of the original checkpoint.")
+        Path, argument("Folder of the original checkpoint.", no_folder, metavar="SRC")
     ],
-    family: Annotated[Family, typer.Option(help="What it is.")],
-    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    family: Annotated[Family, option("Model family of the checkpoint.")],
+    out: OutFolder,
     vision_tower: Annotated[
         Path | None,
-        typer.Option(help="CLIP folder, for a checkpoint without a vision tower of its own."),
+        option("CLIP folder, for a checkpoint without a vision tower.", problem=no_folder),
     ] = None,
     tower_weights: Annotated[
         TowerWeights | None,
-        typer.Option(help="Whose tower counts if the checkpoint has one and --vision-tower too."),
+        option("Whose weights to take if checkpoint and --vision-tower both have a tower."),
     ] = None,
     dtype: Annotated[
-        Dtype, typer.Option(help="Of the weights; keep leaves every tensor as it is.")
+        Dtype, option("Type of the weights; keep leaves every tensor as it is.")
     ] = Dtype.keep,
     shard_gb: Annotated[
-        float, typer.Option(min=0.0001, callback=_finite, help="Most gigabytes of a weight file.")
+        float, option("Gigabytes of a weight file at most.", problem=_not_finite, min=0.0001)
     ] = 5.0,
 ) -> None:
     """Turn an original checkpoint into a Hugging Face Llava folder that `medalign train` takes.
 
-    Run the same command again to go on after any interruption. Every tensor is
-    used once or listed with the reason in OUT/conversion.json.
+    After an interruption, run the same command again. Every tensor is used once
+    or listed with the reason in OUT/conversion.json.
     """
+    if tower_weights is TowerWeights.folder and vision_tower is None:
+        raise ArgumentError("--tower-weights folder needs --vision-tower DIR; give both")
     from ..machine import quiet_libraries
 
     quiet_libraries()
+    from ...runtime.progress import ConsoleProgress
     from ..convert.checkpoint_families import ORIGINALS
     from ..convert.conversion_report import rows_of
     from ..convert.convert import Wish, convert
@@ -85,7 +94,7 @@ def convert_command(
         dtype=dtype.value,
         shard_bytes=int(shard_gb * 1e9),
     )
-    done = convert(source, out, ORIGINALS[family.value], wish, _stage)
+    done = convert(source, out, ORIGINALS[family.value], wish, ConsoleProgress(unit="bytes").stage)
     if done.already:
         typer.echo(f"already converted: {out}")
         return
@@ -95,76 +104,37 @@ def convert_command(
         )
     for what, value in rows_of(done.report):
         typer.echo(f"{what:<12}  {value}")
-    typer.echo(f"student       {out}; look at it with: medalign student check {out}")
+    typer.echo(f"student       {out}; check it with: medalign student check {out}")
 
 
 @student.command("check")
 def check_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a Hugging Face Llava.")],
-    forward: Annotated[
-        bool, typer.Option(help="Also load the model and let it look at a small image.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    folder: Annotated[
+        Path, argument("Folder of a Hugging Face student.", no_student, metavar="DIR")
+    ],
+    forward: Annotated[bool, flag("Load the model as well, and run it on a small image.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Say whether a student's folder is whole and fits together; exit code 1 when it does not.
+    """Check that a student's folder is whole and fits together; exit 1 if not.
 
-    Weights are read tensor by tensor, the model is never held whole.
+    Weights are read tensor by tensor; the model never lies in memory as a
+    whole.
     """
-    import json
-
     from ..machine import quiet_libraries
 
     quiet_libraries()
-    from ..convert.student_check import check_student
-    from ..preflight.finding import worst
+    from ...pipeline.hygiene.finding import lines, worst
+    from ...runtime.progress import ConsoleProgress
+    from ..preflight.student_check import check_student
 
-    checks = check_student(folder, _stage, forward=forward)
+    checks = check_student(folder, ConsoleProgress(unit="bytes").stage, forward=forward)
     if as_json:
         from dataclasses import asdict
 
         values = {"status": worst(checks), "checks": [asdict(check) for check in checks]}
         typer.echo(json.dumps(values, indent=2))
     else:
-        from ..convert.student_check import lines
-
         for line in lines(checks):
             typer.echo(line)
     if worst(checks) == "failed":
         raise typer.Exit(1)
-
-
-@contextmanager
-def _stage(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far a stage is: a bar on a terminal, a line now and then elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.progress import TransferSpeedColumn as Speed
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain_lines(what, total)
-        return
-    columns = (BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
-    with Progress(
-        TextColumn("{task.description}"), *columns, console=console, transient=True
-    ) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
-
-
-def _plain_lines(what: str, total: int) -> Callable[[int], None]:
-    import time
-
-    from ..machine import of_bytes
-
-    typer.echo(f"{what}: {of_bytes(total)}", err=True)
-    done, told_at = 0, time.monotonic()
-
-    def told(count: int) -> None:
-        nonlocal done, told_at
-        done += count
-        if time.monotonic() - told_at > _LINE_EVERY_SECONDS:
-            told_at = time.monotonic()
-            typer.echo(f"{what}: {of_bytes(done)} of {of_bytes(total)}", err=True)
-
-    return told

@@ -8,66 +8,69 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...runtime.arguments import (
+    ArgumentError,
+    CacheOption,
+    Json,
+    RecipeImages,
+    RecipeManifest,
+    RecipeStudent,
+    flag,
+    no_file,
+    no_folder,
+    no_new_folder,
+    no_student,
+    option,
+)
+from .recipes import Name, Overrides
+
 if TYPE_CHECKING:
     from ..recipe.recipe import Recipe
+    from ..train import Result
 
 
 def train(
-    recipe: Annotated[
-        str, typer.Argument(help="A YAML file, or a shipped recipe; RECIPE+PART adds a part.")
-    ],
-    cache: Annotated[str | None, typer.Option(help="Folder or URL of a sealed cache.")] = None,
-    manifest: Annotated[Path | None, typer.Option(help="Manifest to train on.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
-    student: Annotated[Path | None, typer.Option(help="Folder of a Hugging Face student.")] = None,
+    recipe: Name,
+    cache: CacheOption = None,
+    manifest: RecipeManifest = None,
+    images: RecipeImages = None,
+    student: RecipeStudent = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE")
+        Path | None,
+        option("Run folder.", problem=no_new_folder, show_default="runs/RECIPE"),
     ] = None,
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override, as in optim.lr=1e-4."),
-    ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint of --out.")] = True,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Say what the run costs, and train nothing.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --plan: print JSON.")] = False,
+    override: Overrides = None,
+    resume: Annotated[
+        bool, flag("Continue from the newest checkpoint in --out, if there is one.")
+    ] = True,
+    plan: Annotated[bool, flag("Print what the run costs, and train nothing.", "--plan")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a student with LoRA against a teacher cache.
 
-    The same command goes on where a stopped run ended. On several GPUs:
+    The same command continues a stopped run. On several GPUs:
     torchrun --nproc_per_node 8 -m medalign train RECIPE --cache STORE ...
     """
     if as_json and not plan:
-        raise typer.BadParameter("--json goes with --plan")
-    from ..machine import quiet_libraries
+        raise ArgumentError("--json goes with --plan; give both or neither")
     from ..recipe.compose import find_recipe
     from ..recipe.recipe import Recipe
 
     source = find_recipe(recipe)
     chosen = Recipe.of(source, override or ())
+    _check_paths(chosen, cache, manifest, images, student)
+    from ..machine import quiet_libraries
+
     quiet_libraries()
+    paths = {"student": student, "manifest": manifest, "images": images}
     out = out or Path("runs") / source.name
     if plan:
-        _print_plan(
-            chosen,
-            cache,
-            out,
-            student=student,
-            manifest=manifest,
-            images=images,
-            as_json=as_json,
-        )
+        _print_plan(chosen, paths, cache, out, as_json=as_json)
         return
-    from ..prepared import with_paths
     from ..run.live import live_view
-    from ..students.tiny import make_demo_student
     from ..train import train as run
 
-    if student is None and chosen.student.path == "demo":
-        student = out.parent / "demo-student"
-        make_demo_student(student)
-    chosen = with_paths(chosen, student=student, manifest=manifest, images=images)
+    chosen = _with_paths(chosen, paths, out.parent)
     with live_view() as view:
         result = run(
             chosen,
@@ -78,12 +81,70 @@ def train(
             report=view.report,
             watch=[view],
         )
-    if os.environ.get("RANK", "0") != "0":
-        return
+    if os.environ.get("RANK", "0") == "0":
+        _print_result(result, resume=resume)
+
+
+def _check_paths(
+    recipe: "Recipe",
+    cache: str | None,
+    manifest: Path | None,
+    images: Path | None,
+    student: Path | None,
+) -> None:
+    """Refuse a run that lacks its student, data or cache, before torch is imported.
+
+    Raises:
+        ArgumentError: names the key of the recipe and the option that takes its place.
+        TeacherCacheError: a folder is no cache.
+    """
+    data, validation = recipe.data, recipe.validation
+    for name, path, key, written, problem in (
+        ("student", student, "student.path", recipe.student.path, no_student),
+        ("manifest", manifest, "data.manifest", data.manifest, no_file),
+        ("images", images, "data.images", data.images, no_folder),
+    ):
+        if path is None and written is None:
+            raise ArgumentError(f"the recipe names no {name}: give --{name}")
+        if path is None and written != "demo" and (wrong := problem(str(written))):
+            raise ArgumentError(f"{key} {written}: {wrong}; mend the recipe or give --{name}")
+    for key, written, problem in (
+        ("validation.manifest", validation.manifest, no_file),
+        ("validation.images", validation.images, no_folder),
+    ):
+        if written is not None and (wrong := problem(written)):
+            raise ArgumentError(
+                f"{key} {written}: {wrong}; mend the recipe or override it by --set"
+            )
+    if cache is None and (recipe.loss.alpha or recipe.loss.beta):
+        raise ArgumentError(
+            "the recipe trains on a teacher (loss.alpha or loss.beta above 0): give --cache STORE"
+        )
+    if cache is not None and "://" not in cache:
+        from ...teacher_cache.attributes import load_attributes
+        from ...teacher_cache.storage.local import open_storage
+
+        load_attributes(open_storage(cache))
+
+
+def _with_paths(recipe: "Recipe", paths: dict[str, Path | None], folder: Path) -> "Recipe":
+    """Fill in the paths of the command line; make the demo student in a folder, if it is used."""
+    from ..prepared import with_paths
+    from ..students.tiny import make_demo_student
+
+    student = paths["student"]
+    if student is None and recipe.student.path == "demo":
+        student = folder / "demo-student"
+        make_demo_student(student)
+    return with_paths(recipe, student=student, manifest=paths["manifest"], images=paths["images"])
+
+
+def _print_result(result: "Result", *, resume: bool) -> None:
+    """Print where the adapters are; exit 130 if the run was stopped, 1 if it skipped records."""
     if result.steps < result.of:
         typer.echo(
-            f"stopped at step {result.steps} of {result.of}; run the same command "
-            f"{'' if resume else 'without --no-resume '}to go on",
+            f"stopped at step {result.steps} of {result.of}; to continue, run the same command"
+            f"{'' if resume else ' without --no-resume'}",
             err=True,
         )
         raise typer.Exit(130)
@@ -103,29 +164,22 @@ def train(
 
 def _print_plan(
     recipe: "Recipe",
+    paths: dict[str, Path | None],
     cache: str | None,
     out: Path,
     *,
-    student: Path | None,
-    manifest: Path | None,
-    images: Path | None,
     as_json: bool,
 ) -> None:
     """Print what a run costs; leaves no file behind."""
     from ..preflight.plan_report import plan_json, plan_lines
     from ..preflight.train_plan import make_plan
-    from ..prepared import describe, with_paths
-    from ..students.tiny import make_demo_student
+    from ..prepared import describe
 
     with tempfile.TemporaryDirectory(prefix="medalign-plan-") as scratch:
-        if student is None and recipe.student.path == "demo":
-            student = Path(scratch) / "demo-student"
-            make_demo_student(student)
-        chosen = with_paths(recipe, student=student, manifest=manifest, images=images)
-        made = make_plan(chosen, cache, out)
-    if made is None:
+        planned = make_plan(_with_paths(recipe, paths, Path(scratch)), cache, out)
+    if planned is None:
         return
-    run, plan = made
+    run, plan = planned
     if as_json:
         typer.echo(json.dumps(plan_json(plan), indent=2))
         return

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import torch
 
-from ...runtime.files import write_durably
+from ...runtime.files import file_identity, write_durably
 from ..machine import of_bytes
 from .checkpoint_families import Original
 from .checkpoint_weights import SAFETENSORS_INDEX, Weights
@@ -25,7 +25,6 @@ from .output_folder import (
     difference,
     identify,
     named_files,
-    sha256_file,
     stamps,
     unchanged,
 )
@@ -312,8 +311,6 @@ def _describe(
     }
     write_card(folder, job.source, report)
     others = sorted(p for p in folder.iterdir() if p.name not in written)
-    report["others"] = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in others
-    }
+    report["others"] = {path.name: file_identity(path) for path in others}
     write_durably(folder / RECORD, as_json(report))
     return report

@@ -1,18 +1,21 @@
 """What a user can mend about a conversion."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Final
 
 from huggingface_hub.errors import StrictDataclassError
 
+from ...runtime.checks import Checks
 from ..students.family import first_line
 
 
 class ConvertError(ValueError):
     """A checkpoint cannot be converted as asked."""
+
+
+CHECKS: Final = Checks(ConvertError)
+read_object: Final = CHECKS.read_object
 
 
 class FruitlessError(ConvertError):
@@ -41,22 +44,6 @@ def reason(error: Exception) -> str:
     # tokenizers raises Exception itself, with a message that stands alone
     kind = "" if type(error) is Exception else f"{type(error).__name__}: "
     return kind + first_line(error)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a file that must hold a JSON object.
-
-    Raises:
-        ConvertError: it holds something else, or no JSON.
-        OSError: it cannot be read.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConvertError(f"{path} is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConvertError(f"{path} is no JSON object")
-    return values
 
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]

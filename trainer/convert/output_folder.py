@@ -1,7 +1,5 @@
 """The hidden folder in which a conversion grows, and what a later run may keep of it."""
 
-import fcntl
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ...runtime.files import make_folder, write_durably
+from ...runtime.files import (
+    file_identity,
+    lock,
+    make_folder,
+    put_folder,
+    sha256_file,
+    write_durably,
+)
 from .errors import ConvertError, FruitlessError
 from .safetensors_writer import Written
 
@@ -17,21 +22,24 @@ RECORD: Final = "conversion.json"
 _PLAN: Final = "plan.json"
 _DONE: Final = ".done.json"
 _LOCK: Final = "lock"
-_BLOCK: Final = 1 << 22
+_SHOWN: Final = 3
+
+Identity = dict[str, dict[str, Any]]
+"""Size and SHA-256 of each file, by its name in the report."""
 
 
 class Workplace:
     """Where a conversion is written until it is whole.
 
     Attributes:
-        path: the hidden folder beside the wanted one.
-        folder: within it, what will become the wanted one.
+        path: the hidden folder beside that of --out; a later run finds it by this name.
+        folder: within it, what becomes the folder of --out.
     """
 
     def __init__(self, out: Path) -> None:
-        self._wanted = out
-        out = out.resolve()
-        self.path = out.with_name(f".{out.name}.converting")
+        self._out = out
+        resolved = out.resolve()
+        self.path = resolved.with_name(f".{resolved.name}.converting")
         self.folder = self.path / "folder"
 
     @contextmanager
@@ -49,28 +57,19 @@ class Workplace:
             parent = self.path.parent
             why = "that is a file" if parent.is_file() else error.strerror
             raise ConvertError(
-                f"--out {self._wanted}: cannot make a folder in {parent} ({why}); choose another "
-                "place"
+                f"--out {self._out}: cannot make a folder in {parent} ({why}); choose another place"
             ) from error
-        with (self.path / _LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConvertError(
-                    f"another process is writing {self.path}; wait for it"
-                ) from error
+        with (self.path / _LOCK).open("w") as file:
+            if not lock(file):
+                raise ConvertError(f"another process is writing {self.path}; wait for it")
             try:
                 yield
             except FruitlessError:
                 shutil.rmtree(self.path)
                 raise
             finally:
-                self._leave_nothing_empty()
-
-    def _leave_nothing_empty(self) -> None:
-        """Delete the folder if no shard was begun, as after a refusal."""
-        if self.folder.is_dir() and not self.begun() and not any(self.folder.iterdir()):
-            shutil.rmtree(self.path)
+                if self.folder.is_dir() and not self.begun() and not any(self.folder.iterdir()):
+                    shutil.rmtree(self.path)  # no shard was begun, as after a refusal
 
     def known(self) -> dict[str, Any]:
         """What an earlier run wrote down of itself; empty without one."""
@@ -111,22 +110,12 @@ class Workplace:
                 path.unlink()
 
     def publish(self, out: Path) -> None:
-        """Turn the folder into the wanted one."""
+        """Turn the folder into that of --out."""
         out = out.resolve()
         if out.is_dir():
             out.rmdir()  # empty, or this fails and nothing is lost
-        self.folder.rename(out)
+        put_folder(self.folder, out)
         shutil.rmtree(self.path)
-
-
-def sha256_file(path: Path, told: Callable[[int], None] = lambda _count: None) -> str:
-    """SHA-256 of a file, in hex; `told` how many more bytes are read."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            told(len(block))
-    return digest.hexdigest()
 
 
 def check_place(out: Path, *sources: Path | None) -> None:
@@ -135,14 +124,14 @@ def check_place(out: Path, *sources: Path | None) -> None:
     Raises:
         ConvertError: it is a file, lies within a source or around it, or holds something else.
     """
-    place = out.resolve()
+    resolved = out.resolve()
     for source in sources:
         if source is None:
             continue
         owner = source.resolve()
-        if place == owner or owner in place.parents:
+        if resolved == owner or owner in resolved.parents:
             raise ConvertError(f"--out {out} is inside the source {source}; choose another place")
-        if place in owner.parents:
+        if resolved in owner.parents:
             raise ConvertError(f"--out {out} holds the source {source}; choose another place")
     if out.exists() and not out.is_dir():
         raise ConvertError(f"--out {out} is a file; choose another place")
@@ -150,12 +139,6 @@ def check_place(out: Path, *sources: Path | None) -> None:
         raise ConvertError(
             f"--out {out} is not empty and holds no conversion; choose another place"
         )
-
-
-_SHOWN: Final = 3
-
-Identity = dict[str, dict[str, Any]]
-"""Size and SHA-256 of each file, by its name in the report."""
 
 
 def named_files(source: Path, read: Sequence[Path], tower: Path | None) -> dict[str, Path]:
@@ -177,34 +160,31 @@ def named_files(source: Path, read: Sequence[Path], tower: Path | None) -> dict[
 
 
 def stamps(files: Mapping[str, Path]) -> dict[str, list[int]]:
-    """Size and time of each file: what tells quickly that nothing was touched."""
-    found = {}
-    for name, path in files.items():
-        state = path.stat()
-        found[name] = [state.st_size, state.st_mtime_ns]
-    return found
+    """Size and time of each file: a quick sign that nothing was touched."""
+    states = {name: path.stat() for name, path in files.items()}
+    return {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
 
 
 def identify(
-    files: Mapping[str, Path], known: Mapping[str, Any], told: Callable[[int], None]
+    files: Mapping[str, Path], known: Mapping[str, Any], advance: Callable[[int], None]
 ) -> Identity:
     """Size and SHA-256 of each file; those of an untouched file are taken from an earlier run.
 
     Args:
         files: from `named_files`.
         known: what an earlier run wrote down: `stamps` and `sources`.
-        told: how many more bytes are read.
+        advance: called with how many more bytes are read.
     """
     now = stamps(files)
     before, digests = known.get("stamps", {}), known.get("sources", {})
-    found: Identity = {}
+    identity: Identity = {}
     for name, path in files.items():
         if before.get(name) == now[name] and name in digests:
-            told(now[name][0])
-            found[name] = digests[name]
+            advance(now[name][0])
+            identity[name] = digests[name]
         else:
-            found[name] = {"bytes": now[name][0], "sha256": sha256_file(path, told)}
-    return found
+            identity[name] = file_identity(path, advance)
+    return identity
 
 
 def unchanged(files: Mapping[str, Path], before: Mapping[str, list[int]]) -> None:
@@ -225,17 +205,16 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if old.get(key) != new.get(key):
             return f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
     before, after = old.get("sources", {}), new.get("sources", {})
-    changed = sorted(
-        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
-    )
-    if not changed:
-        return ""
-    told = [f"{name} {_what(name, before, after)}" for name in changed[:_SHOWN]]
-    more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-    return ", ".join(told) + more
+    changes = [
+        f"{name} {_change(name, before, after)}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    return ", ".join(changes[:_SHOWN]) + more
 
 
-def _what(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+def _change(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     if name not in before:
         return "is new"
     return "changed" if name in after else "is gone"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ...runtime.files import PARTIAL
+from ...runtime.files import Draft, naming
 from .errors import FruitlessError
 from .tensor_plan import Piece
 
@@ -45,7 +44,7 @@ class Written:
 
 @dataclass(slots=True)
 class _Sink:
-    file: Any
+    file: Draft
     told: Callable[[int], None]
     digest: Any = field(default_factory=hashlib.sha256)
     bytes: int = 0
@@ -71,21 +70,14 @@ def write_shard(path: Path, pieces: Sequence[Piece], told: Callable[[int], None]
         FruitlessError: a tensor holds values that are not finite, here or in the wanted dtype.
         OSError: the disk is full, say; nothing of the file is left.
     """
-    temporary = path.with_name(f".{path.name}{PARTIAL}")
     # Wide numbers first, so that each tensor begins where its dtype may.
     ordered = sorted(pieces, key=lambda piece: -piece.dtype.itemsize)
-    try:
-        with temporary.open("wb") as file:
-            sink = _Sink(file, told)
-            sink.write(_header(ordered))
-            alive = {piece.target: _write(sink, piece) for piece in ordered}
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path), Draft(path) as draft:
+        sink = _Sink(draft, told)
+        sink.write(_header(ordered))
+        alive = {piece.target: _write(sink, piece) for piece in ordered}
+        draft.finish()
+        draft.place()
     zeros = tuple(p.target for p in ordered if len(p.shape) > 1 and not alive[p.target])
     return Written(sink.bytes, sink.digest.hexdigest(), zeros)
 

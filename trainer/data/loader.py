@@ -11,7 +11,6 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final, Literal
@@ -19,11 +18,12 @@ from typing import Any, Final, Literal
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ...runtime.processes import starting_processes
+from ...runtime.signals import ENDING
 from .batch import Batch, Sample, collate
 
 StartMethod = Literal["auto", "fork", "spawn"]
 
-_HELD: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FILES_PER_BATCH: Final = 32
 """Open files that a batch in shared memory holds at most: one a tensor, two while it is sent."""
 _LONGEST_FOLDER: Final = 70
@@ -83,23 +83,21 @@ def micro_batches(
         yield from loader
         return
     _allow_open_files((ahead or 1) * workers * _FILES_PER_BATCH)
-    if method == "spawn":
-        resource_tracker.ensure_running()  # its start would let the held signals through
     before = set(multiprocessing.active_children())
-    with _signals_left_alone():
+    with starting_processes(method, *ENDING), _deaths_left_alone():
         batches = iter(loader)
     started = set(multiprocessing.active_children()) - before
     end = partial(_end, started)
     # Python waits at its exit for processes that do not hear its polite signal.
     atexit.register(end)
     try:
-        while (found := _next(batches, started)) is not None:
-            if isinstance(found, _Lost):
+        while (batch := _next(batches, started)) is not None:
+            if isinstance(batch, _Lost):
                 raise DataWorkerError(
-                    f"{found.why}; lower data.workers or --workers (now {workers}; 0 reads in "
+                    f"{batch.why}; lower data.workers or --workers (now {workers}; 0 reads in "
                     "this process) or data.prefetch, and run the same command to go on"
                 )
-            yield found
+            yield batch
     finally:
         del batches  # asks the workers to end, and waits some seconds
         atexit.unregister(end)
@@ -148,13 +146,13 @@ def _send(samples: list[Sample], pad_id: int, left: bool) -> _Sent | _Lost:
 def _next(batches: Iterator[Any], started: set[BaseProcess]) -> Batch | _Lost | None:
     """The next batch; None after the last."""
     try:
-        found: Batch | _Lost | None = next(batches, None)
+        batch: Batch | _Lost | None = next(batches, None)
     except (RuntimeError, OSError, EOFError):
         codes = [process.exitcode for process in started if process.exitcode]
         if not codes:
             raise
         return _Lost(_death(codes[0]))
-    return found
+    return batch
 
 
 def _death(code: int) -> str:
@@ -165,9 +163,9 @@ def _death(code: int) -> str:
     return f"a data worker ended unexpectedly (exit code {code})"
 
 
-def _method(wanted: StartMethod) -> str:
-    if wanted != "auto":
-        return wanted
+def _method(start_method: StartMethod) -> str:
+    if start_method != "auto":
+        return start_method
     return "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
 
 
@@ -178,27 +176,23 @@ def _use_a_short_folder(_worker: int) -> None:
 
 
 @contextmanager
-def _signals_left_alone() -> Iterator[None]:
-    """Start processes that hear no signal, and keep what this process does on hearing one.
+def _deaths_left_alone() -> Iterator[None]:
+    """Keep what this process does when a child ends.
 
-    Schedulers signal the whole process group; a worker that died of it would end the run. A
-    handler set by the worker would come too late for one that is still being spawned.
+    Torch's own handler raises wherever this process is when a worker dies. That is noticed as
+    well, within seconds, where the next batch is waited for.
     """
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
-    child = signal.getsignal(signal.SIGCHLD)
+    handler = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
-        # Torch's own handler raises wherever this process is when a worker dies; it is noticed
-        # as well, within seconds, where the next batch is waited for.
-        if threading.current_thread() is threading.main_thread() and child is not None:
-            signal.signal(signal.SIGCHLD, child)
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def _allow_open_files(more: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 1024 + more
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    needed = 1024 + more
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

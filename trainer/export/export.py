@@ -1,6 +1,5 @@
 """Export a run: find it, merge, write, read back, compare, describe."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,21 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from ...runtime.files import write_durably
+from ...runtime.files import sha256_file, whole_folder, write_durably
+from ..convert.describe import as_json
 from ..student import llava_of, load_base, load_student
 from ..students.spec import StudentSpec, read_config, read_student
 from .card import Card, copy_terms, model_card
-from .gate import KL_LIMIT, Checked, fingerprints, judge, logits_of, same_tensors
-from .merge import as_json, check_target, merge, published, record, write_model
+from .gate import (
+    KL_LIMIT,
+    Checked,
+    fingerprints,
+    judge,
+    logits_of,
+    require_known_transformers,
+    same_tensors,
+)
+from .merge import check_target, merge, record, write_model
 from .processor import write_processor
 from .provenance import Origin, find_origin
 from .read_back import compare, device_here, read_back
@@ -30,7 +38,7 @@ _SAMPLING: Final = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What is asked of an export.
+    """Options of an export.
 
     Attributes:
         checkpoint: `step-N`, `last`, `best`, or None for the finished adapter, else the newest.
@@ -54,7 +62,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export became.
+    """A finished export.
 
     Attributes:
         out: the folder.
@@ -75,8 +83,8 @@ def export(run: Path, out: Path, wish: Wish, say: Callable[[str], None]) -> Expo
     Args:
         run: run folder.
         out: folder to make.
-        wish: the rest.
-        say: told what a user wants to know on the way.
+        wish: the options.
+        say: prints what a user wants to know on the way.
 
     Raises:
         ExportError: the run, the student or `out` cannot be used as asked.
@@ -85,6 +93,8 @@ def export(run: Path, out: Path, wish: Wish, say: Callable[[str], None]) -> Expo
     """
     origin = find_origin(run, wish.checkpoint, wish.student)
     check_target(out, run, origin.student, overwrite=wish.overwrite)
+    if origin.recipe.loss.rotation:
+        require_known_transformers()  # known now, not after gigabytes are written
     geometry = origin.recipe.student.geometry
     spec = read_student(origin.student, geometry)
     data = find_manifest(origin, wish.manifest, wish.images)
@@ -92,7 +102,7 @@ def export(run: Path, out: Path, wish: Wish, say: Callable[[str], None]) -> Expo
     dtype = _dtype(wish.dtype, origin.student)
     say(f"run      {run}: {'' if origin.finished else 'unfinished, '}step {origin.step}")
     say(f"student  {origin.student}, in {dtype}")
-    with published(out) as partial:
+    with whole_folder(out) as partial:
         layer, prints, before, merged = _write_merged(origin, dtype, samples, partial)
         config = read_config(origin.student)
         write_processor(spec, geometry, config, partial)
@@ -112,10 +122,9 @@ def export(run: Path, out: Path, wish: Wish, say: Callable[[str], None]) -> Expo
     return Exported(out, layer, dtype, checked)
 
 
-def _dtype(wanted: DtypeName, student: Path) -> torch.dtype:
-    stored = read_config(student).dtype
-    short = stored in (torch.float16, torch.bfloat16)
-    return torch.bfloat16 if wanted == "bf16" or (wanted == "auto" and short) else torch.float32
+def _dtype(name: DtypeName, student: Path) -> torch.dtype:
+    short = read_config(student).dtype in (torch.float16, torch.bfloat16)
+    return torch.bfloat16 if name == "bf16" or (name == "auto" and short) else torch.float32
 
 
 def _write_merged(
@@ -152,8 +161,7 @@ def _write_generation(student: Path, spec: StudentSpec, folder: Path) -> None:
 
 def _facts(card: Card, dtype: torch.dtype, limit: float) -> dict[str, Any]:
     origin = card.origin
-    with (origin.adapter / "adapter_model.safetensors").open("rb") as file:
-        adapter = hashlib.file_digest(file, "sha256").hexdigest()
+    adapter = sha256_file(origin.adapter / "adapter_model.safetensors")
     return {
         "versions": {name: version(name) for name in _PACKAGES},
         "dtype": str(dtype).removeprefix("torch."),

@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from .modeling_medalign_llava import MedAlignLlavaConfig, name_weights_as_llava
 from .samples import GateSample
 
 KL_LIMIT: Final = {torch.float32: 1e-7, torch.bfloat16: 2e-2}
@@ -79,10 +80,24 @@ class Checked:
         )
 
 
+def require_known_transformers() -> None:
+    """Refuse to export a rotation that this version of transformers could not load again.
+
+    The one private interface that an export depends on; call it to learn of a change early.
+
+    Raises:
+        GateError: names what is missing, and the versions that have it.
+    """
+    try:
+        name_weights_as_llava(MedAlignLlavaConfig.model_type)
+    except ImportError as error:
+        raise GateError(f"{error}; nothing was exported") from error
+
+
 @torch.inference_mode()
 def logits_of(llava: Any, samples: Sequence[GateSample]) -> list[Tensor]:
     """Logits [T, V] of every sample, on the CPU in the model's dtype."""
-    found = []
+    logits = []
     for sample in samples:
         batch = sample.batch.to(llava.device, llava.dtype)
         out = llava(
@@ -91,17 +106,17 @@ def logits_of(llava: Any, samples: Sequence[GateSample]) -> list[Tensor]:
             pixel_values=batch.pixel_values,
             use_cache=False,
         )
-        found.append(out.logits[0].cpu())
-    return found
+        logits.append(out.logits[0].cpu())
+    return logits
 
 
 def fingerprints(llava: Any) -> dict[str, str]:
     """SHA-256 of every tensor of a model, by its name."""
-    found = {}
+    digests = {}
     for name, tensor in llava.state_dict().items():
         data = tensor.detach().cpu().contiguous().view(torch.uint8)
-        found[name] = hashlib.sha256(data.numpy()).hexdigest()
-    return found
+        digests[name] = hashlib.sha256(data.numpy()).hexdigest()
+    return digests
 
 
 def same_tensors(merged: dict[str, str], exported: dict[str, str]) -> None:

@@ -1,11 +1,7 @@
 """One model out of base and adapter, written under the names that its source uses."""
 
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,16 +11,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...runtime.files import make_folder, write_durably
+from ...runtime.files import sync_files, write_durably
+from ..convert.describe import as_json
+from ..convert.tensor_plan import bare
 from ..machine import disk_errors
 from .provenance import ExportError
 
 RECORD: Final = "export.json"
-
-
-def as_json(value: Any) -> bytes:
-    """JSON as every file of an export has it."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+REMOTE_CODE: Final = "modeling_medalign_llava.py"
+_REMOTE_TYPE: Final = "medalign_llava"
+_REMOTE_CLASS: Final = "MedAlignLlavaForConditionalGeneration"
 
 
 def check_target(out: Path, run: Path, student: Path, *, overwrite: bool) -> None:
@@ -34,11 +30,11 @@ def check_target(out: Path, run: Path, student: Path, *, overwrite: bool) -> Non
         ExportError: `out` is a file, lies inside the run or the student, or holds something;
             with `overwrite`, something that is no export.
     """
-    place = out.resolve()
+    target = out.resolve()
     for owner, name in ((run.resolve(), "run"), (student.resolve(), "student")):
-        if place == owner or owner in place.parents:
+        if target == owner or owner in target.parents:
             raise ExportError(f"{out} is inside the {name} {owner}; choose another --out")
-        if place in owner.parents:
+        if target in owner.parents:
             raise ExportError(f"{out} holds the {name} {owner}; choose another --out")
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out} exists and is no folder; choose another --out")
@@ -49,51 +45,9 @@ def check_target(out: Path, run: Path, student: Path, *, overwrite: bool) -> Non
             raise ExportError(f"{out} holds something else than an export; choose another --out")
 
 
-@contextmanager
-def published(out: Path) -> Iterator[Path]:
-    """Give an empty folder beside `out`, and turn it into `out` when the block ends well.
-
-    When the block fails, by a full disk or Ctrl-C too, nothing is left of it. Only a kill leaves
-    the hidden folder `.NAME.writing`, which the next export sweeps.
-    """
-    out = out.resolve()
-    partial = out.with_name(f".{out.name}.writing")
-    make_folder(out.parent)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        yield partial
-        _replace(out, partial)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def record(folder: Path, facts: dict[str, Any]) -> None:
     """Write `export.json`: facts, and size and SHA-256 of every other file."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        name = path.relative_to(folder).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": digest}
-    write_durably(folder / RECORD, as_json({**facts, "files": files}))
-
-
-def _replace(out: Path, partial: Path) -> None:
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-REMOTE_CODE: Final = "modeling_medalign_llava.py"
-_REMOTE_TYPE: Final = "medalign_llava"
-_REMOTE_CLASS: Final = "MedAlignLlavaForConditionalGeneration"
-# Folders of other versions put these in front of the same tensors, or leave them out.
-_WRAPPERS: Final = frozenset({"model", "language_model", "vision_model"})
+    write_durably(folder / RECORD, as_json({**facts, "files": sync_files(folder)}))
 
 
 def merge(student: Any, dtype: torch.dtype) -> tuple[Any, int | None]:
@@ -175,29 +129,23 @@ def _write_config(llava: Any, layer: int | None, folder: Path) -> None:
 
 
 def _by_source_name(llava: Any, source: Path, layer: int | None) -> dict[str, Tensor]:
-    held: dict[str, Tensor] = llava.state_dict()
-    named = _source_names(source)
-    if not named:  # an older folder of pickled weights: this version's own names
-        return _untied(held, llava)
-    found = {_bare(name): tensor for name, tensor in held.items()}
-    tensors = {name: found[bare] for bare, name in named.items() if bare in found}
-    if layer is not None:
-        inside = f"layers.{layer}.input_layernorm.weight"
-        beside = named[inside].removesuffix("input_layernorm.weight")
-        tensors[f"{beside}visual_rotation.weight"] = found[f"layers.{layer}.visual_rotation.weight"]
+    state: dict[str, Tensor] = llava.state_dict()
     tied = {"lm_head.weight"} if llava.config.tie_word_embeddings else set()
-    rotation = set() if layer is None else {f"layers.{layer}.visual_rotation.weight"}
-    lost = sorted(found.keys() - named.keys() - tied - rotation)
-    if lost or len(found) != len(held):
+    names = _source_names(source)
+    if not names:  # an older folder of pickled weights: this version's own names
+        return {name: tensor for name, tensor in state.items() if name not in tied}
+    inner = {bare(name): tensor for name, tensor in state.items()}
+    tensors = {name: inner[key] for key, name in names.items() if key in inner}
+    rotation = f"layers.{layer}.visual_rotation.weight"
+    if layer is not None:
+        prefix = names[f"layers.{layer}.input_layernorm.weight"].rpartition(".input_")[0]
+        tensors[f"{prefix}.visual_rotation.weight"] = inner[rotation]
+    lost = sorted(inner.keys() - names.keys() - tied - {rotation})
+    if lost or len(inner) != len(state):
         raise ExportError(
             f"{source}: its weight files have no place for {', '.join(lost[:5]) or 'some tensors'}"
         )
     return tensors
-
-
-def _untied(held: dict[str, Tensor], llava: Any) -> dict[str, Tensor]:
-    tied = "lm_head.weight" if llava.config.tie_word_embeddings else None
-    return {name: tensor for name, tensor in held.items() if name != tied}
 
 
 def _source_names(source: Path) -> dict[str, str]:
@@ -205,9 +153,5 @@ def _source_names(source: Path) -> dict[str, str]:
     names: dict[str, str] = {}
     for path in sorted(source.glob("model*.safetensors")):
         with safe_open(path, "pt") as file:
-            names.update({_bare(name): name for name in file.keys()})  # noqa: SIM118 - no mapping
+            names.update({bare(name): name for name in file.keys()})  # noqa: SIM118 - no mapping
     return names
-
-
-def _bare(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

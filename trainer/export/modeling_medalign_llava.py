@@ -7,12 +7,39 @@ medalign. Written by `medalign export`; Apache-2.0.
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
+
+KNOWN_TRANSFORMERS = "5.17 to 5.24"
+"""Versions that read this folder when it was written; others are tried all the same."""
+
+
+def name_weights_as_llava(model_type: str) -> None:
+    """Let transformers convert the names of a checkpoint of another model type as Llava's.
+
+    It converts by model type and leaves out types that it does not know: lm_head would be random.
+    No public function says so, and what is not public may change with any release: whatever is
+    missing ends here, in one line, before a weight is read.
+
+    Raises:
+        ImportError: this version of transformers has other functions.
+    """
+    try:
+        from transformers import conversion_mapping
+
+        private: Any = conversion_mapping
+        names = private.get_checkpoint_conversion_mapping("llava")
+        if not names:
+            raise ValueError("there is no mapping for llava")
+        private.register_checkpoint_conversion_mapping(model_type, names, overwrite=True)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ImportError(
+            f"transformers {transformers.__version__} cannot load a model with a rotation: its "
+            "private transformers.conversion_mapping, which names the weights, is gone or has "
+            f"changed ({error}); versions {KNOWN_TRANSFORMERS} are known to work: pip install "
+            "'transformers>=5.17,<5.25'"
+        ) from error
 
 
 class MedAlignLlavaConfig(LlavaConfig):  # type: ignore[no-untyped-call]
@@ -52,12 +79,7 @@ class MedAlignLlavaForConditionalGeneration(  # type: ignore[no-untyped-call]
     _supports_attention_backend = False
 
     def __init__(self, config: Any) -> None:
-        # transformers converts a checkpoint's names by model type, and leaves out types that it
-        # does not know: lm_head would be random.
-        llava_names: Any = get_checkpoint_conversion_mapping
-        register_checkpoint_conversion_mapping(
-            config.model_type, llava_names("llava"), overwrite=True
-        )
+        name_weights_as_llava(config.model_type)
         super().__init__(config)
         block = self.model.language_model.layers[config.rotated_layer]
         block.visual_rotation = VisualRotation(config.text_config.hidden_size)

@@ -54,13 +54,13 @@ def conversation(processor: Any, spec: StudentSpec, record: Record) -> list[dict
     Raises:
         GateError: it renders another prompt, whatever the form of the messages.
     """
-    wanted = spec.encoder.prompt_text(record)
+    prompt = spec.encoder.prompt_text(record)
     text = record.conversations[0].text
     for content in (_parts(text, "\n"), _parts(text, ""), text):
         messages = [{"role": "user", "content": content}]
         # Templates raise what they like on content of a form that they do not know.
         with contextlib.suppress(Exception):
-            if processor.apply_chat_template(messages, add_generation_prompt=True) == wanted:
+            if processor.apply_chat_template(messages, add_generation_prompt=True) == prompt:
                 return messages
     raise GateError("the exported chat template does not render the prompt of the training")
 

@@ -19,7 +19,7 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """An adapter and all that its run wrote down.
+    """An adapter and all that its run recorded.
 
     Attributes:
         run: the run folder.
@@ -94,23 +94,20 @@ def _adapter(folder: RunFolder, checkpoint: str | None) -> tuple[Path, int | Non
     if checkpoint is None and folder.adapter.is_dir():
         newest = folder.newest()
         return folder.adapter, None if newest is None else step_of(newest)
-    found = folder.newest()
+    path = folder.newest()
     if checkpoint not in (None, "last"):
-        found = folder.checkpoints / str(checkpoint)
-        if found.parent != folder.checkpoints or not is_complete(found):
-            there = sorted(
-                (path for path in folder.checkpoints.glob("step-*") if is_complete(path)),
-                key=step_of,
-            )
-            names = ", ".join(path.name for path in there) or "none"
+        path = folder.checkpoints / str(checkpoint)
+        if path.parent != folder.checkpoints or not is_complete(path):
+            complete = filter(is_complete, folder.checkpoints.glob("step-*"))
+            names = ", ".join(step.name for step in sorted(complete, key=step_of)) or "none"
             raise ExportError(
                 f"{folder.path} has no complete checkpoint {checkpoint!r}; there are: {names}"
             )
-    if found is None:
+    if path is None:
         raise ExportError(f"{folder.path} has nothing to export: no checkpoint was written yet")
-    found = found.resolve()  # `best` is a link
-    check_bytes(found)
-    return found / "adapter", step_of(found)
+    path = path.resolve()  # `best` is a link
+    check_bytes(path)
+    return path / "adapter", step_of(path)
 
 
 def _require_llava(student: Path) -> None:

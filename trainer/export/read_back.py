@@ -53,7 +53,7 @@ def compare(
     Args:
         folder: the export.
         spec: of the student.
-        samples: what was asked.
+        samples: the conversations.
         before: logits [T, V] of the adapter on its base model, one for each sample.
         merged: of the merged model.
         after: of the exported model.
@@ -83,9 +83,9 @@ def _pixels(processor: Any, spec: StudentSpec, sample: GateSample) -> float:
     Raises:
         GateError: another prompt, or another shape of the pixels.
     """
-    made = process(processor, conversation(processor, spec, sample.record), sample.images)
-    wanted = spec.encoder.prompt(sample.record).input_ids.tolist()
-    if made["input_ids"][0].tolist() != wanted:
+    inputs = process(processor, conversation(processor, spec, sample.record), sample.images)
+    prompt = spec.encoder.prompt(sample.record).input_ids.tolist()
+    if inputs["input_ids"][0].tolist() != prompt:
         raise GateError(
             f"record {sample.number}: the exported processor makes other tokens of the prompt than "
             "the training did; nothing was exported"
@@ -93,9 +93,9 @@ def _pixels(processor: Any, spec: StudentSpec, sample: GateSample) -> float:
     if not sample.images or sample.batch.pixel_values is None:
         return 0.0
     own = sample.batch.pixel_values[: len(sample.images)]
-    if made["pixel_values"].shape != own.shape:
+    if inputs["pixel_values"].shape != own.shape:
         raise GateError(
             f"record {sample.number}: the exported processor makes pixels of "
-            f"{tuple(made['pixel_values'].shape)}, the training had {tuple(own.shape)}"
+            f"{tuple(inputs['pixel_values'].shape)}, the training had {tuple(own.shape)}"
         )
-    return float((made["pixel_values"] - own).abs().max())
+    return float((inputs["pixel_values"] - own).abs().max())

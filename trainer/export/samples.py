@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,54 +75,50 @@ def find_manifest(origin: Origin, manifest: Path | None, images: Path | None) ->
 
 
 def take(
-    origin: Origin, spec: StudentSpec, found: Manifest | None, wanted: int
+    origin: Origin, spec: StudentSpec, manifest: Manifest | None, count: int
 ) -> list[GateSample]:
     """Take conversations from all over the manifest, those with images first.
 
     Raises:
         ExportError: the manifest is gone, or none of its conversations can be read.
     """
-    if wanted == 0:
+    if count == 0:
         return []
-    if found is None:
+    if manifest is None:
         data = origin.recipe.data
         raise ExportError(
             f"the export is checked on the run's data, but manifest {data.manifest} or images "
             f"{data.images} are gone: give --manifest and --images, or --images-checked 0 to "
             "export unchecked"
         )
-    samples = list(_readable(origin, spec, found, wanted))
+    samples = list(islice(_readable(origin, spec, manifest, count), count))
     if not samples:
-        raise ExportError(f"none of the conversations of {found.path} can be read")
+        raise ExportError(f"none of the conversations of {manifest.path} can be read")
     return samples
 
 
 def _readable(
-    origin: Origin, spec: StudentSpec, found: Manifest, wanted: int
+    origin: Origin, spec: StudentSpec, manifest: Manifest, count: int
 ) -> Iterator[GateSample]:
     length = origin.recipe.data.max_length
-    data = Conversations(found.records, found.images, spec, length, None, alpha=origin.alpha)
+    data = Conversations(manifest.records, manifest.images, spec, length, None, alpha=origin.alpha)
     pad = spec.processor.tokenizer.pad_token_id or 0
-    left = wanted
-    for index in _spread(found.records, wanted):
+    for index in _spread(manifest.records, count):
         sample = data[index]
         if sample.encoded is None:
             continue
-        record = found.records[index]
+        record = manifest.records[index]
         pixels = tuple(
-            read_image(resolve_image(found.images, path), alpha=origin.alpha).rgb
+            read_image(resolve_image(manifest.images, path), alpha=origin.alpha).rgb
             for path in record.images[: images_of_prompt(record)]
         )
         yield GateSample(index + 1, record, collate([sample], pad), pixels)
-        left -= 1
-        if not left:
-            return
 
 
-def _spread(records: Sequence[Record], wanted: int) -> list[int]:
-    """Numbers of all records: `wanted` evenly spaced ones with images, then the others."""
+def _spread(records: Sequence[Record], count: int) -> list[int]:
+    """Numbers of all records: `count` evenly spaced ones with images, then the others."""
     pictured = [k for k, record in enumerate(records) if record.images]
-    places = np.linspace(0, len(pictured), wanted, endpoint=False).astype(int)
-    chosen = list(dict.fromkeys(pictured[k] for k in places)) if pictured else []
-    rest = sorted(set(range(len(records))) - set(chosen), key=lambda k: not records[k].images)
-    return chosen + rest
+    spaced = np.linspace(0, len(pictured), count, endpoint=False).astype(int)
+    chosen = list(dict.fromkeys(pictured[k] for k in spaced)) if pictured else []
+    others = set(range(len(records))).difference(chosen)
+    return chosen + sorted(others, key=lambda k: not records[k].images)

@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from ...pipeline.hygiene.finding import Check, guarded
 from ...pipeline.manifest import Record, even
 from ...teacher_cache.reader import TeacherCache
 from ..data.conversation import Encoded
@@ -18,13 +19,13 @@ from ..recipe.compose import find_recipe
 from ..recipe.recipe import Recipe, RecipeError, for_ranks
 from ..recipe.sections import DataSection
 from ..run.loggers import check_installed
-from ..students.spec import StudentSpec
+from ..students.spec import StudentError, StudentSpec, read_student
 from ..students.tiny import make_demo_student
-from . import data_checks as dataset
+from . import cache_check
 from . import machine_checks as machine
-from . import student_checks as model
-from .data_checks import SCANNED, VisualTokens, measure_lengths
-from .finding import Check
+from .data_check import DataSet
+from .lengths import SCANNED, VisualTokens, check_lengths, measure_lengths
+from .student_check import checks_without_text, quick_checks
 
 PREVIEWED: Final = 3
 """Conversations that are shown."""
@@ -51,20 +52,19 @@ class Request:
     everything: bool = False
 
 
-Planned = tuple[str, Callable[[], Check]]
+Planned = tuple[str, Callable[[], Check | Iterable[Check]]]
 
 
 @dataclass(slots=True)
 class Examination:
-    """What was found out so far, for the checks that come after.
+    """The outcomes so far, for the checks that come after.
 
     Attributes:
         request: what to look at.
-        scratch: where the student that is called `demo` is made.
+        scratch: folder where the student that is called `demo` is made.
         checks: outcomes, in order.
         previews: (record id, conversation) of a few samples.
-        recipe, records, held_out, found, cache, student: what could be read; `found` are image
-            files.
+        recipe, data, held_out, cache, student: what could be read.
     """
 
     request: Request
@@ -72,9 +72,8 @@ class Examination:
     checks: list[Check] = field(default_factory=list)
     previews: list[tuple[str, Encoded]] = field(default_factory=list)
     recipe: Recipe | None = None
-    records: list[Record] = field(default_factory=list)
-    held_out: list[Record] = field(default_factory=list)
-    found: list[str] = field(default_factory=list)
+    data: DataSet | None = None
+    held_out: DataSet | None = None
     cache: TeacherCache | None = None
     student: StudentSpec | None = None
 
@@ -84,7 +83,7 @@ class Examination:
         data = (self._manifest, self._images, self._held_out, self._conversations)
         for part in (*parts, *data):
             for name, look in part():
-                self.checks.append(_guarded(name, look))
+                self.checks += guarded(name, look)
 
     def _recipe(self) -> Iterator[Planned]:
         if self.request.recipe is not None:
@@ -109,16 +108,16 @@ class Examination:
         yield "versions", machine.versions
         yield "devices", machine.devices
         yield "memory", machine.memory
-        places = {"runs": Path("runs")}
+        folders = {"runs": Path("runs")}
         cache = self.request.cache
         if cache is not None and "://" not in cache:
-            places["the cache"] = Path(cache)
-        near = self._data().cache_folder or os.environ.get("MEDALIGN_CACHE_FOLDER")
-        if near:
-            places["rows of remote caches"] = Path(near)
-        for what, path in places.items():
+            folders["the cache"] = Path(cache)
+        nearby = self._section().cache_folder or os.environ.get("MEDALIGN_CACHE_FOLDER")
+        if nearby:
+            folders["rows of remote caches"] = Path(nearby)
+        for what, path in folders.items():
             yield "disk", partial(machine.disk, what, path)
-        yield "shared memory", partial(machine.shared_memory, self._data().workers)
+        yield "shared memory", partial(machine.shared_memory, self._section().workers)
         if self.recipe is not None and self.recipe.student.attention == "flash_attention_2":
             yield "attention", machine.flash_attention
         if self.recipe is not None and self.recipe.student.quantize != "none":
@@ -132,116 +131,119 @@ class Examination:
             path = self.scratch / "demo-student"
             make_demo_student(path)
         yield "student", partial(self._read_student, path)
-        if path.is_dir():
-            yield "weights", partial(model.weights, path)
 
-    def _read_student(self, path: Path) -> Check:
+    def _read_student(self, path: Path) -> Iterator[Check]:
         geometry = "processor" if self.recipe is None else self.recipe.student.geometry
-        self.student, check = model.read(path, geometry)
-        return check
+        try:
+            spec = read_student(path, geometry)
+        except StudentError as error:
+            yield Check("student", "failed", str(error), "see the README for what students are")
+            yield from checks_without_text(path)
+            return
+        self.student = spec
+        encoder = spec.encoder
+        token = encoder.tokenizer.convert_ids_to_tokens(encoder.image_token_id)
+        text = f"{path}: {spec.family.model_type}, {spec.layers} layers, {spec.sight}"
+        yield Check("student", "ok", f"{text}, image token {token!r}")
+        yield from quick_checks(spec)
 
     def _cache(self) -> Iterator[Planned]:
         if self.request.cache is not None:
             yield "cache", partial(self._open_cache, self.request.cache)
         if self.cache is not None:
-            yield "certificate", partial(dataset.certificate, self.cache)
+            yield "certificate", partial(cache_check.certificate, self.cache)
 
     def _open_cache(self, store: str) -> Check:
-        self.cache, check = dataset.opened(store)
+        self.cache, check = cache_check.opened(store)
         return check
 
     def _agree(self) -> Iterator[Planned]:
         sides = {"recipe": self.recipe, "cache": self.cache, "student": self.student}
-        given = [name for name, side in sides.items() if side is not None]
-        if len(given) > 1:
-            names = f"{', '.join(given[:-1])} and {given[-1]}"
-            yield "agreement", partial(self._compare, names)
+        names = [name for name, side in sides.items() if side is not None]
+        if len(names) > 1:
+            yield "agreement", partial(self._compare, f"{', '.join(names[:-1])} and {names[-1]}")
 
-    def _compare(self, given: str) -> Check:
+    def _compare(self, names: str) -> Check:
         wrong = disagreements(self.recipe, self.cache, self.student)
         if wrong:
-            text = f"{given} do not fit together: {counted(len(wrong), 'disagreement')}"
+            text = f"{names} do not fit together: {counted(len(wrong), 'disagreement')}"
             return Check("agreement", "failed", text, "each says what would fit", tuple(wrong))
-        return Check("agreement", "ok", f"{given} fit together")
+        return Check("agreement", "ok", f"{names} fit together")
 
     def _manifest(self) -> Iterator[Planned]:
         path = self._path("manifest")
         if path is not None:
-            yield "manifest", partial(self._read_manifest, path)
-
-    def _read_manifest(self, path: Path) -> Check:
-        self.records, check = dataset.read_records(path)
-        return check
+            self.data = DataSet(path)
+            yield "manifest", self.data.read
 
     def _images(self) -> Iterator[Planned]:
-        folder = self._path("images")
-        if self.records and self.cache is not None:
-            yield "cache rows", partial(dataset.covered, self.records, self.cache)
-        if folder is None or not self.records:
+        folder, data = self._path("images"), self.data
+        if data is None or not data.records:
             return
-        yield "image files", partial(self._find_images, folder)
-        if self.found:
+        if self.cache is not None:
+            yield "cache rows", partial(self._rows, data, self.cache)
+        if folder is None:
+            return
+        yield "image files", partial(data.find, folder, "give --images DIR")
+        if data.images:
             sample = None if self.request.everything else self.request.sample
-            yield "decoding", partial(dataset.decoded, self.found, folder, sample)
+            yield "decoding", partial(data.decode, sample)
             if self.cache is not None:
-                look = partial(dataset.unchanged, self.found, folder, self.cache, sample)
+                look = partial(cache_check.unchanged, data.images, folder, self.cache, sample)
                 yield "image bytes", look
 
-    def _find_images(self, folder: Path) -> Check:
-        self.found, check = dataset.present(self.records, folder)
-        return check
+    def _rows(self, data: DataSet, cache: TeacherCache) -> Check:
+        return cache_check.covered(data.records, cache, self._section().on_missing)
 
     def _held_out(self) -> Iterator[Planned]:
-        if self.recipe is None:
+        """The same checks of `validation.manifest`, each under a name of its own."""
+        validation = None if self.recipe is None else self.recipe.validation
+        if validation is None or validation.manifest is None:
             return
-        validation = self.recipe.validation
-        if validation.manifest is None:
-            return
-        yield "held-out manifest", partial(self._read_held_out, Path(validation.manifest))
-        if self.held_out and self.cache is not None:
-            yield "held-out rows", partial(self._held_out_rows, self.cache)
+        self.held_out = data = DataSet(Path(validation.manifest))
+        yield "held-out manifest", lambda: (_held_out(check) for check in data.read())
+        cache = self.cache
+        if data.records and cache is not None:
+            yield "held-out rows", lambda: _held_out(self._rows(data, cache))
         folder = Path(validation.images) if validation.images else self._path("images")
-        if folder is not None and (self.held_out or validation.images):
-            yield "held-out images", partial(self._find_held_out, folder)
-
-    def _read_held_out(self, path: Path) -> Check:
-        self.held_out, check = dataset.read_records(path)
-        return replace(check, name="held-out manifest")
-
-    def _held_out_rows(self, cache: TeacherCache) -> Check:
-        return replace(dataset.covered(self.held_out, cache), name="held-out rows")
-
-    def _find_held_out(self, folder: Path) -> Check:
-        _, check = dataset.present(self.held_out, folder)
-        advice = "is validation.images right?" if check.status == "failed" else ""
-        return replace(check, name="held-out images", advice=advice)
+        if folder is not None and (data.records or validation.images):
+            advice = "is validation.images right?"
+            yield "held-out images", lambda: _held_out(data.find(folder, advice), advice)
 
     def _conversations(self) -> Iterator[Planned]:
-        if self.records and self.student is not None:
-            yield "lengths", partial(self._measure, self.student)
+        if self.data is not None and self.data.records and self.student is not None:
+            yield "lengths", partial(self._measure, self.data.records, self.student)
 
-    def _measure(self, student: StudentSpec) -> Check:
-        most = self._data().max_length
+    def _measure(self, records: list[Record], student: StudentSpec) -> Check:
+        most = self._section().max_length
         limit = None if self.request.everything else SCANNED
         visual = VisualTokens(student.sight, self._path("images"))
-        found = measure_lengths(self.records, student.encoder, most, visual, limit)
-        for place in even(found.places.tolist(), PREVIEWED):
-            record = self.records[place]
+        lengths = measure_lengths(records, student.encoder, most, visual, limit)
+        for number in even(lengths.numbers.tolist(), PREVIEWED):
+            record = records[number]
             encoded = student.encoder.training(record, most, visual.of(record))
             self.previews.append((record.id, encoded))
-        return model.lengths(found, most)
+        return check_lengths(lengths, most)
 
-    def _data(self) -> DataSection:
+    def _section(self) -> DataSection:
         return DataSection() if self.recipe is None else self.recipe.data
 
     def _path(self, name: str) -> Path | None:
-        """What the command line gives, or else the recipe."""
-        given: Path | None = getattr(self.request, name)
-        if given is None and self.recipe is not None:
+        """The path on the command line, or else the recipe's."""
+        path: Path | None = getattr(self.request, name)
+        if path is None and self.recipe is not None:
             section: Any = self.recipe.student if name == "student" else self.recipe.data
             written = section.path if name == "student" else getattr(section, name)
-            given = None if written is None else Path(written)
-        return given
+            path = None if written is None else Path(written)
+        return path
+
+
+_HELD_OUT: Final = {"cache rows": "held-out rows", "image files": "held-out images"}
+
+
+def _held_out(check: Check, advice: str = "") -> Check:
+    name = _HELD_OUT.get(check.name, f"held-out {check.name}")
+    return replace(check, name=name, advice=check.advice and (advice or check.advice))
 
 
 def _ranks(recipe: Recipe) -> int:
@@ -250,17 +252,8 @@ def _ranks(recipe: Recipe) -> int:
     if config is None or recipe.data.per_step is not None:
         return 1
     try:
-        said = json.loads(Path(config).read_text()).get("train_batch_size")
+        size = json.loads(Path(config).read_text()).get("train_batch_size")
     except (OSError, ValueError, AttributeError):
         return 1  # what is wrong with the file is said where it is read
-    each = recipe.data.batch_size * recipe.data.micro_steps
-    return said // each if isinstance(said, int) and said > 0 and said % each == 0 else 1
-
-
-def _guarded(name: str, look: Callable[[], Check]) -> Check:
-    """What a check did not foresee is a failure of that check alone."""
-    try:
-        return look()
-    except Exception as error:
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return Check(name, "failed", text, "the other checks were made")
+    per_rank = recipe.data.batch_size * recipe.data.micro_steps
+    return size // per_rank if isinstance(size, int) and size > 0 and size % per_rank == 0 else 1

@@ -10,6 +10,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from ...pipeline.hygiene.finding import Check
 from ..machine import (
     existing,
     free_disk_bytes,
@@ -18,7 +19,6 @@ from ..machine import (
     of_bytes,
     shared_bytes,
 )
-from .finding import Check
 
 _NAMED: Final = ("torch", "transformers", "peft", "deepspeed", "zarr")
 _LITTLE_DISK: Final = 10_000_000_000

@@ -26,7 +26,7 @@ from ..prepared import Prepared, prepare
 from ..recipe.recipe import Recipe
 from ..train import samples_of
 from .advice import Advice, Case, advise
-from .data_checks import Lengths, VisualTokens, measure_lengths
+from .lengths import Lengths, VisualTokens, measure_lengths
 from .measure import FullError, Measured, Votes, measure
 from .shapes import count_parameters, load_of, settings_of, shape_of
 

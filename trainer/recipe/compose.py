@@ -9,6 +9,11 @@ from typing import Any, Final
 
 import yaml
 
+Values = dict[str, Any]
+"""Sections of a recipe, as YAML gives them."""
+
+_FOLDER: Final = Path(__file__).parents[1] / "recipes"
+
 
 class RecipeError(ValueError):
     """A recipe cannot be run as it is written."""
@@ -23,7 +28,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def read_settings(path: Path) -> tuple[Values, dict[str, str]]:
     """Read one file: a mapping of sections.
 
     Returns:
@@ -38,9 +43,9 @@ def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = path if mark is None else f"{path}:{mark.line + 1}"
+        line = "" if mark is None else f":{mark.line + 1}"
         problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise RecipeError(f"{where}: no valid YAML: {problem}") from error
+        raise RecipeError(f"{path}{line}: no valid YAML: {problem}") from error
     if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
         raise RecipeError(f"{path}: a recipe is a mapping of sections, loss and run among them")
     return values, {key: f"{path}:{line}" for key, line in _lines(root, path).items()}
@@ -68,18 +73,18 @@ def _lines(root: yaml.MappingNode, path: Path) -> dict[str, int]:
             children = [(key.value, key, value) for key, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             children = [(number, item, item) for number, item in enumerate(node.value)]
-        for key, place, value in children:
-            name = f"{prefix}{key}"
+        for key, mark, value in children:
+            name, line = f"{prefix}{key}", mark.start_mark.line + 1
             if name in lines:
-                raise RecipeError(f"{path}:{place.start_mark.line + 1}: {name} is given twice")
-            lines[name] = place.start_mark.line + 1
+                raise RecipeError(f"{path}:{line}: {name} is given twice")
+            lines[name] = line
             walk(value, f"{name}.")
 
     walk(root, "")
     return lines
 
 
-def override(values: dict[str, Any], text: str) -> str:
+def override(values: Values, text: str) -> str:
     """Set one key from `section.key=value`, where the value is YAML.
 
     Returns:
@@ -103,9 +108,6 @@ def override(values: dict[str, Any], text: str) -> str:
         raise RecipeError(f"--set {text}: {section} is no section")
     target[name] = parsed
     return f"{section}.{name}"
-
-
-_FOLDER: Final = Path(__file__).parents[1] / "recipes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +140,8 @@ def shipped_parts() -> dict[str, Path]:
 
 def shipped_variants() -> dict[str, Path]:
     """Parts that change a whole recipe, to be added as RECIPE+VARIANT, in the order of lists."""
-    found = {path.stem: path for path in (_FOLDER / "variants").glob("*.yaml")}
-    return dict(sorted(found.items(), key=lambda item: _by_number(item[0])))
+    paths = (_FOLDER / "variants").glob("*.yaml")
+    return {path.stem: path for path in sorted(paths, key=lambda path: _by_number(path.stem))}
 
 
 def find_recipe(name: str) -> Source:
@@ -212,12 +214,8 @@ def _by_number(name: str) -> tuple[str, int]:
     return (words, int(number)) if number.isdigit() else (name, 0)
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    found = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
-
-
-Values = dict[str, Any]
+def _near(name: str, known: Collection[str]) -> str:
+    return "".join(f" (did you mean {match}?)" for match in get_close_matches(name, known, n=1))
 
 
 def compose(source: Source, overrides: Iterable[str] = ()) -> tuple[Values, dict[str, str]]:
@@ -259,13 +257,12 @@ def _chain(path: Path, before: tuple[Path, ...]) -> Iterator[tuple[Path, Values,
     """What a file is made of, itself last."""
     values, lines = read_settings(path)
     here = (*before, path.resolve())
-    for name, where in _extends(values, lines, path):
-        found = find_part(name, path.parent, f"{where}: extends")
-        if found.resolve() in here:
-            circle = (*here[here.index(found.resolve()) :], found.resolve())
-            told = " -> ".join(step.name for step in circle)
-            raise RecipeError(f"{where}: extends goes in a circle: {told}")
-        yield from _chain(found, here)
+    for name, line in _extends(values, lines, path):
+        part = find_part(name, path.parent, f"{line}: extends")
+        if (real := part.resolve()) in here:
+            circle = " -> ".join(step.name for step in (*here[here.index(real) :], real))
+            raise RecipeError(f"{line}: extends goes in a circle: {circle}")
+        yield from _chain(part, here)
     yield path, values, lines
 
 
@@ -274,13 +271,11 @@ def _extends(values: Values, lines: dict[str, str], path: Path) -> list[tuple[st
     if "extends" not in values:
         return []
     names = values.pop("extends")
-    where = lines.get("extends", str(path))
+    marks = {key: lines.pop(key) for key in list(lines) if key.partition(".")[0] == "extends"}
+    line = marks.get("extends", str(path))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise RecipeError(f"{where}: extends takes a list of parts or files, got {names!r}")
-    found = [(name, lines.get(f"extends.{k}", where)) for k, name in enumerate(names)]
-    for key in [key for key in lines if key.partition(".")[0] == "extends"]:
-        del lines[key]
-    return found
+        raise RecipeError(f"{line}: extends takes a list of parts or files, got {names!r}")
+    return [(name, marks.get(f"extends.{k}", line)) for k, name in enumerate(names)]
 
 
 def _merge(into: Values, added: Values) -> None:
@@ -298,7 +293,7 @@ def _marks(values: Values) -> Values:
     return marks if isinstance(marks, dict) else {}
 
 
-def _forget_marks(values: Values, given: Collection[str], added: Values) -> None:
+def _forget_marks(values: Values, keys: Collection[str], added: Values) -> None:
     marks, fresh = _marks(values), _marks(added)
-    for key in [key for key in marks if key in given and key not in fresh]:
+    for key in [key for key in marks if key in keys and key not in fresh]:
         del marks[key]

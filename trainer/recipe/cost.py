@@ -251,8 +251,7 @@ _HEAD: Final = (
 
 def paper_rows() -> list[str]:
     """Shipped recipes that reproduce a row of the paper."""
-    found = {name: Recipe.of(find_recipe(name)) for name in shipped_recipes()}
-    return [name for name, recipe in found.items() if recipe.paper.data is not None]
+    return [name for name in shipped_recipes() if Recipe.of(find_recipe(name)).paper.data]
 
 
 def cost_table(names: Iterable[str]) -> Iterator[str]:
@@ -262,16 +261,14 @@ def cost_table(names: Iterable[str]) -> Iterator[str]:
         RecipeError: a recipe does not exist, or says too little.
     """
     rows = [_HEAD, *(_cells(name) for name in names)]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(_HEAD))]
-    lines = [
-        "| "
-        + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        + " |"
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    head, *lines = (
+        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
-    ]
-    yield lines[0]
+    )
+    yield f"| {head} |"
     yield "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    yield from lines[1:]
+    yield from (f"| {line} |" for line in lines)
 
 
 def _cells(name: str) -> tuple[str, ...]:
@@ -289,8 +286,8 @@ def _cells(name: str) -> tuple[str, ...]:
         of_bytes(one.cache_fp16),
         of_bytes(one.cache_gram),
         of_seconds(one.cache_seconds),
-        *(of_seconds(found.train_seconds) for found in costs),
-        *(of_bytes(found.peak) for found in costs),
+        *(of_seconds(row.train_seconds) for row in costs),
+        *(of_bytes(row.peak) for row in costs),
         "?" if one.answer_seconds is None else of_seconds(one.answer_seconds),
         of_bytes(one.checkpoint),
         of_bytes(one.run),

@@ -83,23 +83,23 @@ def _check_marks(recipe: Recipe, origin: dict[str, str]) -> None:
     known = recipe.flat()
     for key in recipe.paper.assumed:
         if key not in known or key not in origin:
-            where = origin.get(f"paper.assumed.{key}", "paper.assumed")
+            line = origin.get(f"paper.assumed.{key}", "paper.assumed")
             what = "is not set in this recipe" if key in known else "is no key of a recipe"
-            raise RecipeError(f"{where}: paper.assumed names {key}, which {what}")
+            raise RecipeError(f"{line}: paper.assumed names {key}, which {what}")
 
 
 def _explain(recipe: type[Recipe], problem: Any, source: str, origin: dict[str, str]) -> str:
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
-    where = next(
+    line = next(
         (origin[k] for n in range(len(location), 0, -1) if (k := ".".join(location[:n])) in origin),
         source,
     )
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key}; known here: {_known(recipe, problem['loc'])}"
+        return f"{line}: unknown key {key}; known here: {_known(recipe, problem['loc'])}"
     if problem["type"] == "missing":
-        return f"{where}: {key} is missing"
-    return f"{where}: {key or 'recipe'}: {_message(problem)}"
+        return f"{line}: {key} is missing"
+    return f"{line}: {key or 'recipe'}: {_message(problem)}"
 
 
 def _message(problem: Any) -> str:
@@ -125,20 +125,20 @@ def for_ranks(recipe: Recipe, world: int) -> Recipe:
         RecipeError: a step cannot be divided so, or both are given and contradict each other.
     """
     data = recipe.data
-    each = data.batch_size * world
+    micro = data.batch_size * world
     parts = f"data.batch_size {data.batch_size} * {world} rank{'s' * (world != 1)}"
     if data.per_step is None:
         accumulation = data.micro_steps
-    elif data.per_step % each:
+    elif data.per_step % micro:
         raise RecipeError(
             f"data.per_step is {data.per_step}, which is no multiple of {parts}; change one of them"
         )
     else:
-        accumulation = data.per_step // each
+        accumulation = data.per_step // micro
     if data.accumulation not in (None, accumulation):
         raise RecipeError(
             f"data.per_step is {data.per_step}, but {parts} * data.accumulation "
-            f"{data.accumulation} is {each * data.micro_steps}; set one of the two to null"
+            f"{data.accumulation} is {micro * data.micro_steps}; set one of the two to null"
         )
     filled = data.model_copy(update={"accumulation": accumulation})
     return recipe.model_copy(update={"data": filled})

@@ -1,14 +1,11 @@
 """The recipe reference in Markdown, from the recipe's own types and docstrings."""
 
 import json
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ..run.folder import FREE_KEYS
-from .compose import RecipeError, Source, first_comment, read_in_order
 from .recipe import Recipe
-from .reproduction import shell, stages, variables
 
 COMMAND: Final = "medalign recipes reference > docs/recipe.md"
 _HEAD: Final = f"""\
@@ -101,63 +98,3 @@ def _plain(value: Any) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def shown(source: Source, recipe: Recipe, overrides: Sequence[str] = ()) -> Iterator[str]:
-    """Lines of a YAML file that is the same recipe again."""
-    about = " + ".join(first_comment(path) for path in source.files)
-    yield f"# {source.name}: {about}"
-    made_of = [path.stem for path in read_in_order(source)]
-    if len(made_of) > 1:
-        yield f"# from the left, the later ones win: {', '.join(made_of)}"
-    yield from _marked(recipe)
-    if recipe.paper.data is None:
-        return
-    yield ""
-    try:
-        made = stages(source, recipe, overrides=overrides)
-    except RecipeError as error:
-        yield f"# no commands: {error}"
-        return
-    changed = "".join(f" --set {shlex.quote(override)}" for override in overrides)
-    if changed and recipe.paper.numbers:
-        yield f"# paper.numbers are those of {source.name} without{changed}"
-    yield f"# The commands (as a script: medalign recipes commands {source.asked}{changed}), where"
-    for variable, what in variables(recipe).items():
-        yield f"# {f'${variable}':<12} {what}"
-    for number, stage in enumerate(made, 1):
-        yield f"# {number}. {stage.title}"
-        yield from (f"#      {shell(words)}" for words in stage.commands)
-
-
-def shown_json(source: Source, recipe: Recipe, overrides: Sequence[str] = ()) -> str:
-    """The recipe, what it is made of, and its commands as words, as JSON."""
-    try:
-        steps = stages(source, recipe, overrides=overrides)
-    except RecipeError:
-        steps = ()
-    return json.dumps(
-        {
-            "name": source.name,
-            "made_of": [path.stem for path in read_in_order(source)],
-            "recipe": recipe.model_dump(mode="json"),
-            "commands": [
-                {"title": stage.title, "commands": [list(words) for words in stage.commands]}
-                for stage in steps
-            ],
-        },
-        indent=2,
-    )
-
-
-def _marked(recipe: Recipe) -> Iterator[str]:
-    """The YAML, where a value that is assumed says so behind it."""
-    section = ""
-    for line in recipe.to_yaml().splitlines():
-        key = line.partition(":")[0]
-        if not line.startswith(" "):
-            section = key
-        reason = (
-            recipe.paper.assumed.get(f"{section}.{key.strip()}") if section != "paper" else None
-        )
-        yield line if reason is None else f"{line}  # assumed: {reason}"

@@ -1,12 +1,13 @@
-"""The commands that reproduce a recipe's row, made from the resolved recipe in this one place."""
+"""What `medalign recipes` prints of one recipe: its YAML, and the commands of its row."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .compose import RecipeError, Source
+from .compose import RecipeError, Source, first_comment, read_in_order
 from .cost import check_layer
 from .paper import PaperSection
 from .recipe import Recipe, for_ranks
@@ -42,8 +43,8 @@ def variables(recipe: Recipe) -> dict[str, str]:
     """What a user has to fill in: shell variables, and what each is."""
     paper = recipe.paper
     facts = {"student": paper.student, "data": paper.data, "expert": recipe.expert.name}
-    asked = [name for name in _WHAT if name != "IMAGES" or paper.images_apart]
-    return {name: _WHAT[name].format(**facts) for name in asked}
+    needed = (name for name in _WHAT if name != "IMAGES" or paper.images_apart)
+    return {name: _WHAT[name].format(**facts) for name in needed}
 
 
 def stages(
@@ -99,11 +100,11 @@ def script(
     source: Source, recipe: Recipe, gpus: int = 1, overrides: Sequence[str] = ()
 ) -> Iterator[str]:
     """Lines of a shell script that does all of it, and can be run again after any interruption."""
-    made = stages(source, recipe, gpus, overrides)
+    steps = stages(source, recipe, gpus, overrides)
     yield "set -eu"
     for variable, what in variables(recipe).items():
         yield f': "${{{variable}:?{what}}}"'
-    for number, stage in enumerate(made, 1):
+    for number, stage in enumerate(steps, 1):
         yield f"# {number}. {stage.title}"
         yield from (_line(words) for words in stage.commands)
 
@@ -120,8 +121,8 @@ def _run_name(source: Source, overrides: Sequence[str]) -> str:
 
 
 def _line(words: _Words) -> str:
-    goes_on = words[1:3] in _MAY_LEAVE_OUT
-    return shell(words) + (" || [ $? -eq 1 ]  # 1: some left out, each named" * goes_on)
+    partial = " || [ $? -eq 1 ]  # 1: some left out, each named"
+    return shell(words) + partial * (words[1:3] in _MAY_LEAVE_OUT)
 
 
 def _launcher(gpus: int) -> _Words:
@@ -144,3 +145,63 @@ def _evaluations(paper: PaperSection, data: str, run: str) -> Iterator[_Words]:
         judge = ("score", answers, test, "--task", paper.task)
         yield "medalign", "eval", *ask
         yield "medalign", "eval", *judge, "--out", f"{run}/scores-{decoder}.json"
+
+
+def shown(source: Source, recipe: Recipe, overrides: Sequence[str] = ()) -> Iterator[str]:
+    """Lines of a YAML file that is the same recipe again."""
+    about = " + ".join(first_comment(path) for path in source.files)
+    yield f"# {source.name}: {about}"
+    made_of = [path.stem for path in read_in_order(source)]
+    if len(made_of) > 1:
+        yield f"# from the left, the later ones win: {', '.join(made_of)}"
+    yield from _marked(recipe)
+    if recipe.paper.data is None:
+        return
+    yield ""
+    try:
+        steps = stages(source, recipe, overrides=overrides)
+    except RecipeError as error:
+        yield f"# no commands: {error}"
+        return
+    changed = "".join(f" --set {shlex.quote(override)}" for override in overrides)
+    if changed and recipe.paper.numbers:
+        yield f"# paper.numbers are those of {source.name} without{changed}"
+    yield f"# The commands (as a script: medalign recipes commands {source.asked}{changed}), where"
+    for variable, what in variables(recipe).items():
+        yield f"# {f'${variable}':<12} {what}"
+    for number, stage in enumerate(steps, 1):
+        yield f"# {number}. {stage.title}"
+        yield from (f"#      {shell(words)}" for words in stage.commands)
+
+
+def shown_json(source: Source, recipe: Recipe, overrides: Sequence[str] = ()) -> str:
+    """The recipe, what it is made of, and its commands as words, as JSON."""
+    try:
+        steps = stages(source, recipe, overrides=overrides)
+    except RecipeError:
+        steps = ()
+    return json.dumps(
+        {
+            "name": source.name,
+            "made_of": [path.stem for path in read_in_order(source)],
+            "recipe": recipe.model_dump(mode="json"),
+            "commands": [
+                {"title": stage.title, "commands": [list(words) for words in stage.commands]}
+                for stage in steps
+            ],
+        },
+        indent=2,
+    )
+
+
+def _marked(recipe: Recipe) -> Iterator[str]:
+    """The YAML, where a value that is assumed says so behind it."""
+    section = ""
+    for line in recipe.to_yaml().splitlines():
+        key = line.partition(":")[0]
+        if not line.startswith(" "):
+            section = key
+        reason = (
+            recipe.paper.assumed.get(f"{section}.{key.strip()}") if section != "paper" else None
+        )
+        yield line if reason is None else f"{line}  # assumed: {reason}"

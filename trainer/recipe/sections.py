@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
-from ..losses import AttentionNorm
+AttentionNorm = Literal["sum", "softmax", "l2"]
+"""How attention becomes a distribution; named here, since a recipe is read without torch."""
 
 Positive = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]

@@ -8,19 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from ...runtime.files import make_folder, write_durably
-from ..recipe.recipe import Recipe, RecipeError
-from .best_checkpoint import Best, Contest
-from .checkpoint_files import (
+from ...runtime.files import (
     append_lines,
     drop_folder,
-    is_complete,
+    make_folder,
     put_folder,
+    put_link,
     read_lines,
-    recover,
-    seal_folder,
-    step_of,
+    recover_folders,
+    whole_folder,
+    write_durably,
 )
+from ..recipe.recipe import Recipe, RecipeError
+from .best_checkpoint import Best, Contest
+from .checkpoint_files import is_complete, seal_folder, step_of
 
 _LINES: Final = ("metrics.jsonl", "skipped.jsonl", "validation.jsonl")
 
@@ -108,7 +109,7 @@ class RunFolder:
                 self.moved = self._move_away()
         make_folder(self.checkpoints)
         self._take()
-        recover(self.checkpoints, self._writing, is_complete)
+        recover_folders(self.checkpoints, self._writing, is_complete)
         write_durably(self.path / "identity.json", _json(identity))
         write_durably(self.path / "recipe.yaml", recipe.to_yaml().encode())
         return self.newest()
@@ -171,7 +172,7 @@ class RunFolder:
         target = self.checkpoints / f"step-{step}"
         seal_folder(partial)
         put_folder(partial, target)
-        _point(self.checkpoints / "last", target.name)
+        put_link(self.checkpoints / "last", target.name)
         complete = self._complete()
         best = self.best(contest)
         self._point_at_best(best)
@@ -214,14 +215,11 @@ class RunFolder:
         if best is None:
             link.unlink(missing_ok=True)
         else:
-            _point(link, best.checkpoint.name)
+            put_link(link, best.checkpoint.name)
 
     def _copy_adapter(self, checkpoint: Path, target: Path) -> None:
-        partial = self.path / f".{target.name}.writing"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(checkpoint / "adapter", partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        with whole_folder(target) as partial:
+            shutil.copytree(checkpoint / "adapter", partial, dirs_exist_ok=True)
 
     def release(self) -> None:
         """Let another process train here."""
@@ -283,13 +281,6 @@ def check_same_run(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) ->
                 f"{folder} was trained with another {key} ({before.get(key)!r}, now "
                 f"{value!r}); choose another --out, or --no-resume to start over"
             )
-
-
-def _point(link: Path, target: str) -> None:
-    temporary = link.with_name(f".{link.name}.new")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)
 
 
 def _json(value: Any) -> bytes:

@@ -16,11 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from ...runtime.files import write_durably
+from ...runtime.files import append, write_durably
 from ..recipe.recipe import Recipe, RecipeError
 from ..recipe.sections import LogSection
 from .best_checkpoint import Best
-from .checkpoint_files import append
 from .folder import RunFolder
 
 Kind = Literal["train", "validation"]

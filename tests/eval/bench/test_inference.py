@@ -12,10 +12,10 @@ from medalign.eval.bench import inference_cost as inference
 from medalign.eval.bench.cost_table import as_json, as_table
 from medalign.eval.bench.inference_cost import (
     BenchError,
+    BenchPlan,
     Measured,
     Report,
     Timing,
-    Wanted,
     bench_inference,
     bench_prompts,
     overheads,
@@ -28,7 +28,7 @@ from medalign.trainer.students.probe import without_rotation
 from medalign.trainer.students.spec import StudentError
 
 CPU = torch.device("cpu")
-WANTED = Wanted(tokens=3, repeats=2, warmups=1)
+WANTED = BenchPlan(tokens=3, repeats=2, warmups=1)
 TIMING = Timing(prefill_ms=4.0, token_ms=2.0, new_tokens=3, peak_bytes=10**6)
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from medalign.eval.html_report.attention_maps import AttentionMap, common_top, heat_png, square_of
 from medalign.eval.html_report.images import Picture, small_jpeg
-from medalign.eval.html_report.overlay import figure, shared
+from medalign.eval.html_report.overlay import lay_out
+from medalign.eval.html_report.page import environment
 from medalign.pipeline.geometry import GEOMETRIES, GeometryName, apply_geometry, valid_patches
 from medalign.teacher_cache.schema import PatchGrid
 
@@ -40,6 +41,19 @@ def picture_of(rgb: NDArray[np.uint8], side: int = 448) -> Picture:
     return Picture(path="x", number=3, jpeg=small_jpeg(rgb, side), height=height, width=width)
 
 
+def shared(pictures: list[Picture]) -> str:
+    return drawn("{{ shared(pictures) }}", pictures=pictures)
+
+
+def figure(picture: Picture, attention: AttentionMap) -> str:
+    return drawn("{{ figure(drawing) }}", drawing=lay_out(picture, {0: attention}))
+
+
+def drawn(template: str, **values: object) -> str:
+    macros = '{% from "figure.html" import figure, shared %}'
+    return str(environment().from_string(macros + template).render(**values))
+
+
 def pixels(uri: str) -> NDArray[np.uint8]:
     head, _, data = uri.partition("base64,")
     assert head.startswith("data:image/")
@@ -57,7 +71,7 @@ def test_a_bright_square_lights_up_where_it_is(
 ) -> None:
     side = 14
     rgb = bright(*shape, *at, side)
-    page = parse(shared([picture_of(rgb)]) + figure(picture_of(rgb), [map_of(rgb, geometry)], [0]))
+    page = parse(shared([picture_of(rgb)]) + figure(picture_of(rgb), map_of(rgb, geometry)))
     [layer] = page.all("g", class_="look-0")
     [heat] = layer.all("image")
     left, top, width, height = box(heat)
@@ -86,7 +100,7 @@ def test_squares_lie_where_the_geometry_says() -> None:
 
 def test_padding_is_in_view_hatched_and_without_colour(parse: Parse) -> None:
     rgb = bright(60, 120, 22, 66, 14)
-    page = parse(figure(picture_of(rgb), [map_of(rgb, "pad")], [0]))
+    page = parse(figure(picture_of(rgb), map_of(rgb, "pad")))
     [drawing] = page.all("svg", role="img")
     assert drawing.attributes["viewbox"] == "0 -30 120 120"
     [padding] = drawing.all("rect", class_="padding")
@@ -96,7 +110,7 @@ def test_padding_is_in_view_hatched_and_without_colour(parse: Parse) -> None:
     assert not opacity[[0, 1, 6, 7]].any()
     assert opacity[2:6].all()
     assert "hatched: padding" in page.text
-    plain = parse(figure(picture_of(rgb), [map_of(rgb, "crop")], [0]))
+    plain = parse(figure(picture_of(rgb), map_of(rgb, "crop")))
     assert not list(plain.all("rect", class_="padding"))
     assert "hatched" not in plain.text
     assert [p.attributes["id"] for p in parse(shared([])).all("pattern")] == ["padding"]

@@ -133,7 +133,7 @@ def test_models_are_found_by_option(files: tuple[list[Path], Path], tmp_path: Pa
     words += ["--metrics", "radgraph", "--radgraph-annotations", annotations]
     run(*words, "--out", out)
     assert "radgraph combined 50" in out.read_text("utf-8")
-    with pytest.raises(AnswersError, match="would overwrite what is shown"):
+    with pytest.raises(AnswersError, match="would overwrite an input"):
         run(*words, "--out", annotations)
 
 
@@ -144,10 +144,10 @@ def test_scores_are_never_overwritten_and_leave_models_nothing_to_do(
     given = scores_with_bertscore(predictions[0], manifest)
     before = given.read_bytes()
     write = partial(write_report, predictions[:1], manifest, tmp_path, "report", scores=[given])
-    with pytest.raises(AnswersError, match="would overwrite what is shown"):
+    with pytest.raises(AnswersError, match="would overwrite an input"):
         write(given)
     assert given.read_bytes() == before
     paths = InstrumentPaths(bertscore=tmp_path)
-    with pytest.raises(AnswersError, match="leaves nothing to compute with the models"):
+    with pytest.raises(AnswersError, match="no model has anything to compute"):
         write(tmp_path / "r.html", paths=paths)
     assert not (tmp_path / "r.html").exists()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from medalign.eval.decoders import DecodingError, make_spec
 from medalign.eval.generate import generate
-from medalign.eval.lmms_eval.answerer import Answerer, Asked, rgb_of
+from medalign.eval.lmms_eval.answerer import Answerer, Question, rgb_of
 from medalign.eval.lmms_eval.tasks import HarnessError, images_of, question_of
 from medalign.eval.source import find_source
 from medalign.pipeline.pixels import read_image
@@ -159,9 +159,9 @@ def test_a_text_with_placeholders_keeps_them_where_they_are(student: Path) -> No
     image = Image.new("RGB", (8, 8))
     spec = make_spec("greedy", None, {"max_new_tokens": 2})
     asked = [
-        Asked("a", "What is this?", (image,)),
-        Asked("b", "What <image> is this?", (image,)),
-        Asked("c", "Hello?", ()),
+        Question("a", "What is this?", (image,)),
+        Question("b", "What <image> is this?", (image,)),
+        Question("c", "Hello?", ()),
     ]
     prompts = [answer.prompt for answer in answerer.answer(asked, spec, 0)]
     assert "USER: <image>\nWhat is this? ASSISTANT:" in prompts[0]

@@ -110,7 +110,7 @@ def test_a_tokenizer_that_cannot_be_told_of_the_blank_is_refused(
         return whole(*given, **more)
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", deaf)
-    with pytest.raises(AnswersError, match="takes a text's first word for another"):
+    with pytest.raises(AnswersError, match="gives a text's first word other tokens"):
         BertScorer.open(roberta, 2)
 
 

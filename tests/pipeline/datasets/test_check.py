@@ -198,7 +198,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
     path.write_text(json.dumps(record("1")))
     for words, message in (
-        (["--images", str(tmp_path / "nowhere")], "is no folder"),
+        (["--images", str(tmp_path / "nowhere")], "no such folder"),
         (["--decode", "some"], "a number or all"),
     ):
         done = CliRunner().invoke(app, ["data", "check", str(path), *words])

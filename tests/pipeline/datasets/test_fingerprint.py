@@ -44,7 +44,7 @@ def copies(rgb: Pixels) -> dict[str, Pixels]:
 
 def distance(one: Fingerprint, other: Fingerprint, most: float = BITS) -> float | None:
     near = next(iter(near_images([one], [other], most)))
-    return float(near.distances[0]) if len(near.places) else None
+    return float(near.distances[0]) if len(near.numbers) else None
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_copies_are_near_and_other_images_of_the_same_kind_are_far(images: list[
     for place, rgb in enumerate(images):
         for name, copy in copies(rgb).items():
             found = next(iter(near_images(prints, [fingerprint(copy)], DISTANCE)))
-            assert found.places.tolist() == [place], (place, name)
+            assert found.numbers.tolist() == [place], (place, name)
             assert fingerprint(copy).pixels != prints[place].pixels
 
 
@@ -90,7 +90,7 @@ def test_blank_and_nearly_blank_images_match_nothing() -> None:
     prints = [fingerprint(rgb) for rgb in blank]
     assert all(each.plain for each in prints)
     for near in near_images(prints, prints, BITS):
-        assert not len(near.places)
+        assert not len(near.numbers)
 
 
 def test_a_symmetric_image_is_near_its_rescaled_copy(images: list[Pixels]) -> None:
@@ -118,7 +118,7 @@ def test_the_blocked_search_equals_counting_bits_one_by_one(
             if common.bit_count() >= DEFINITE:
                 found = BITS * unlike.bit_count() / common.bit_count()
                 expected |= {place: found} if found <= most else {}
-        assert dict(zip(near.places.tolist(), near.distances.tolist(), strict=True)) == expected
+        assert dict(zip(near.numbers.tolist(), near.distances.tolist(), strict=True)) == expected
         assert sorted(near.distances.tolist()) == near.distances.tolist()
 
 

@@ -191,7 +191,7 @@ def test_questions_and_reports_name_patients_and_studies_alike(
     train, test = (
         read_side(path, None) for path in (asked_of / "train.jsonl", told_of / "test.jsonl")
     )
-    leaks = find_leaks(train, test, {}, 16, NoProgress()).found
+    leaks = find_leaks(train, test, {}, 16, NoProgress()).all
     assert {(leak.kind, leak.what) for leak in leaks} == {
         ("file", "CXR3_IM-0001/0.png"),
         ("patient", "CXR3"),

@@ -23,7 +23,7 @@ def side(name: str, images: int = MANY, records: int = 1, *, patient: str | None
             id=f"{name}{number}",
             line=number + 1,
             images=(f"{number % images}.png",),
-            asked=(f"{name}{number}".encode(),),
+            pairs=(f"{name}{number}".encode(),),
             patient=patient,
             study=None,
         )
@@ -52,8 +52,8 @@ def apart(content: str) -> Fingerprint:
 def test_images_that_all_look_alike_do_not_list_all_pairs(kind: Kind, prints: Prints) -> None:
     train, test = side("a", records=2), side("b")
     leaks = leaks_of(train, test, prints)
-    assert len(leaks.found) == MANY
-    for leak in leaks.found:
+    assert len(leaks.all) == MANY
+    for leak in leaks.all:
         assert (leak.kind, leak.train.count, leak.test.count) == (kind, 2 * MANY, 1)
         assert len(leak.train.listed) == LISTED
     assert leaks.train[kind] == set(range(1, 2 * MANY + 1))
@@ -84,15 +84,15 @@ def test_the_comparison_by_hash_says_how_far_it_is() -> None:
 
 def test_equal_images_share_one_list() -> None:
     leaks = leaks_of(side("a"), side("b"), lambda _: Fingerprint("blank", bytes(32), bytes(32)))
-    assert len({id(leak.train) for leak in leaks.found}) == 1
+    assert len({id(leak.train) for leak in leaks.all}) == 1
 
 
 def test_a_file_and_a_patient_of_very_many_records_are_listed_in_part() -> None:
     train, test = (side(name, 1, MANY, patient="p") for name in ("a", "b"))
     test.content = train.content
     leaks = leaks_of(train, test, apart)
-    assert [leak.kind for leak in leaks.found] == ["file", "patient"]
-    for leak in leaks.found:
+    assert [leak.kind for leak in leaks.all] == ["file", "patient"]
+    for leak in leaks.all:
         assert (leak.train.count, leak.test.count) == (MANY, MANY)
         assert len(leak.train.listed) == len(leak.test.listed) == LISTED
         assert leaks.train[leak.kind] == leaks.test[leak.kind] == set(range(1, MANY + 1))

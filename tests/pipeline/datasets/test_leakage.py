@@ -11,9 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medalign.cli import app
-from medalign.pipeline.commands.check_data import LeakageError, image_folders
+from medalign.pipeline.commands.check_data import image_folders
 from medalign.pipeline.hygiene import fingerprints as image_contents
 from medalign.pipeline.hygiene.leakage import normalised
+from medalign.runtime.arguments import ArgumentError
 
 SECRET = "XXCANARYXX the lungs are clear"
 Manifest = Callable[..., Path]
@@ -127,7 +128,7 @@ def test_stopped_it_says_how_to_go_on(
     monkeypatch.setattr(image_contents, "read_fingerprint", stop)
     code, told = leakage(train, train, "--images", images, "--keep", tmp_path / "prints")
     assert code == 130
-    assert "prints stay; run the same command again to go on" in told
+    assert "prints stay; run the same command again to continue" in told
 
 
 def test_nothing_shared_is_clean_and_exit_0(
@@ -283,7 +284,7 @@ def test_a_result_replaces_nothing_but_a_result(
         before = {path: path.read_bytes() for path in (train, test, linked, notes)}
         words = [str(train), str(test), "--keep", str(keep), "--json", str(out)]
         done = CliRunner().invoke(app, ["data", "leakage", *words])
-        assert isinstance(done.exception, LeakageError)
+        assert isinstance(done.exception, ArgumentError)
         assert message in str(done.exception)
         assert {path: path.read_bytes() for path in before} == before
     for _ in range(2):
@@ -316,9 +317,9 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for given, message in (
         ([here, here], "already"),
         ([f"{one}={here}"], f"lacks a folder for {two}"),
-        ([f"{here}/nowhere"], "is no folder"),
+        ([f"{here}/nowhere"], "no such folder"),
     ):
-        with pytest.raises(LeakageError, match=message):
+        with pytest.raises(ArgumentError, match=message):
             image_folders([one, two], given)
 
 

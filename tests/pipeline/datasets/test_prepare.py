@@ -20,9 +20,9 @@ from medalign.pipeline.datasets.definition import (
     Sample,
     Source,
 )
-from medalign.pipeline.datasets.outputs import Draft
 from medalign.pipeline.datasets.prepare import Asked, Prepared, prepare
 from medalign.pipeline.manifest import resolve_image
+from medalign.runtime.files import Draft
 
 Lines = Callable[[Path], list[dict[str, Any]]]
 Prepare = Callable[..., Prepared]

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from medalign.cli import app
-from medalign.pipeline.datasets.definition import DataSetError
+from medalign.runtime.arguments import ArgumentError
 
 Folder = Callable[..., Path]
 SlakeItem = Callable[..., dict[str, Any]]
@@ -119,8 +119,8 @@ def test_duplicates_are_shown(pathvqa_folder: Folder, path_item: SlakeItem, tmp_
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("slak", "."), "no data set 'slak' is known; known are slake, vqa-rad, pathvqa"),
-        (("slake", ".", "--choose", "all"), "--choose 'all' must be KEY=VALUE"),
+        (("slak", "."), "NAME slak: unknown data set; did you mean slake?"),
+        (("slake", ".", "--choose", "all"), "--choose all: is not KEY=VALUE"),
         (
             ("slake", ".", "--choose", "language=zh", "--choose", "language=en"),
             "--choose language is given more than once",
@@ -129,7 +129,7 @@ def test_duplicates_are_shown(pathvqa_folder: Folder, path_item: SlakeItem, tmp_
 )
 def test_wrong_words_are_answered(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
     result = run(*words, "--out", tmp_path / "out")
-    assert isinstance(result.exception, DataSetError)
+    assert isinstance(result.exception, ArgumentError)
     assert said in str(result.exception)
     assert not (tmp_path / "out").exists()
 
@@ -144,7 +144,8 @@ def test_wrong_input_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == (
-        f"medalign: {tmp_path}/nowhere: is not there; it should be the folder of SLAKE 1.0\n"
+        f"medalign: SRC {tmp_path}/nowhere: no such folder; expected: folder of the downloaded "
+        "set, unpacked\n"
     )
 
 

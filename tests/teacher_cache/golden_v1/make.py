@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from medalign.teacher_cache.audit import seal
 from medalign.teacher_cache.format.arrays import row_arrays
 from medalign.teacher_cache.gram.codec import decode, encode
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import CacheCard, ExpertCard, Failure, PatchGrid, Plan
+from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.writer import TeacherCacheWriter
 
 HERE = Path(__file__).parent

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, normalizers
 
+from medalign.pipeline.hygiene.finding import Check, lines, worst
 from medalign.trainer.convert.errors import ConvertError
-from medalign.trainer.convert.student_check import check_student, lines
-from medalign.trainer.preflight.finding import Check, worst
+from medalign.trainer.preflight.student_check import check_student
 
 NAMES = [
     "config", "tensors", "dtype", "values", "conversion",

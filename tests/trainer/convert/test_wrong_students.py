@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from medalign.pipeline.hygiene.finding import Check
 from medalign.trainer.convert.errors import ConvertError
-from medalign.trainer.convert.student_check import check_student
-from medalign.trainer.preflight.finding import Check
+from medalign.trainer.preflight.student_check import check_student
 
 ALL = {"config", "tensors", "dtype", "values", "conversion"}
 PROJECTOR = "multi_modal_projector.linear_1.weight"

@@ -1,17 +1,30 @@
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from medalign.trainer.export import export as job
 from medalign.trainer.export import merge, modeling_medalign_llava, read_back
 from medalign.trainer.export.export import Wish, export
-from medalign.trainer.export.gate import Checked, Gap, GateError, gap, judge
+from medalign.trainer.export.gate import (
+    Checked,
+    Gap,
+    GateError,
+    gap,
+    judge,
+    require_known_transformers,
+)
+from medalign.trainer.export.modeling_medalign_llava import (
+    KNOWN_TRANSFORMERS,
+    name_weights_as_llava,
+)
 from medalign.trainer.export.processor import read_processor
 
 FAST = Wish(images_checked=0)
@@ -143,3 +156,51 @@ def test_a_processor_that_makes_another_prompt_is_refused(
 def test_a_threshold_of_the_users_is_the_limit(run: Path, tmp_path: Path) -> None:
     with pytest.raises(GateError, match="allowed is 0;"):
         export(run, tmp_path / "out", Wish(threshold=0.0), print)
+
+
+def test_this_transformers_has_what_an_export_with_a_rotation_needs() -> None:
+    require_known_transformers()
+
+
+class Changed:
+    """A transformers.conversion_mapping whose functions take other arguments, or know no Llava."""
+
+    @staticmethod
+    def get_checkpoint_conversion_mapping(model_type: str) -> list[str]:
+        return [model_type]
+
+    @staticmethod
+    def register_checkpoint_conversion_mapping(model_type: str) -> None:
+        raise AssertionError(model_type)
+
+
+class Unknown(Changed):
+    @staticmethod
+    def get_checkpoint_conversion_mapping(_model_type: str) -> list[str]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        (None, "conversion_mapping"),
+        (object(), "no attribute 'get_checkpoint_conversion_mapping'"),
+        (Changed, "unexpected keyword argument"),
+        (Unknown, "there is no mapping for llava"),
+    ],
+)
+def test_a_transformers_that_names_weights_otherwise_is_one_clear_line(
+    module: Any, told: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers, "conversion_mapping", module, raising=False)
+    monkeypatch.setitem(sys.modules, "transformers.conversion_mapping", module)
+    with pytest.raises(GateError) as caught:
+        export(run, tmp_path / "out", FAST, print)
+    message = str(caught.value)
+    assert told in message
+    assert "\n" not in message
+    assert f"transformers {transformers.__version__} cannot load a model with a rotation" in message
+    assert f"versions {KNOWN_TRANSFORMERS} are known to work" in message
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ImportError, match="is gone or has changed"):
+        name_weights_as_llava("medalign_llava")  # what a user without medalign sees

@@ -11,11 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medalign.cli import app
+from medalign.pipeline.hygiene.finding import Check, first, worst
 from medalign.pipeline.manifest import even, read_manifest
-from medalign.trainer.preflight import data_checks as images_of
 from medalign.trainer.preflight import machine_checks as machine
-from medalign.trainer.preflight.finding import Check, first, worst
-from medalign.trainer.preflight.student_checks import in_colour
+from medalign.trainer.preflight.data_check import kind_of
+from medalign.trainer.preflight.preview import in_colour
 from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.students.spec import read_student
 
@@ -64,6 +64,7 @@ def test_all_is_well_with_a_cache_and_a_student_that_fit(
     assert code == 0
     status = {check["name"]: check["status"] for check in found["checks"]}
     assert status.pop("certificate") == "warning"  # made without an expert
+    assert status.pop("records") == "warning"  # CLOSED, and neither yes nor no
     assert set(status.values()) == {"ok"}
     assert {"agreement", "cache rows", "image bytes", "decoding", "lengths"} <= set(status)
     assert len(found["previews"]) == 3
@@ -145,15 +146,21 @@ def test_an_unsealed_cache_and_a_missing_folder_are_failures(
     assert images.is_dir()
 
 
-def test_deep_images_and_dicom_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deep_images_and_dicom_are_noted(tmp_path: Path) -> None:
     deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     Image.fromarray(deep).save(tmp_path / "deep.png")
     Image.fromarray((deep // 256).astype(np.uint8)).save(tmp_path / "plain.png")
-    check = images_of.decoded(["deep.png", "plain.png"], tmp_path, None)
-    assert check.text == "2 of 2 images decoded, 1 of more than 8 bits (stretched)"
-    monkeypatch.setattr(images_of, "read_image", lambda _: None)
+    turns = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]
+    manifest = tmp_path / "m.jsonl"
+    records = [
+        {"id": name, "image": f"{name}.png", "conversations": turns} for name in ("deep", "plain")
+    ]
+    manifest.write_text("".join(json.dumps(record) + "\n" for record in records))
+    _, found = doctor(manifest, "--images", tmp_path)
+    text = "2 of 2 images decoded, 1 of more than 8 bits (stretched)"
+    assert named(found, "decoding")["text"] == text
     (tmp_path / "scan").write_bytes(b"\0" * 128 + b"DICM")
-    assert images_of.decoded(["scan"], tmp_path, None).text.endswith("decoded, 1 DICOM")
+    assert kind_of(tmp_path / "scan") == "DICOM"
 
 
 def test_a_sample_is_evenly_spread_and_all_is_all(dataset: Dataset) -> None:
@@ -196,8 +203,8 @@ def test_weights_are_compared_with_index_and_config_without_being_loaded(
     assert (code, check["status"]) == (1, "failed")
     wanted = {
         "index": "weight_map",
-        "shard": "part-2.safetensors: is missing",
-        "tensor": "model.safetensors: has no tensor b",
+        "shard": "1 of them missing: part-2.safetensors",
+        "tensor": "model.safetensors lacks b, ",
         "all": "holds no weights",
         "short": "config.json needs",
     }

@@ -63,3 +63,18 @@ def test_counts_and_activations_of_every_family(
     settings = settings_of(run)
     wanted = kept_bytes(shape_of(run.student), load_of(batch), settings)
     assert wanted == pytest.approx(kept.bytes, rel=0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_of_every_family_is_checked_by_the_same_rules(
+    family: str, family_folder: Callable[[str], Path]
+) -> None:
+    done = CliRunner().invoke(
+        app, ["student", "check", str(family_folder(family)), "--forward", "--json"]
+    )
+    found = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert done.exit_code == 0, found
+    assert found.pop("forward")["status"] == "warning"  # made for Llava students alone
+    assert {name: check["status"] for name, check in found.items()} == dict.fromkeys(
+        ["config", "tensors", "dtype", "values", "tokenizer", "template", "generation"], "ok"
+    )
