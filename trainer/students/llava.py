@@ -8,7 +8,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from ...pipeline.geometry import GeometryName
 from ...teacher_cache.schema import PatchGrid
-from ..data.conversation import PLAIN, Frame
+from ..data.conversation import Frame
 from .family import Family, StudentError
 from .square import BICUBIC, Square, black_square, check_pixels
 
@@ -70,7 +70,7 @@ def _frame(path: Path, config: Any, processor: Any) -> tuple[str, Frame]:
             f"{path}: the student has no image token: config.json names id "
             f"{config.image_token_id} ({token!r}), the processor {special!r}"
         )
-    return token, PLAIN
+    return token, Frame()
 
 
 def _inputs(_config: Any, _input_ids: Tensor, _grids: Tensor | None) -> dict[str, Tensor]:
