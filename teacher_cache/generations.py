@@ -65,7 +65,7 @@ class Layout:
         return self.shards * self.shard_rows
 
     def __contains__(self, row: int) -> bool:
-        """Say whether there is a row of this number; holes and numbers outside are none."""
+        """Return whether there is a row of this number; holes and numbers outside are none."""
         return 0 <= row < self.extent and row in self.spans[self._generation_of_row(row)]
 
     def rows_of(self, shard: int) -> range:
@@ -89,7 +89,7 @@ class Layout:
         return np.concatenate([np.arange(span.start, span.stop) for span in self.spans])
 
     def begins(self, other: Self) -> bool:
-        """Say whether `other` is this layout, or this one and more generations."""
+        """Return whether `other` is this layout, or this one and more generations."""
         mine = len(self.counts)
         return self.shard_rows == other.shard_rows and self.counts == other.counts[:mine]
 

@@ -119,6 +119,7 @@ class TeacherCache:
     Attributes:
         store: where the cache lies.
         card: what the cache holds and where it came from.
+        seal: what it was sealed with; None while it is building.
         state: `sealed`, or `building` where that was allowed.
         content_hash: identity of what the cache holds; None while it is building.
         fingerprint: identity of the card.
@@ -135,13 +136,13 @@ class TeacherCache:
     ) -> None:
         self.store = store
         self.card = card
+        self.seal = seal
         self.state: State = "building" if seal is None else "sealed"
         self.content_hash = seal.content_hash if seal else None
         self.certificate = seal.certificate if seal else None
         self.fingerprint = card.fingerprint()
         self._log = log
         self._index = index
-        self._sealed_failures = seal.listed_failures if seal else ()
         self._sealed_errors = read_errors(seal.gram_error) if seal else None
         self._failed = {
             fail.row: f"{fail.path}: {fail.reason}" if fail.path else fail.reason
@@ -210,7 +211,7 @@ class TeacherCache:
         return self._log.layout.rows
 
     def __contains__(self, key: object) -> bool:
-        """Say whether `key` has a row to read: its image did not fail, its shard was committed.
+        """Return whether `key` has a row to read: its image did not fail, its shard was committed.
 
         Damage does not count: a damaged row is in the cache, and reading it is an error.
         """
@@ -340,8 +341,8 @@ class TeacherCache:
     @property
     def failures(self) -> list[Failure]:
         """Images without a readable row, and why."""
-        if self.state == "sealed":
-            return list(self._sealed_failures)
+        if self.seal is not None:
+            return list(self.seal.listed_failures)
         _, chain = load_plans(self.store)
         return list_failures(chain, self._log.reasons())
 

@@ -385,7 +385,7 @@ class TeacherCacheWriter:
         self._seal = None
 
     def _unseal_over(self, shard: int) -> bool:
-        """Unseal if a seal, another process's included, covers `shard`; say whether it did."""
+        """Unseal if a seal, another process's included, covers `shard`; return whether it did."""
         attributes = load_attributes(self.store)
         self._seal = attributes.seal if attributes else None
         if shard >= self._sealed_shards:

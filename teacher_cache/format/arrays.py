@@ -112,7 +112,7 @@ class RowArray:
         return rows * self.chunk_limit + self.index_bytes
 
     def may_have(self, size: int, rows: int) -> bool:
-        """Say whether a shard file of `rows` rows may have `size` bytes."""
+        """Return whether a shard file of `rows` rows may have `size` bytes."""
         most = self.file_bytes(rows)
         return size == most if self.zstd_level is None else self.index_bytes < size <= most
 

@@ -38,7 +38,7 @@ class Ranges(Protocol):
 
 
 def nothing_kept(_name: str) -> bool:
-    """Say that no copy of a file is kept nearby."""
+    """Return False: no copy of a file is kept nearby."""
     return False
 
 
@@ -161,7 +161,7 @@ class RowReader:
         starts, lengths = index[:rows, 0], index[:rows, 1]
         shortest = _CRC_BYTES + 1 if self._compressed else self._longest
         if lengths.min() < shortest or lengths.max() > self._longest:
-            raise DamagedError("its index holds rows that are shorter or longer than can be")
+            raise DamagedError("its index holds rows that are shorter or longer than a row can be")
         ends = np.cumsum(lengths)
         if (starts != ends - lengths).any() or (~index[rows:]).any():
             raise DamagedError(f"its index does not hold {rows} rows, one after another")
@@ -194,7 +194,7 @@ def _check_values(values: Array) -> None:
     size = values.dtype.itemsize
     if values.dtype.kind == "b":
         if values.view(np.uint8).max() > 1:
-            raise DamagedError("it holds what is neither true nor false")
+            raise DamagedError("it holds values that are neither true nor false")
     elif values.dtype.kind == "f":
         bits = values.view(f"<u{size}")
         infinity = int(np.array(np.inf, values.dtype).view(bits.dtype))

@@ -176,7 +176,7 @@ def _check(
             f"got {valid.dtype} {list(valid.shape)}"
         )
     if not 0 < max_error <= 1:  # false for NaN too
-        raise ValueError(f"the error allowed lies above 0 and is at most 1, got {max_error}")
+        raise ValueError(f"max_error takes more than 0 and at most 1, got {max_error}")
     if not valid.any():
         raise TeacherCacheError("no patch is valid, so there is nothing to code")
 
