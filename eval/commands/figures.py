@@ -26,6 +26,7 @@ from .options import (
     OverlayStudent,
     print_notes,
     print_problems,
+    refuse_repeats,
 )
 
 _SAMPLES: Final = 8
@@ -86,6 +87,7 @@ def figures(
         raise ArgumentError(
             "attention is drawn of questions and their images: give --manifest and --images"
         )
+    refuse_repeats("RUN_OR_STUDENT", sources)
     from ...trainer.machine import quiet_libraries
 
     quiet_libraries()

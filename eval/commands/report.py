@@ -28,6 +28,7 @@ from .options import (
     metric_names,
     print_notes,
     print_problems,
+    refuse_repeats,
     with_model_options,
 )
 
@@ -80,6 +81,8 @@ def report(
     runs = source or []
     if not runs and not (student is None and layer is None):
         raise ArgumentError("--student and --layer describe a --source: give --source as well")
+    refuse_repeats("PREDICTIONS", predictions)
+    refuse_repeats("--source", runs)
     keep_inputs(out, "shown", *predictions, manifest, *(scores or ()))
     names = metric_names(metrics, task)
     from ...trainer.machine import quiet_libraries
