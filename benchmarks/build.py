@@ -2,21 +2,26 @@
 
 Measured in turns on the same images, as images/s:
 
-    forward   the expert alone, on ready tensors, at the build's batch size
-    decode    reading and squaring alone, in as many processes as the build has
-    write     writing shards alone: checksums, digests, fsync
-    build     `cache build` from files to committed shards
-    authors   one image at a time in one process, every block's attention map computed and kept,
-              as the authors' notebooks do; nothing is written
+    forward     the expert alone, on ready tensors, at the build's batch size
+    decode      reading and squaring alone, in as many processes as the build has
+    write       writing shards alone: checksums, digests, fsync
+    write_zarr  the same files, byte for byte, with every shard encoded by zarr-python
+    build       `cache build` from files to committed shards
+    build_zarr  the same with every shard encoded by zarr-python
+    authors     one image at a time in one process, every block's attention map computed and kept,
+                as the authors' notebooks do; nothing is written
 
 The build overlaps the first three, so the smallest of them limits it. The weights are random:
-speed does not depend on them.
+speed does not depend on them. A second table has, for each encoder, the computing time that an
+image takes, in all threads of the building process and in encoding alone, which other work on the
+machine hardly changes; and how much of a build passes inside `encode` and inside `write`.
 
 Usage: python benchmarks/build.py [--expert demo|ViT-B-16|...] [--images 64] [--batch 16]
 """
 
 import argparse
 import atexit
+import functools
 import json
 import shutil
 import statistics
@@ -44,6 +49,73 @@ def pictures(folder: Path, images: int) -> Path:
     return folder / "m.jsonl"
 
 
+@contextmanager
+def shards_by_zarr() -> Iterator[None]:
+    """Let zarr-python encode the shards of every cache that is written meanwhile.
+
+    As quick as it can be: into memory, with one array a kind, and without a copy of the result.
+    """
+    import numpy as np
+    import zarr
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+    from zarr.storage import MemoryStore
+
+    from medalign.teacher_cache.format.arrays import RowArray
+
+    @functools.cache
+    def opened(layout: Any) -> tuple[dict[str, Any], Any]:
+        files: dict[str, Any] = {}
+        level = layout.zstd_level
+        zstd = [] if level is None else [ZstdCodec(level=level, checksum=False)]
+        array = zarr.create_array(
+            MemoryStore(files),
+            shape=(layout.shard_rows, *layout.row_shape),
+            dtype=layout.dtype,
+            chunks=(1, *layout.row_shape),
+            shards=(layout.shard_rows, *layout.row_shape),
+            compressors=[*zstd, Crc32cCodec()],
+            filters=None,
+            fill_value=layout.fill,
+            chunk_key_encoding={"name": "default", "separator": "."},
+            config={"write_empty_chunks": True},
+        )
+        return files, array
+
+    def encode(layout: Any, values: Any) -> Any:
+        files, array = opened(layout)
+        name = layout.file_of(0).removeprefix(f"{layout.name}/")
+        files.pop(name, None)  # or the rows of the last shard would be read and merged
+        array[: len(values)] = np.asarray(values)
+        return files[name].as_numpy_array().data
+
+    ours = RowArray.encode
+    setattr(RowArray, "encode", encode)  # noqa: B010 - mypy refuses a plain assignment
+    try:
+        yield
+    finally:
+        setattr(RowArray, "encode", ours)  # noqa: B010
+
+
+@contextmanager
+def timed(owner: type, method: str) -> Iterator[list[float]]:
+    """Collect the seconds that every call of a method takes."""
+    plain, seconds = getattr(owner, method), []
+
+    @functools.wraps(plain)
+    def measured(*inputs: Any, **options: Any) -> Any:
+        begun = time.perf_counter()
+        try:
+            return plain(*inputs, **options)
+        finally:
+            seconds.append(time.perf_counter() - begun)
+
+    setattr(owner, method, measured)
+    try:
+        yield seconds
+    finally:
+        setattr(owner, method, plain)
+
+
 def random_weights(architecture: str) -> Path:
     """Save a random open_clip checkpoint in a folder that goes with the process."""
     import open_clip
@@ -61,7 +133,7 @@ def every_map(module: Any) -> Iterator[list[Any]]:
     """Let every attention of an open_clip tower compute its map, and keep it."""
     import torch
 
-    kept: list[Any] = []
+    maps: list[Any] = []
     restored = []
     for attention in module.modules():
         if not isinstance(attention, torch.nn.MultiheadAttention):
@@ -70,13 +142,13 @@ def every_map(module: Any) -> Iterator[list[Any]]:
         def with_map(*inputs: Any, _plain: Any = attention.forward, **options: Any) -> Any:
             options |= {"need_weights": True, "average_attn_weights": False}
             output, weights = _plain(*inputs, **options)
-            kept.append(weights.cpu())
+            maps.append(weights.cpu())
             return output, weights
 
         restored.append((attention, attention.forward))
         setattr(attention, "forward", with_map)  # noqa: B010 - mypy refuses a plain assignment
     try:
-        yield kept
+        yield maps
     finally:
         for attention, plain in restored:
             setattr(attention, "forward", plain)  # noqa: B010
@@ -85,21 +157,23 @@ def every_map(module: Any) -> Iterator[list[Any]]:
 class Bench:
     """One expert, one set of images; each method does them all once and returns images/s."""
 
-    def __init__(self, name: str, folder: Path, given: argparse.Namespace) -> None:
+    def __init__(self, name: str, folder: Path, options: argparse.Namespace) -> None:
         import torch
 
         from medalign.pipeline.experts import load_expert
 
         self.folder, self.turn = folder, 0
-        self.images: int = given.images
-        self.batch: int = given.batch
-        self.workers: int = given.workers
+        self.images: int = options.images
+        self.batch: int = options.batch
+        self.workers: int = options.workers
+        self.shares: dict[str, list[float]] = {}
+        self.computing: dict[str, list[float]] = {}
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         weights = None if name == "demo" else random_weights(name)
         known = name if name == "demo" else f"openclip:{name}"
         self.expert = load_expert(known, weights, device=self.device, dtype=dtype)
-        self.manifest = pictures(folder, given.images)
+        self.manifest = pictures(folder, options.images)
         side = self.expert.card.image_size
         self.ready = torch.rand(self.batch, 3, side, side, device=self.device, dtype=dtype)
 
@@ -162,13 +236,55 @@ class Bench:
             )
         return self.images / (time.perf_counter() - begun)
 
-    def build(self) -> float:
+    def write_zarr(self) -> float:
+        with shards_by_zarr():
+            return self.write()
+
+    def build(self, encoder: str = "ours") -> float:
         from medalign.pipeline.build import BuildOptions, build
+        from medalign.teacher_cache.format.arrays import RowArray
+        from medalign.teacher_cache.writer import TeacherCacheWriter
 
         options = BuildOptions(batch_size=self.batch, workers=self.workers)
-        report = build(self.manifest, self.folder, self._store(), self.expert, options)
+        computing = time.process_time()
+        with timed(TeacherCacheWriter, "write") as write, timed(RowArray, "encode") as encode:
+            report = build(self.manifest, self.folder, self._store(), self.expert, options)
+        computing = (time.process_time() - computing) / report.encoded * 1000
+        self.computing.setdefault(encoder, []).append(computing)
+        for name, seconds in (("write", write), ("encode", encode)):
+            self.shares.setdefault(f"{name}, {encoder}", []).append(sum(seconds) / report.seconds)
         rate: float = report.encoded / report.seconds
         return rate
+
+    def build_zarr(self) -> float:
+        with shards_by_zarr():
+            rate: float = self.build("zarr")
+        return rate
+
+    def encode_cost(self) -> dict[str, float]:
+        """Return what encoding a full shard of features takes of computing time, ms an image."""
+        import numpy as np
+
+        from medalign.pipeline.build_options import BuildOptions, make_card
+        from medalign.teacher_cache.format.arrays import row_arrays
+
+        rng, layouts = np.random.default_rng(0), row_arrays(make_card(self.expert, BuildOptions()))
+        rows: int = layouts[0].shard_rows
+        shard = {
+            layout: rng.integers(0, 2, (rows, *layout.row_shape)).astype(layout.dtype)
+            for layout in layouts
+        }
+
+        def cost() -> float:
+            begun = time.process_time()
+            for layout, values in shard.items():
+                layout.encode(values)
+            return (time.process_time() - begun) / rows * 1000
+
+        ours = cost()
+        with shards_by_zarr():
+            cost()  # its arrays are made once
+            return {"ours": ours, "zarr": cost()}
 
     def authors(self) -> float:
         import torch
@@ -177,7 +293,7 @@ class Bench:
         some = max(1, self.images // 8)
         tower = self.expert._tower  # the whole tower, as the notebooks run it
         begun = time.perf_counter()
-        with torch.no_grad(), every_map(tower.module) as kept:
+        with torch.no_grad(), every_map(tower.module) as maps:
             for k in range(some):
                 image = Image.open(self.folder / f"{k}.jpg").convert("RGB")
                 side = self.expert.card.image_size
@@ -185,7 +301,7 @@ class Bench:
                 rgb = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
                 pixels = self.expert.normalise(rgb.reshape(1, side, side, 3))
                 tower.run(pixels.to(self.expert.dtype), normalised=False).attention.cpu()
-                kept.clear()
+                maps.clear()
         return some / (time.perf_counter() - begun)
 
     def _store(self) -> Path:
@@ -198,23 +314,39 @@ def main() -> None:
     parser.add_argument("--expert", default="demo")
     for name, value in (("images", 64), ("batch", 16), ("rounds", 3), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    given = parser.parse_args()
+    options = parser.parse_args()
     from medalign.trainer.machine import quiet_libraries
 
     quiet_libraries()
-    found: dict[str, list[float]] = {}
+    measured: dict[str, list[float]] = {}
+    encoding: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(given.expert, Path(scratch), given)
-        for _ in range(given.rounds):
-            for stage in (bench.forward, bench.decode, bench.write, bench.build, bench.authors):
-                found.setdefault(stage.__name__, []).append(stage())
-    rates = {stage: statistics.median(values) for stage, values in found.items()}
-    print(f"{'stage':8} {'images/s':>9} {'of forward':>11}")
+        bench = Bench(options.expert, Path(scratch), options)
+        stages = (
+            *(bench.forward, bench.decode, bench.write, bench.write_zarr),
+            *(bench.build, bench.build_zarr, bench.authors),
+        )
+        for _ in range(options.rounds):
+            for stage in stages:
+                measured.setdefault(stage.__name__, []).append(stage())
+            for encoder, cost in bench.encode_cost().items():
+                encoding.setdefault(encoder, []).append(cost)
+    rates = {stage: statistics.median(values) for stage, values in measured.items()}
+    print(f"{'stage':10} {'images/s':>9} {'of forward':>11}")
     for name, rate in rates.items():
-        print(f"{name:8} {rate:9.1f} {rate / rates['forward']:11.2f}")
+        print(f"{name:10} {rate:9.1f} {rate / rates['forward']:11.2f}")
     limit = min(("forward", "decode", "write"), key=lambda name: rates[name])
     print(f"limit: {limit}; build reaches {rates['build'] / rates[limit]:.2f} of it")
-    print(json.dumps({**vars(given), "device": bench.device, **found}))
+    print(f"{'encoder':10} {'build ms':>9} {'encode ms':>10} {'of build: encode':>17} {'write':>6}")
+    for encoder, costs in encoding.items():
+        encode, write = (
+            statistics.median(bench.shares[f"{name}, {encoder}"]) for name in ("encode", "write")
+        )
+        build, alone = statistics.median(bench.computing[encoder]), statistics.median(costs)
+        print(f"{encoder:10} {build:9.2f} {alone:10.3f} {encode:17.3f} {write:6.3f}")
+    results = {**measured, "build_ms": bench.computing, "encode_ms": encoding}
+    results |= bench.shares
+    print(json.dumps({**vars(options), "device": bench.device, **results}))
 
 
 if __name__ == "__main__":

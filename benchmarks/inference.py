@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from medalign.eval.bench.cost_table import as_table
-from medalign.eval.bench.inference_cost import Wanted, bench_inference
+from medalign.eval.bench.inference_cost import BenchPlan, bench_inference
 from medalign.trainer.machine import quiet_libraries
 from medalign.trainer.recipe.sections import LoraSection
 from medalign.trainer.student import add_adapter, load_base, save_adapter
@@ -60,7 +60,7 @@ def main() -> None:
         student, adapter = Path(name) / "student", Path(name) / "adapter"
         make_student(student, DEMO_TEXTS, sizes)
         make_adapter(student, adapter, sizes.layers // 2)
-        wanted = Wanted(tokens=given.tokens, repeats=given.repeats, warmups=2)
+        wanted = BenchPlan(tokens=given.tokens, repeats=given.repeats, warmups=2)
         print(as_table(bench_inference(student, adapter, wanted, print)))
 
 

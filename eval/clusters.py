@@ -1,4 +1,4 @@
-"""Which samples hang together: those of one patient or, where that is not known, one image."""
+"""Cluster samples: those of one patient or, where the patient is not known, of one image."""
 
 import posixpath
 from collections.abc import Iterable, Sequence
@@ -33,12 +33,12 @@ def cluster_records(records: Sequence[Record]) -> Int64:
 
 def patient(record: Record) -> str | None:
     """Return the patient that a record names, as text, or None."""
-    found = (record.fields.get(name) for name in PATIENT_FIELDS)
-    return next((str(who) for who in found if who is not None and str(who).strip()), None)
+    names = (record.fields.get(field) for field in PATIENT_FIELDS)
+    return next((str(name) for name in names if name is not None and str(name).strip()), None)
 
 
 def clustered_by(records: Iterable[Record]) -> str:
-    """Say what the clusters are: "patient", "image" or "patient where known, else image"."""
+    """Name the clusters: "patient", "image" or "patient where known, else image"."""
     known = {patient(record) is not None for record in records}
     if known == {True}:
         return "patient"
@@ -50,7 +50,7 @@ def _images(record: Record) -> list[str]:
 
 
 def _first_of_shared(records: Iterable[Record]) -> dict[str, str]:
-    """Return for every image the first of those that hang together with it by records."""
+    """Return for every image the first of those that records connect with it."""
     first: dict[str, str] = {}
 
     def root(image: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final, Self
 
-from .untrusted import UntrustedError
+from .checks import UntrustedError
 
 PARTIAL: Final = ".partial"
 """Ending of a file that is being written."""

@@ -125,7 +125,7 @@ class _Inventory:
         return len(self.seal.unreadable) if self.seal else 0
 
     @property
-    def rows_left(self) -> int:
+    def pathless(self) -> int:
         """Failed rows of a sealed store that no path leads to."""
         return sum(fail.path is None for fail in self.seal.failures) if self.seal else 0
 
@@ -162,7 +162,7 @@ def _status(inventory: _Inventory) -> CacheStatus:
         states[shard] = state
         reasons |= failed
     by_state = {state: tuple(k for k in states if states[k] is state) for state in ShardState}
-    left = len(reasons.keys() - set(chain.paths.values())) if chain else inventory.rows_left
+    pathless = len(reasons.keys() - set(chain.paths.values())) if chain else inventory.pathless
     return CacheStatus(
         store=log.store,
         state=inventory.state,
@@ -170,7 +170,7 @@ def _status(inventory: _Inventory) -> CacheStatus:
         rows=log.layout.rows,
         rows_written=sum(len(log.rows_of(shard)) for shard in by_state[ShardState.COMPLETE]),
         rows_failed=len(reasons),
-        rows_left=left,
+        rows_left=pathless,
         shards=log.shards,
         pending=by_state[ShardState.PENDING],
         damaged=by_state[ShardState.DAMAGED],

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from .storage.untrusted import (
     TeacherCacheError,
@@ -73,16 +73,16 @@ class Deviation:
 
     def outside(self, tolerance: Tolerance) -> list[str]:
         """Say what is beyond `tolerance`."""
-        found = [self.other] if self.other else []
+        violations = [self.other] if self.other else []
         if self.cosine is not None and self.cosine < tolerance.cosine:
-            found.append(f"cosine {self.cosine:.7g}, at least {tolerance.cosine:.7g} asked for")
+            violations.append(f"cosine {self.cosine:.7g}, at least {tolerance.cosine:.7g} needed")
         for name, value, most in (
             ("Gram error", self.gram, tolerance.gram),
             ("attention error (share of its largest)", self.attention_share, tolerance.attention),
         ):
             if value > most:
-                found.append(f"{name} {value:.3g}, at most {most:.3g} allowed")
-        return found
+                violations.append(f"{name} {value:.3g}, at most {most:.3g} allowed")
+        return violations
 
     def used(self, tolerance: Tolerance) -> float:
         """Return which share of `tolerance` is used up, by what uses most of it."""
@@ -110,6 +110,9 @@ class Skipped:
         check_int(self.row, "skipped: row", 0, _LAST_ROW)
         check_text(self.path, "skipped: path", empty=True)
         check_text(self.reason, "skipped: reason", empty=True)
+
+
+Part = TypeVar("Part", Tolerance, Deviation, Skipped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,13 +171,8 @@ class Certificate:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, which `from_json` reads back to an equal certificate."""
-        fields = asdict(self)
-        return {
-            **fields,
-            "rows": list(self.rows),
-            "skipped": [asdict(each) for each in self.skipped],
-            "versions": dict(self.versions),
-        }
+        lists = {"rows": list(self.rows), "skipped": list(map(asdict, self.skipped))}
+        return {**asdict(self), **lists, "versions": dict(self.versions)}
 
     @classmethod
     def from_json(cls, value: object) -> Self:
@@ -187,22 +185,11 @@ class Certificate:
             fields = strict_fields(value, cls.__slots__, "fields")
             for name in ("rows", "skipped"):
                 check_type(fields[name], name, list)
-            return cls(
-                **{
-                    **fields,
-                    "rows": tuple(fields["rows"]),
-                    "skipped": tuple(
-                        Skipped(**strict_fields(each, Skipped.__slots__, "skipped"))
-                        for each in fields["skipped"]
-                    ),
-                    "deviation": Deviation(
-                        **strict_fields(fields["deviation"], Deviation.__slots__, "deviation")
-                    ),
-                    "tolerance": Tolerance(
-                        **strict_fields(fields["tolerance"], Tolerance.__slots__, "tolerance")
-                    ),
-                }
-            )
+            fields["rows"] = tuple(fields["rows"])
+            fields["skipped"] = tuple(_part(Skipped, row, "skipped") for row in fields["skipped"])
+            fields["deviation"] = _part(Deviation, fields["deviation"], "deviation")
+            fields["tolerance"] = _part(Tolerance, fields["tolerance"], "tolerance")
+            return cls(**fields)
 
 
 def read_certificate(value: Mapping[str, Any] | None) -> Certificate | None:
@@ -217,6 +204,10 @@ def read_certificate(value: Mapping[str, Any] | None) -> Certificate | None:
 def floored(cosine: float) -> str:
     """Write a cosine with seven digits, never as more than it is: 0.99999999 is not 1."""
     return f"{math.floor(cosine * 1e7) / 1e7:.7f}"
+
+
+def _part(kind: type[Part], value: object, name: str) -> Part:
+    return kind(**strict_fields(value, kind.__slots__, name))
 
 
 def _number(value: object, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from .attributes import Seal, load_attributes
+from .attributes import Seal
 from .commits import ROW_DIGEST_BYTES, Progress, row_digests_of
 from .format.arrays import row_arrays
 from .format.shard_file import RowReader
@@ -143,11 +143,9 @@ class _Source:
     @classmethod
     def open(cls, store: Path | str | Storage) -> "_Source":
         store = open_storage(store)
-        TeacherCache.open(store)  # refuses what is not sealed or lies
-        attributes = load_attributes(store)
-        assert attributes is not None
-        assert attributes.seal is not None
-        return cls(store, attributes.card, attributes.seal, StoredIndex(store, attributes.seal))
+        cache = TeacherCache.open(store)  # refuses what is not sealed or lies
+        assert cache.seal is not None
+        return cls(store, cache.card, cache.seal, StoredIndex(store, cache.seal))
 
     @cached_property
     def reasons(self) -> Mapping[int, str]:

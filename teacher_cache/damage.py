@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from .attributes import Seal
+from .attributes import ROOT, Seal
 from .commits import CommitLog, ShardState
 from .format.arrays import check_metadata, row_arrays
 from .generations import Layout
 from .index import StoredIndex
 from .origin import build_command, mend_command, seal_command
-from .plan_file import plan_digest, plan_name
+from .plan_file import plan_name
 from .schema import CacheCard, TeacherCacheError
-from .storage.local import Storage
+from .storage.local import Storage, sha256_of
 
 _SHOWN = 3
 
@@ -52,15 +52,15 @@ class DamageFoundError(TeacherCacheError):
     def of(cls, store: Storage, damages: Sequence[Damage]) -> "DamageFoundError":
         """Name some of the damages, and what to do."""
         more = f" and {len(damages) - _SHOWN} more" if len(damages) > _SHOWN else ""
-        shown = "; ".join(map(str, damages[:_SHOWN]))
-        return cls(f"{store} is damaged: {shown}{more}; {'; '.join(advice(store, damages))}")
+        examples = "; ".join(map(str, damages[:_SHOWN]))
+        return cls(f"{store} is damaged: {examples}{more}; {'; '.join(advice(store, damages))}")
 
 
 def advice(store: Storage, damages: Sequence[Damage]) -> Iterator[str]:
     """Say what to do about damages, in order."""
-    remedies = {each.remedy for each in damages}
+    remedies = {damage.remedy for damage in damages}
     if Remedy.COPY in remedies:
-        lost = ", ".join(each.where for each in damages if each.remedy is Remedy.COPY)
+        lost = ", ".join(damage.where for damage in damages if damage.remedy is Remedy.COPY)
         yield f"restore {lost} from a copy of the store, no command can write it again"
     if Remedy.MEND in remedies:
         yield (
@@ -95,7 +95,7 @@ def shard_damages(
     """Find files of shards that do not match their records, by their sizes or byte by byte."""
     for shard in shards:
         for file, reason in log.damages(shard, contents=contents):
-            yield Damage(file, _without_place(log.store, file, reason), Remedy.MEND)
+            yield _damage(log.store, file, reason, Remedy.MEND)
 
 
 def incomplete_damages(log: CommitLog) -> Iterator[Damage]:
@@ -107,12 +107,12 @@ def incomplete_damages(log: CommitLog) -> Iterator[Damage]:
 
 def plan_damages(store: Storage, seal: Seal, *, contents: bool = True) -> Iterator[Damage]:
     """Find plans that are missing or, with `contents`, not those that were sealed."""
-    for generation, wanted in enumerate(seal.plans):
+    for generation, sealed in enumerate(seal.plans):
         name, reason = plan_name(generation), ""
         try:
             if store.size(name) is None:
                 reason = "is missing"
-            elif contents and plan_digest(store, generation) != wanted:
+            elif contents and sha256_of(store, name) != sealed:
                 reason = "does not match the seal"
         except (TeacherCacheError, OSError) as error:
             reason = str(error)
@@ -123,11 +123,11 @@ def plan_damages(store: Storage, seal: Seal, *, contents: bool = True) -> Iterat
 def metadata_damages(store: Storage, card: CacheCard, layout: Layout) -> Iterator[Damage]:
     """Find row arrays whose `zarr.json` is not what the card makes it."""
     for array in row_arrays(card):
-        where = f"{array.name}/zarr.json"
+        file = f"{array.name}/{ROOT}"
         try:
-            check_metadata(store, where, array.metadata(layout.extent), may_be_longer=True)
+            check_metadata(store, file, array.metadata(layout.extent), may_be_longer=True)
         except TeacherCacheError as error:
-            yield Damage(where, _without_place(store, where, str(error)), Remedy.BUILD)
+            yield _damage(store, file, str(error), Remedy.BUILD)
 
 
 def index_damages(index: StoredIndex, *, contents: bool = True) -> Iterator[Damage]:
@@ -138,13 +138,12 @@ def index_damages(index: StoredIndex, *, contents: bool = True) -> Iterator[Dama
         yield Damage("index", str(error), Remedy.SEAL)
         return
     for name in sorted(index.seal.tables) if contents else ():
-        where = f"{index.folder}/{name}"
         try:
             index.load(name)
         except TeacherCacheError as error:
-            yield Damage(where, _without_place(index.store, where, str(error)), Remedy.SEAL)
+            yield _damage(index.store, f"{index.folder}/{name}", str(error), Remedy.SEAL)
 
 
-def _without_place(store: Storage, where: str, reason: str) -> str:
-    """Return a reason that does not begin with the file it is about."""
-    return reason.removeprefix(f"{store}/{where}").lstrip(": ")
+def _damage(store: Storage, file: str, reason: str, remedy: Remedy) -> Damage:
+    """Return a damage whose reason does not begin with the file that it is about."""
+    return Damage(file, reason.removeprefix(f"{store}/{file}").lstrip(": "), remedy)

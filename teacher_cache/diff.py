@@ -3,13 +3,13 @@
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .attributes import load_attributes
 from .commits import Progress
 from .index import StoredIndex
 from .plan_file import has_newer_plan, load_plans
@@ -114,7 +114,7 @@ def diff(
     Args:
         a: folder or URL of the one cache.
         b: of the other.
-        progress: told of every row that has to be read.
+        progress: called after every row that has to be read.
         limit: most rows and paths to name.
 
     Raises:
@@ -125,10 +125,9 @@ def diff(
     comparable = one.cache.card.grid == other.cache.card.grid
     unequal = _unequal(one, other, at_a, at_b)
     pairs = [(one.rows[at_a[k]], other.rows[at_b[k]]) for k in unequal] if comparable else []
-    found = _Total()
-    worst = heapq.nlargest(
-        limit, found.watch(_compared(one, other, pairs, progress)), key=lambda each: each.severity
-    )
+    total = _Total()
+    differences = total.watch(_compared(one, other, pairs, progress))
+    worst = heapq.nlargest(limit, differences, key=attrgetter("severity"))
     only_a, only_b = _without(one.rows, at_a), _without(other.rows, at_b)
     return CacheDiff(
         a=str(one.cache.store),
@@ -143,11 +142,11 @@ def diff(
         unsealed_b=other.unsealed,
         examples_a=one.names(only_a[:limit]),
         examples_b=other.names(only_b[:limit]),
-        gram_rms=float(np.sqrt(found.squares / max(found.rows, 1))),
-        gram_max=found.gram_max,
-        attention_kl=found.attention_kl,
-        attention_max=found.attention_max,
-        worst=tuple(_named(each, one, other) for each in worst),
+        gram_rms=float(np.sqrt(total.squares / max(total.rows, 1))),
+        gram_max=total.gram_max,
+        attention_kl=total.attention_kl,
+        attention_max=total.attention_max,
+        worst=tuple(_named(difference, one, other) for difference in worst),
     )
 
 
@@ -165,18 +164,16 @@ class _Side:
     def __init__(self, store: Path | str | Storage) -> None:
         store = open_storage(store)
         self.cache = TeacherCache.open(store)
-        attributes = load_attributes(store)
-        assert attributes is not None
-        assert attributes.seal is not None
-        index = StoredIndex(store, attributes.seal)
+        seal = self.cache.seal
+        assert seal is not None
+        index = StoredIndex(store, seal)
         self.rows: Rows = self.cache.row_numbers()
         # As text numpy sorts them; all have one length, so that trailing zeros mean nothing.
         self.content = np.ascontiguousarray(index.load("content")[self.rows]).view("S32")[:, 0]
         self.digest = index.load("row_digest")[self.rows]
-        lost = [each.row for each in attributes.seal.failures if each.row is not None]
-        self.failed = np.isin(self.rows, lost)
+        self.failed = np.isin(self.rows, list(seal.reasons))
         self.unsealed = 0
-        if has_newer_plan(store, attributes.seal.generations):
+        if has_newer_plan(store, seal.generations):
             _, chain = load_plans(store)
             self.unsealed = chain.layout.rows - len(self.rows)
 
@@ -199,13 +196,13 @@ class _Total:
     attention_max: float = 0.0
 
     def watch(self, differences: Iterator[RowDifference]) -> Iterator[RowDifference]:
-        for each in differences:
-            self.rows += not each.missing
-            self.squares += each.gram_rms**2
-            self.gram_max = max(self.gram_max, each.gram_max)
-            self.attention_kl = max(self.attention_kl, each.attention_kl)
-            self.attention_max = max(self.attention_max, each.attention_max)
-            yield each
+        for row in differences:
+            self.rows += not row.missing
+            self.squares += row.gram_rms**2
+            self.gram_max = max(self.gram_max, row.gram_max)
+            self.attention_kl = max(self.attention_kl, row.attention_kl)
+            self.attention_max = max(self.attention_max, row.attention_max)
+            yield row
 
 
 def _unequal(one: _Side, other: _Side, at_a: Rows, at_b: Rows) -> Rows:
@@ -216,9 +213,9 @@ def _unequal(one: _Side, other: _Side, at_a: Rows, at_b: Rows) -> Rows:
 
 
 def _without(rows: Rows, taken: Rows) -> Rows:
-    kept = np.ones(len(rows), np.bool_)
-    kept[taken] = False
-    return rows[kept]
+    remaining = np.ones(len(rows), np.bool_)
+    remaining[taken] = False
+    return rows[remaining]
 
 
 def _compared(
@@ -258,10 +255,10 @@ def _divergence(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float
     return max(0.0, float((p * np.log(p / q)).sum()))
 
 
-def _named(each: RowDifference, one: _Side, other: _Side) -> RowDifference:
-    found = one.cache.paths_of([each.row_a])[each.row_a]
-    found = found or other.cache.paths_of([each.row_b])[each.row_b]
-    return replace(each, path=found[0] if found else "")
+def _named(difference: RowDifference, one: _Side, other: _Side) -> RowDifference:
+    row_a, row_b = difference.row_a, difference.row_b
+    paths = one.cache.paths_of([row_a])[row_a] or other.cache.paths_of([row_b])[row_b]
+    return replace(difference, path=paths[0] if paths else "")
 
 
 def _card_differences(a: TeacherCache, b: TeacherCache) -> Iterator[str]:

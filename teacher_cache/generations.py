@@ -13,6 +13,7 @@ from .schema import Failure, Plan, check_failures
 from .storage.untrusted import MAX_ROWS, TeacherCacheError, check_int, check_relative
 
 MAX_GENERATIONS = 2**16
+DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Layout:
         return self.shards * self.shard_rows
 
     def __contains__(self, row: int) -> bool:
-        """Say whether there is a row of this number; holes and numbers outside are none."""
+        """Return whether there is a row of this number; holes and numbers outside are none."""
         return 0 <= row < self.extent and row in self.spans[self._generation_of_row(row)]
 
     def rows_of(self, shard: int) -> range:
@@ -88,7 +89,7 @@ class Layout:
         return np.concatenate([np.arange(span.start, span.stop) for span in self.spans])
 
     def begins(self, other: Self) -> bool:
-        """Say whether `other` is this layout, or this one and more generations."""
+        """Return whether `other` is this layout, or this one and more generations."""
         mine = len(self.counts)
         return self.shard_rows == other.shard_rows and self.counts == other.counts[:mine]
 
@@ -99,9 +100,6 @@ class Layout:
     @cached_property
     def _starts(self) -> list[int]:
         return [span.start for span in self.spans]
-
-
-DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -141,30 +139,26 @@ class PlanChain:
     @cached_property
     def layout(self) -> Layout:
         """Where the rows lie."""
-        return Layout(self.shard_rows, tuple(each.rows for each in self.generations))
+        return Layout(self.shard_rows, tuple(added.rows for added in self.generations))
 
     @cached_property
     def paths(self) -> Mapping[str, int]:
         """Manifest path -> row."""
         if len(self.generations) == 1:
             return self.generations[0].paths
-        return {path: row for each in self.generations for path, row in each.paths.items()}
+        return {path: row for added in self.generations for path, row in added.paths.items()}
 
     @cached_property
     def failures(self) -> tuple[Failure, ...]:
         """Images that were never readable, under paths that have no row up to now."""
-        reasons = {
-            failure.path: failure.reason for each in self.generations for failure in each.failures
-        }
+        reasons = {fail.path: fail.reason for added in self.generations for fail in added.failures}
         return tuple(Failure(path, why) for path, why in reasons.items() if path not in self.paths)
 
     def content_of(self, row: int) -> str:
         """Return the SHA-256 (hex) of the image that `row` is made from."""
-        shard, place = divmod(row, self.shard_rows)
-        generation = self.layout.generation_of(shard)
-        place = row - self.layout.spans[generation].start
-        found = self.generations[generation].content
-        return found[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES].hex()
+        generation = self.layout.generation_of(row // self.shard_rows)
+        start = (row - self.layout.spans[generation].start) * DIGEST_BYTES
+        return self.generations[generation].content[start : start + DIGEST_BYTES].hex()
 
     def content_row(self, digest: str) -> int | None:
         """Return the row of an image content (SHA-256, hex)."""
@@ -173,16 +167,16 @@ class PlanChain:
     def content_table(self) -> npt.NDArray[np.uint8]:
         """Return the digests of all rows as [extent, 32]; holes hold zeros."""
         table = np.zeros((self.layout.extent, DIGEST_BYTES), np.uint8)
-        for span, each in zip(self.layout.spans, self.generations, strict=True):
-            table[span.start : span.stop] = digests_of(each.content)
+        for span, added in zip(self.layout.spans, self.generations, strict=True):
+            table[span.start : span.stop] = digests_of(added.content)
         return table
 
     def path_of_rows(self) -> dict[int, str]:
         """Return one manifest path of each row that has any: the first that leads to it."""
-        found: dict[int, str] = {}
+        first: dict[int, str] = {}
         for path, row in self.paths.items():
-            found.setdefault(row, path)
-        return found
+            first.setdefault(row, path)
+        return first
 
     def starting(self, count: int) -> Self:
         """Return the chain of the first `count` generations."""
@@ -191,9 +185,9 @@ class PlanChain:
     @cached_property
     def _rows(self) -> dict[bytes, int]:
         return {
-            each.content[DIGEST_BYTES * place :][:DIGEST_BYTES]: row
-            for span, each in zip(self.layout.spans, self.generations, strict=True)
-            for place, row in enumerate(span)
+            added.content[start : start + DIGEST_BYTES]: row
+            for span, added in zip(self.layout.spans, self.generations, strict=True)
+            for start, row in zip(range(0, len(added.content), DIGEST_BYTES), span, strict=True)
         }
 
 
@@ -208,35 +202,29 @@ def first_generation(plan: Plan) -> Generation:
     return Generation(bytes.fromhex("".join(plan.content)), plan.paths, plan.failures)
 
 
-def next_generation(chain: PlanChain, wanted: Plan) -> Generation | None:
-    """Return what `wanted` adds to a store; None where everything is there.
+def next_generation(chain: PlanChain, plan: Plan) -> Generation | None:
+    """Return what `plan` adds to a store; None where everything is there.
 
     New are contents without a row, paths without a row or with another content, and failures of
-    paths that nobody knew. Reasons of failures do not count.
+    paths that the store does not know. Reasons of failures do not count.
     """
+    content = ((path, plan.content[number]) for path, number in plan.paths.items())
     changed = {
-        path: wanted.content[place]
-        for path, place in wanted.paths.items()
-        if (row := chain.paths.get(path)) is None or chain.content_of(row) != wanted.content[place]
+        path: digest
+        for path, digest in content
+        if (row := chain.paths.get(path)) is None or chain.content_of(row) != digest
     }
     known = chain.paths.keys() | {failure.path for failure in chain.failures}
-    failures = tuple(failure for failure in wanted.failures if failure.path not in known)
+    failures = tuple(failure for failure in plan.failures if failure.path not in known)
     if not changed and not failures:
         return None
-    needed = set(changed.values())
-    added = [
-        digest
-        for digest in wanted.content
-        if digest in needed and chain.content_row(digest) is None
-    ]
-    rows = {digest: chain.layout.next_row + place for place, digest in enumerate(added)}
-
-    def row_of(digest: str) -> int:
-        row = rows.get(digest, chain.content_row(digest))
-        assert row is not None  # every content is either stored or added
-        return row
-
-    paths = {path: row_of(digest) for path, digest in changed.items()}
+    stored = {
+        digest: row for digest in changed.values() if (row := chain.content_row(digest)) is not None
+    }
+    new = set(changed.values()) - stored.keys()
+    added = [digest for digest in plan.content if digest in new]
+    rows = stored | {digest: row for row, digest in enumerate(added, chain.layout.next_row)}
+    paths = {path: rows[digest] for path, digest in changed.items()}
     return Generation(bytes.fromhex("".join(added)), paths, failures)
 
 
@@ -270,9 +258,9 @@ def check_distinct(chain: PlanChain) -> None:
     Raises:
         TeacherCacheError: it does.
     """
-    digests = np.concatenate([digests_of(each.content) for each in chain.generations])
+    digests = np.concatenate([digests_of(added.content) for added in chain.generations])
     prefix = np.sort(prefix_of(digests))
-    if (prefix[1:] != prefix[:-1]).all():  # the usual case, and four times faster to find
+    if (prefix[1:] != prefix[:-1]).all():  # the usual case, and four times faster to check
         return
     ordered = digests[order_of(digests)]
     if (ordered[1:] == ordered[:-1]).all(axis=1).any():
@@ -285,7 +273,7 @@ def digests_of(content: bytes) -> npt.NDArray[np.uint8]:
 
 
 def order_of(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Return the places of digests [rows, 32] in ascending order of their bytes."""
+    """Return the positions of digests [rows, 32] in ascending order of their bytes."""
     words = digests.copy().view(">u8")
     order: npt.NDArray[np.int64] = np.lexsort(words.T[::-1])
     return order

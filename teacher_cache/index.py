@@ -267,7 +267,7 @@ def path_words(paths: Iterable[str]) -> Words:
 
 
 def _are_rows(layout: Layout, numbers: Array) -> bool:
-    """Say whether there is a row of each of these numbers; holes are none."""
+    """Return whether there is a row of each of these numbers; holes are none."""
     if numbers.min() < 0 or numbers.max() >= layout.extent:
         return False
     exists = np.zeros(layout.extent, np.bool_)

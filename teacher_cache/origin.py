@@ -1,4 +1,4 @@
-"""How a store was last built: a hint for whoever goes on with it, no part of what it holds."""
+"""How a store was last built, and the commands that finish it: a hint, no part of what it holds."""
 
 import json
 import shlex
@@ -10,6 +10,9 @@ from typing import Self
 from .storage.local import LocalStorage, Storage, open_storage, read_json
 from .storage.untrusted import TeacherCacheError, check_mapping, check_text, check_type
 
+UNKNOWN = ("MANIFEST", "--images", "DIR", "--expert", "NAME")
+"""What stands in a command for what a store does not know of itself."""
+_OUT = "--out"
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # what a terminal acts on, hides or cannot show
 _FILE = "_commit/origin.json"
 _FILE_BYTES = 2**20
@@ -39,7 +42,7 @@ class Origin:
             raise TeacherCacheError(f"command is not `medalign cache build`: {self.command!r:.80}")
         weights = () if self.weights is None else (self.weights,)
         for text in (*self.command, self.manifest, self.images, self.expert, *weights):
-            if any(unicodedata.category(each) in _UNSEEN for each in check_text(text, "origin")):
+            if any(unicodedata.category(char) in _UNSEEN for char in check_text(text, "origin")):
                 raise TeacherCacheError(f"origin takes no control characters, got {text!r:.80}")
 
     @classmethod
@@ -66,11 +69,6 @@ def load_origin(store: Path | str | Storage) -> Origin | None:
         return Origin.from_json(read_json(open_storage(store), _FILE, _FILE_BYTES))
     except (TeacherCacheError, OSError):
         return None
-
-
-UNKNOWN = ("MANIFEST", "--images", "DIR", "--expert", "NAME")
-"""What stands in a command for what a store does not know of itself."""
-_OUT = "--out"
 
 
 def finishing(store: Storage, *, written: bool, sealed: bool) -> list[str]:
@@ -106,11 +104,11 @@ def mend_command(store: Storage) -> str:
 def _into(out: str, command: tuple[str, ...]) -> list[str]:
     """Return a build's command with `out` for its store: that may have been moved or copied."""
     words = list(command)
-    for place, word in enumerate(command):
+    for position, word in enumerate(command):
         if word == _OUT:
-            words[place + 1 : place + 2] = [out]
+            words[position + 1 : position + 2] = [out]
         elif word.startswith(f"{_OUT}="):
-            words[place] = f"{_OUT}={out}"
+            words[position] = f"{_OUT}={out}"
     return words
 
 

@@ -15,7 +15,7 @@ from .generations import (
     check_generation,
 )
 from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
-from .storage.local import Storage, sha256_of
+from .storage.local import Storage
 from .storage.untrusted import (
     MAX_ROWS,
     check_int,
@@ -27,7 +27,7 @@ from .storage.untrusted import (
 )
 
 FOLDER = "_commit"
-_PLAN_BYTES = 2**33
+_PLAN_BYTES = 2**33  # 0.9 kB an image, so far above any plan that a machine could load
 _FIELDS = (
     "format",
     "generation",
@@ -51,7 +51,7 @@ def publish_generation(
 ) -> bool:
     """Publish the plan that follows `chain`; False when another process was faster."""
     before = () if chain is None else chain.generations
-    layout = Layout(card.shard_rows, (*(each.rows for each in before), added.rows))
+    layout = Layout(card.shard_rows, (*(generation.rows for generation in before), added.rows))
     span = layout.spans[-1]
     fields = {
         "format": FORMAT,
@@ -68,12 +68,12 @@ def publish_generation(
 
 
 def has_plan(store: Storage) -> bool:
-    """Say whether a build was ever begun at `store`."""
+    """Return whether a build was ever begun at `store`."""
     return store.size(plan_name(0)) is not None
 
 
 def has_newer_plan(store: Storage, generations: int) -> bool:
-    """Say whether `store` has more generations than these."""
+    """Return whether `store` has more generations than these."""
     return store.size(plan_name(generations)) is not None
 
 
@@ -94,20 +94,15 @@ def load_plans(store: Storage) -> tuple[CacheCard, PlanChain]:
     return card, chain
 
 
-def plan_digest(store: Storage, generation: int) -> str:
-    """Return the SHA-256 (hex) of a plan's bytes."""
-    return sha256_of(store, plan_name(generation))
-
-
-def check_format(fields: Mapping[str, Any], where: str) -> None:
+def check_format(fields: Mapping[str, Any], source: str) -> None:
     """Refuse another version of the layout before its fields are judged by ours.
 
     Raises:
         TeacherCacheError: not `FORMAT`.
     """
-    if (found := fields.get("format")) != FORMAT or isinstance(found, bool):
+    if (version := fields.get("format")) != FORMAT or isinstance(version, bool):
         raise TeacherCacheError(
-            f"{where}: this release reads teacher-cache format {FORMAT}, got {found!r:.80}; "
+            f"{source}: this release reads teacher-cache format {FORMAT}, got {version!r:.80}; "
             "use the medalign release that wrote it, or build the cache again"
         )
 
@@ -119,13 +114,13 @@ def _load(
     number = 0 if chain is None else len(chain.generations)
     check_int(number, f"{store}: number of a generation", 0, MAX_GENERATIONS - 1)
     name = plan_name(number)
-    where = f"{store}/{name}"
+    path = f"{store}/{name}"
     try:
         data = store.read(name, _PLAN_BYTES)
     except FileNotFoundError as error:
-        raise TeacherCacheError(f"{where} is missing") from error
-    fields = json_without_digest(data, where, check_format)
-    with within(where):
+        raise TeacherCacheError(f"{path} is missing") from error
+    fields = json_without_digest(data, path, check_format)
+    with within(path):
         fields = strict_fields(fields, _FIELDS, "plan")
         check_int(fields["generation"], "generation", number, number)
         if fields["previous"] != (chain.digests[-1] if chain else None):
@@ -135,13 +130,12 @@ def _load(
             raise TeacherCacheError(f"is of another cache: {'; '.join(differences)}")
         added = _generation(fields)
         before, digests = (chain.generations, chain.digests) if chain else ((), ())
-        digest = sha256_bytes(data)
-        found = PlanChain(card.shard_rows, (*before, added), (*digests, digest))
-        check_generation(found.layout, added)
-        span = found.layout.spans[-1]
+        longer = PlanChain(card.shard_rows, (*before, added), (*digests, sha256_bytes(data)))
+        check_generation(longer.layout, added)
+        span = longer.layout.spans[-1]
         if fields["rows"] != [span.start, span.stop]:
             raise TeacherCacheError(f"rows should be {[span.start, span.stop]}")
-    return card, found
+    return card, longer
 
 
 def _generation(fields: Mapping[str, Any]) -> Generation:

@@ -11,15 +11,16 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.untrusted import is_sha256
+from ..runtime.checks import is_sha256
 from .attributes import Seal, State, load_attributes
 from .commits import CommitLog, ShardState, list_failures
 from .format.arrays import check_metadata, row_arrays
 from .format.shard_file import Ranges, RowReader, nothing_kept
 from .generations import Layout
 from .gram.code import GramCode
-from .gram.codec import GramError, decode
+from .gram.codec import decode
 from .gram.gram_error import GRAM_ERROR, GramErrors, measured_errors, read_errors
+from .gram.target import GramError
 from .index import PlanIndex, RowIndex, StoredIndex
 from .plan_file import load_plans
 from .schema import CacheCard, Failure, TeacherCacheError
@@ -118,6 +119,7 @@ class TeacherCache:
     Attributes:
         store: where the cache lies.
         card: what the cache holds and where it came from.
+        seal: what it was sealed with; None while it is building.
         state: `sealed`, or `building` where that was allowed.
         content_hash: identity of what the cache holds; None while it is building.
         fingerprint: identity of the card.
@@ -134,13 +136,13 @@ class TeacherCache:
     ) -> None:
         self.store = store
         self.card = card
+        self.seal = seal
         self.state: State = "building" if seal is None else "sealed"
         self.content_hash = seal.content_hash if seal else None
         self.certificate = seal.certificate if seal else None
         self.fingerprint = card.fingerprint()
         self._log = log
         self._index = index
-        self._sealed_failures = seal.listed_failures if seal else ()
         self._sealed_errors = read_errors(seal.gram_error) if seal else None
         self._failed = {
             fail.row: f"{fail.path}: {fail.reason}" if fail.path else fail.reason
@@ -209,7 +211,7 @@ class TeacherCache:
         return self._log.layout.rows
 
     def __contains__(self, key: object) -> bool:
-        """Say whether `key` has a row to read: its image did not fail, its shard was committed.
+        """Return whether `key` has a row to read: its image did not fail, its shard was committed.
 
         Damage does not count: a damaged row is in the cache, and reading it is an error.
         """
@@ -339,8 +341,8 @@ class TeacherCache:
     @property
     def failures(self) -> list[Failure]:
         """Images without a readable row, and why."""
-        if self.state == "sealed":
-            return list(self._sealed_failures)
+        if self.seal is not None:
+            return list(self.seal.listed_failures)
         _, chain = load_plans(self.store)
         return list_failures(chain, self._log.reasons())
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from ..runtime.files import sha256_bytes
 from .attributes import ROOT, Attributes, Seal, load_attributes
 from .commits import CommitLog, ShardRecord, ShardState, row_digests_of
-from .format.arrays import RowArray
+from .format.shard_values import Arrays, check_values, stored_values
 from .generations import PlanChain, first_generation, next_generation
-from .gram.gram_error import GRAM_ERROR, GramErrors, measured_errors
+from .gram.gram_error import GramErrors, measured_errors
 from .metadata import ensure_metadata, save_attributes
 from .plan_file import FOLDER, has_plan, load_plans, plan_name, publish_generation
 from .schema import CacheCard, Plan, TeacherCacheError
@@ -21,7 +21,7 @@ from .storage.local import LocalStorage, Storage, explaining_disk_errors, is_lef
 
 
 def check_claimable(store: Storage) -> None:
-    """Refuse a place that is neither a cache that can be built on nor empty.
+    """Refuse a folder or URL that is neither empty nor a cache that a build can continue.
 
     Raises:
         TeacherCacheError: names what is there.
@@ -32,8 +32,8 @@ def check_claimable(store: Storage) -> None:
         raise TeacherCacheError(f"{store} is a file; a cache takes a folder of its own")
     if store.size(ROOT) is not None and next(store.files(FOLDER), None):
         raise TeacherCacheError(
-            f"{store}/{plan_name(0)} is missing: a sealed cache can be read without it, but no "
-            "build can go on; restore it, or choose another folder"
+            f"{store}/{plan_name(0)} is missing: a sealed cache can be read without it, but not "
+            "built on; restore it, or choose another folder"
         )
     # a build killed before its plan leaves nothing but temporary files
     stranger = next((name for name, _ in store.files() if not is_leftover(name)), None)
@@ -45,7 +45,7 @@ def check_claimable(store: Storage) -> None:
 
 
 def check_begun(store: Storage, begun: CacheCard, card: CacheCard) -> None:
-    """Refuse to go on with a store that was begun with another card.
+    """Refuse to continue a store that was begun with another card.
 
     Raises:
         TeacherCacheError: names every difference, and the option that makes it.
@@ -57,27 +57,27 @@ def check_begun(store: Storage, begun: CacheCard, card: CacheCard) -> None:
         )
 
 
-def extended(store: Storage, card: CacheCard, wanted: Plan) -> tuple[CacheCard, PlanChain]:
-    """Return the plans of `store` after it was made to hold `wanted`."""
-    if not has_plan(store) and publish_generation(store, card, None, first_generation(wanted)):
+def _extended(store: Storage, card: CacheCard, plan: Plan) -> tuple[CacheCard, PlanChain]:
+    """Return card and plans of `store` after it was made to hold `plan`."""
+    if not has_plan(store) and publish_generation(store, card, None, first_generation(plan)):
         return load_plans(store)
     while True:
-        begun, plan = load_plans(store)
+        begun, chain = load_plans(store)
         check_begun(store, begun, card)
-        added = next_generation(plan, wanted)
+        added = next_generation(chain, plan)
         if added is None:
-            return begun, plan
-        if publish_generation(store, card, plan, added):
+            return begun, chain
+        if publish_generation(store, card, chain, added):
             return load_plans(store)
-        # another process was faster: look again
+        # another process was faster: plan what is still missing after its generation
 
 
-def ensure_root(store: Storage, card: CacheCard, plan: PlanChain) -> Seal | None:
+def _ensure_root(store: Storage, card: CacheCard, plan: PlanChain) -> Seal | None:
     """Write the root of a new store; return the seal of one that was sealed."""
     save_attributes(store, Attributes(card=card), replace=False)
-    found = load_attributes(store)
-    seal = found.seal if found else None
-    fits = found is not None and not card.differences(found.card)
+    attributes = load_attributes(store)
+    seal = attributes.seal if attributes else None
+    fits = attributes is not None and not card.differences(attributes.card)
     if not fits or (seal and not seal.layout.begins(plan.layout)):
         raise TeacherCacheError(
             f"{store}: zarr.json does not fit the plan; is it of another cache?"
@@ -85,82 +85,7 @@ def ensure_root(store: Storage, card: CacheCard, plan: PlanChain) -> Seal | None
     return seal
 
 
-Arrays = Mapping[str, npt.NDArray[Any]]
-_ROUNDING = 1e-6
-
-
-def check_values(
-    layouts: Sequence[RowArray],
-    most_error: float | None,
-    shard: int,
-    rows: Sequence[int],
-    arrays: Arrays,
-    failed: Mapping[int, str],
-) -> None:
-    """Refuse values of rows that no cache may hold.
-
-    Args:
-        layouts: the arrays of the cache.
-        most_error: RMS error of the Gram that its card allows; None with codec `fp16`.
-        shard: number of the shard, for messages.
-        rows: numbers of the rows.
-        arrays: their values by the name of the array.
-        failed: row -> why its image could not be decoded; what is there is not looked at.
-
-    Raises:
-        ValueError: names the array, and the row where it is one.
-    """
-    if set(arrays) != (names := {array.name for array in layouts}):
-        raise ValueError(f"shard {shard} takes {sorted(names)}, got {sorted(arrays)}")
-    for array in layouts:
-        given, shape = arrays[array.name], (len(rows), *array.row_shape)
-        if given.shape != shape or given.dtype != np.dtype(array.dtype):
-            raise ValueError(
-                f"shard {shard} takes {array.name} of {array.dtype} {shape}, "
-                f"got {given.dtype} {given.shape}"
-            )
-    if strangers := sorted(set(failed) - set(rows)):
-        raise ValueError(f"shard {shard} holds {rows}, got failures of rows {strangers}")
-    good = np.array([row not in failed for row in rows])
-    for name, values in arrays.items():
-        # row by row, so that what is computed on the way stays in the processor's cache
-        infinite = np.array([not np.isfinite(row).all() for row in values])
-        _refuse(rows, good & infinite, f"{name} holds NaN or infinite values")
-    negative = (arrays["attention"] < 0).any(axis=1)
-    _refuse(rows, good & negative, "attention holds negative values")
-    flat = (arrays["source_size"] < 1).any(axis=1)
-    _refuse(rows, good & flat, "source_size holds a side below 1 pixel")
-    if most_error is not None:
-        errors = arrays[GRAM_ERROR].astype(np.float64)
-        _refuse(rows, good & (errors < 0).any(axis=1), f"{GRAM_ERROR} holds negative values")
-        above = errors[:, 0] > most_error * (1 + _ROUNDING)
-        _refuse(rows, good & above, f"{GRAM_ERROR} holds an RMS above the card's {most_error}")
-
-
-def stored_values(
-    layouts: Sequence[RowArray], rows: Sequence[int], arrays: Arrays, failed: Mapping[int, str]
-) -> dict[str, npt.NDArray[Any]]:
-    """Return what is stored of `rows`: fill values where the image failed."""
-    lost = [place for place, row in enumerate(rows) if row in failed]
-    return {array.name: _without(arrays[array.name], lost, array.fill) for array in layouts}
-
-
-def _without(
-    values: npt.NDArray[Any], lost: list[int], fill: float | int | bool | str
-) -> npt.NDArray[Any]:
-    if not lost:
-        return values
-    kept = values.copy()
-    kept[lost] = fill
-    return kept
-
-
-def _refuse(rows: Sequence[int], wrong: npt.NDArray[np.bool_], reason: str) -> None:
-    if wrong.any():
-        raise ValueError(f"row {rows[int(np.argmax(wrong))]}: {reason}")
-
-
-def replace_failed(
+def _replace_failed(
     log: CommitLog,
     shard: int,
     rows: Sequence[int],
@@ -183,10 +108,11 @@ def replace_failed(
     """
     # each turn but the last, another process has changed the record meanwhile
     while record := _record(log, shard):
-        if not (places := {row: i for i, row in enumerate(rows) if row in record.failures}):
+        positions = {row: i for i, row in enumerate(rows) if row in record.failures}
+        if not positions:
             return
         try:
-            files = _replaced(log, record, places, stored)
+            files = _replaced(log, record, positions, stored)
         except TeacherCacheError:
             if _is_current(log, record):
                 raise
@@ -196,10 +122,10 @@ def replace_failed(
         if unseal_over(shard) and not _is_current(log, record):
             continue
         digests = record.row_digests.copy()
-        start, taken = log.rows_of(shard).start, list(places.values())
-        digests[[row - start for row in places]] = row_digests_of(stored)[taken]
-        reasons = {row: why for row, why in record.failures.items() if row not in places}
-        reasons |= {row: why for row, why in failed.items() if row in places}
+        start = log.rows_of(shard).start
+        digests[[row - start for row in positions]] = row_digests_of(stored)[[*positions.values()]]
+        reasons = {row: why for row, why in record.failures.items() if row not in positions}
+        reasons |= {row: why for row, why in failed.items() if row in positions}
         log.forget(shard)  # files that are half replaced must not count
         log.commit(shard, files, digests, reasons)
         unseal_over(shard)  # a seal that was being written covers the old record
@@ -217,14 +143,14 @@ def _record(log: CommitLog, shard: int) -> ShardRecord | None:
 
 
 def _is_current(log: CommitLog, record: ShardRecord) -> bool:
-    found = _record(log, record.shard)
-    return found is not None and found.digest == record.digest
+    current = _record(log, record.shard)
+    return current is not None and current.digest == record.digest
 
 
 def _replaced(
-    log: CommitLog, record: ShardRecord, places: Mapping[int, int], stored: Arrays
+    log: CommitLog, record: ShardRecord, positions: Mapping[int, int], stored: Arrays
 ) -> dict[str, bytes]:
-    """Return the files of a shard with some rows replaced; `places` says where they lie."""
+    """Return the files of a shard with rows replaced by those at `positions` of `stored`."""
     files, rows = {}, log.rows_of(record.shard)
     for array in log.arrays:
         name = array.file_of(record.shard)
@@ -235,14 +161,14 @@ def _replaced(
         if sha256_bytes(data) != record.files[name].sha256:
             raise TeacherCacheError(f"{log.store}/{name} does not match its record")
         chunks = array.split(data, len(rows))
-        for row, place in places.items():
-            chunks[row - rows.start] = array.chunk(stored[array.name][place])
+        for row, position in positions.items():
+            chunks[row - rows.start] = array.chunk(stored[array.name][position])
         files[name] = array.assemble(chunks)
     return files
 
 
 class TeacherCacheWriter:
-    """Begins a cache or goes on with one; make it with `begin`.
+    """Begins a cache or continues one; make it with `begin`.
 
     A shard counts once its commit record is on disk, which is written last. A killed writer
     leaves its shard pending, and writers of different shards never touch the same file.
@@ -261,11 +187,11 @@ class TeacherCacheWriter:
         self._log = CommitLog.of_chain(store, card, plan)
 
     @classmethod
-    def begin(cls, store: Path | str | Storage, card: CacheCard, wanted: Plan) -> Self:
-        """Create the cache at `store`, or go on with the one that is there.
+    def begin(cls, store: Path | str | Storage, card: CacheCard, plan: Plan) -> Self:
+        """Create the cache at `store`, or continue the one that is there.
 
-        Images of `wanted` that the store does not know yet become a new generation of rows;
-        images of the store that `wanted` lacks stay. Rows that are there are never moved, and
+        Images of `plan` that the store does not know yet become a new generation of rows; images
+        of the store that `plan` lacks stay. Rows that are there are never moved, and
         what was sealed stays readable until the next `seal`. Only where a sealed shard is missing
         or has the wrong size, the store goes back to building, and that shard is pending.
 
@@ -278,9 +204,9 @@ class TeacherCacheWriter:
         store = open_storage(store)
         with explaining_disk_errors(store, "beginning"):
             check_claimable(store)
-            begun, plan = extended(store, card, wanted)
-            ensure_metadata(store, begun, plan.layout.extent)
-            writer = cls(store, begun, plan, ensure_root(store, begun, plan))
+            begun, chain = _extended(store, card, plan)
+            ensure_metadata(store, begun, chain.layout.extent)
+            writer = cls(store, begun, chain, _ensure_root(store, begun, chain))
             if writer._incomplete(range(writer._sealed_shards)):
                 writer._unseal()
             return writer
@@ -418,7 +344,7 @@ class TeacherCacheWriter:
         check_values(self._log.arrays, self.card.max_gram_error, shard, rows, arrays, failed)
         stored = stored_values(self._log.arrays, rows, arrays, failed)
         with explaining_disk_errors(self.store, f"writing shard {shard} of"):
-            replace_failed(self._log, shard, rows, stored, failed, self._unseal_over)
+            _replace_failed(self._log, shard, rows, stored, failed, self._unseal_over)
 
     def write_chunks(
         self,
@@ -459,9 +385,9 @@ class TeacherCacheWriter:
         self._seal = None
 
     def _unseal_over(self, shard: int) -> bool:
-        """Unseal if a seal, another process's included, covers `shard`; say whether it did."""
-        found = load_attributes(self.store)
-        self._seal = found.seal if found else None
+        """Unseal if a seal, another process's included, covers `shard`; return whether it did."""
+        attributes = load_attributes(self.store)
+        self._seal = attributes.seal if attributes else None
         if shard >= self._sealed_shards:
             return False
         self._unseal()

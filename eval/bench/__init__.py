@@ -1,1 +1,1 @@
-"""Measures what answering costs; reads models and images, writes nothing."""
+"""Measure the cost of answering; reads models and images, writes nothing."""

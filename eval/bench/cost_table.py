@@ -1,4 +1,4 @@
-"""What `medalign bench inference` prints: a table, or JSON."""
+"""Print the result of `medalign bench inference`: a table, or JSON."""
 
 import platform
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _LABEL: Final = {"student": "student", "adapter": "adapter, LoRA unmerged", "mer
 
 
 def facts(report: Report) -> dict[str, Any]:
-    """Device, dtype, threads, versions and sizes: all that the numbers depend on."""
+    """Return device, dtype, threads, versions and sizes: all that the numbers depend on."""
     name = platform.processor() or platform.machine()
     if report.device.type == "cuda":
         name = torch.cuda.get_device_name(report.device)
@@ -34,7 +34,7 @@ def facts(report: Report) -> dict[str, Any]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Everything that was measured, every repetition by itself."""
+    """Return every measurement, every repetition by itself."""
     pairs = {with_.weights: _overhead(with_, without) for with_, without in _pairs(report)}
     variants = [asdict(variant) for variant in report.variants]
     repeats = len(report.variants[0].timings)
@@ -47,9 +47,9 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def as_table(report: Report) -> str:
-    """A Markdown table of medians and spreads, and one line about each pair."""
+    """Return a Markdown table of medians and spreads, and one line about each pair."""
     about = facts(report)
-    versions = ", ".join(f"{name} {found}" for name, found in about["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     tokens = report.variants[0].timings[0].new_tokens
     repeats = len(report.variants[0].timings)
     lines = [
@@ -64,8 +64,8 @@ def as_table(report: Report) -> str:
         "",
     ]
     for with_, without in _pairs(report):
-        found = _overhead(with_, without)
-        first, further = (_shown(found[name], repeats) for name in ("prefill_ms", "token_ms"))
+        shares = _overhead(with_, without).values()
+        first, further = (_share(values, repeats) for values in shares)
         lines.append(
             f"rotation, {_LABEL[with_.weights]}: first token {first}, each further {further}"
         )
@@ -94,11 +94,11 @@ def _overhead(with_: Measured, without: Measured) -> dict[str, list[float]]:
 
 
 def _brackets(repeats: int) -> str:
-    """How often it was measured, and so what the brackets hold."""
+    """Return the number of repetitions, and what the brackets hold for it."""
     if repeats >= FEW:
         return f"{repeats} repetitions, in brackets their quartiles"
     if repeats == 1:
-        return "measured once: nothing says how sure that is"
+        return "measured once, so no spread is known"
     return (
         f"{repeats} repetitions, in brackets the least and the most of them: fewer than {FEW} have "
         "no quartiles"
@@ -110,7 +110,7 @@ def _middle(values: Sequence[float]) -> str:
     return middle if len(values) == 1 else f"{middle} ({low} to {high})"
 
 
-def _shown(shares: Sequence[float], repeats: int) -> str:
+def _share(shares: Sequence[float], repeats: int) -> str:
     middle, low, high = (f"{100 * share:+.1f}%" for share in shares)
     return middle if repeats == 1 else f"{middle} ({low} to {high})"
 

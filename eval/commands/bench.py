@@ -53,9 +53,9 @@ def inference(
 
     quiet_libraries()
     from ..bench import cost_table
-    from ..bench.inference_cost import QUESTION, Wanted, bench_inference
+    from ..bench.inference_cost import QUESTION, BenchPlan, bench_inference
 
-    case = Wanted(
+    case = BenchPlan(
         images=image or (),
         question=question or QUESTION,
         tokens=tokens,

@@ -22,17 +22,17 @@ Look = Callable[[int, Tensor], Tensor | None]
 """(layer, scores [B, H, K] float32 before the softmax, -inf where masked) -> other scores to
 attend with, or None to leave the layer's own output alone."""
 
-Wanted = Callable[[int, int], bool]
-"""(layer, tokens of this forward pass) -> whether its scores are looked at."""
+Applies = Callable[[int, int], bool]
+"""(layer, tokens of this forward pass) -> whether `look` is called with its scores."""
 
 
 @contextmanager
 def last_rows(
-    model: Any, layers: Sequence[int], look: Look, wanted: Wanted | None = None
+    model: Any, layers: Sequence[int], look: Look, applies: Applies | None = None
 ) -> Iterator[None]:
     """Call `look` with the last row of the given layers at every forward pass; then undo it.
 
-    Where `wanted` says no, no scores are computed and `look` is not called. As
+    Where `applies` is false, no scores are computed and `look` is not called. As
     `trainer.students.probe` does, only the attention modules of these layers get a copy of their
     configuration; masks and all other layers stay as they are.
     """
@@ -43,7 +43,7 @@ def last_rows(
     for module in modules:
         config = copy.copy(module.config)
         config._attn_implementation = LAST_ROW
-        module.medalign_last_row = (module.config, look, wanted)
+        module.medalign_last_row = (module.config, look, applies)
         module.config = config
     try:
         yield
@@ -62,8 +62,8 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the layer's own attention, show the last row, and replace it if that is wished."""
-    config, look, wanted = module.medalign_last_row
+    """Run the layer's own attention, call `look` with the last row, and replace it if changed."""
+    config, look, applies = module.medalign_last_row
     mine, module.config = module.config, config
     try:
         base: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS[
@@ -72,7 +72,7 @@ def _attention(
         out, weights = base(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     finally:
         module.config = mine
-    if wanted is not None and not wanted(module.layer_idx, query.shape[2]):
+    if applies is not None and not applies(module.layer_idx, query.shape[2]):
         return out, weights
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = last_scores(query, key, attention_mask, scale, kwargs.get("sliding_window"))

@@ -28,8 +28,7 @@ def avisc(spec: Avisc, call: Call) -> Iterator[list[LogitsProcessor]]:
 
     def open_stream() -> ContrastStream:
         reading.close()  # the prompt has been read
-        features = seen[0] if seen else None
-        prompt = embed(call.model, call.prompt, features)
+        prompt = embed(call.model, call.prompt, features[0] if features else None)
         hidden = hidden_tokens(torch.stack([rows[k] for k in range(call.layers)]), prompt, spec)
         changed = prompt.with_visual(_replacement(spec, call, prompt), hidden)
         return ContrastStream(call.model, changed, call.prompt.length)
@@ -37,7 +36,7 @@ def avisc(spec: Avisc, call: Call) -> Iterator[list[LogitsProcessor]]:
     def combine(logits: Tensor, other: Tensor, _done: int) -> Tensor:
         return contrasted(logits, other, spec.alpha, spec.beta)
 
-    with projected(call.model) as seen, ExitStack() as reading:
+    with projected(call.model) as features, ExitStack() as reading:
         reading.enter_context(last_rows(call.model, range(call.layers), read))
         yield [Contrast(open_stream, combine, call.prompt.length)]
 
@@ -87,7 +86,9 @@ def _replacement(spec: Avisc, call: Call, prompt: Embedded) -> Tensor:
     if spec.scheme == "ones":
         return torch.ones(())
     shape = prompt.embeds.shape[1:]
-    made = generators(call.ids, call.seed, "embeddings")
-    # Counted from the end, where prompts of different length stand in line.
-    noise = [torch.randn(shape, generator=one).flip(0) for one in made]
+    # Counted from the end, where prompts of different length are aligned.
+    noise = [
+        torch.randn(shape, generator=generator).flip(0)
+        for generator in generators(call.ids, call.seed, "embeddings")
+    ]
     return torch.stack(noise)

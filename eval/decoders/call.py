@@ -1,4 +1,4 @@
-"""One call of a decoder: the model, the prompts, and what is seen while they are read."""
+"""One call of a decoder: model and prompts, the steps that decoders share, and noise."""
 
 import hashlib
 import inspect
@@ -18,29 +18,128 @@ from .prompts import Prompt
 from .settings import DecodingError
 
 
-def refuse_no_numbers(scores: Tensor, decoder: str) -> None:
-    """Refuse scores [B, V] of which a row has no largest finite one; single -inf are cuts.
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Call:
+    """What a decoder works on.
+
+    Attributes:
+        model: a Llava model, rotation attached where it has one, PEFT wrapper taken off.
+        prompt: the batch's tokens.
+        inputs: all that the model takes.
+        ids: record ids, which decide the draws.
+        seed: of the run.
+    """
+
+    model: Any
+    prompt: Prompt
+    inputs: Mapping[str, Tensor | None]
+    ids: Sequence[str]
+    seed: int
+
+    @property
+    def pixels(self) -> Tensor | None:
+        """Normalised pixels of all images, [P, 3, S, S]."""
+        return self.inputs.get("pixel_values")
+
+    @property
+    def layers(self) -> int:
+        """How many decoder layers the model has."""
+        count: int = self.model.config.text_config.num_hidden_layers
+        return count
+
+    def images_of(self, row: int) -> list[int]:
+        """Return which of the batch's images stand in a prompt."""
+        if self.pixels is None:
+            return []
+        per_row = self.prompt.visual.sum(1).tolist()
+        tokens = max(1, sum(per_row) // len(self.pixels))  # of one image
+        begin = sum(per_row[:row]) // tokens
+        return list(range(begin, begin + per_row[row] // tokens))
+
+
+def check_images(model: Any, prompt: Prompt, pixels: Tensor | None) -> None:
+    """Refuse a batch whose image tokens are not those of its images.
+
+    Args:
+        model: a Llava model; others are left to check themselves.
+        prompt: the batch's tokens.
+        pixels: [P, 3, S, S] or None.
 
     Raises:
-        DecodingError: a row holds NaN or inf, or nothing but -inf.
+        DecodingError: says how many there are of each.
     """
-    if not scores.amax(-1).isfinite().all():
+    if model.config.model_type != "llava":
+        return
+    vision = model.config.vision_config
+    tokens = (vision.image_size // vision.patch_size) ** 2
+    images = 0 if pixels is None else len(pixels)
+    per_prompt: list[int] = prompt.visual.sum(1).tolist()
+    if sum(per_prompt) != images * tokens or any(count % tokens for count in per_prompt):
         raise DecodingError(
-            f"{decoder}: the scores of the next token are no numbers; the decoder's settings are "
-            "too large or too small, or the student's weights are damaged (greedy fails as well)"
+            f"prompts have {per_prompt} image tokens for {images} images of {tokens} tokens each; "
+            "give pixel_values [P, 3, S, S] of every image, in the order of the prompts"
         )
 
 
-class Finite(LogitsProcessor):
-    """The last step before a token is taken: its scores are numbers."""
+@contextmanager
+def projected(model: Any) -> Iterator[list[Tensor]]:
+    """Keep the projector's output, so that a second stream need not encode images again.
 
-    def __init__(self, decoder: str) -> None:
-        self._decoder = decoder
+    Yields:
+        A list that holds [P, N, C] of the normal prompt first, once that has been read.
+    """
+    features: list[Tensor] = []
 
-    def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores [B, V] as they are; raises as `refuse_no_numbers` does."""
-        refuse_no_numbers(scores, self._decoder)
-        return scores
+    def keep(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        features.append(output)
+
+    hook = model.get_submodule(family_of(model).projector).register_forward_hook(keep)
+    try:
+        yield features
+    finally:
+        hook.remove()
+
+
+def image_features(model: Any, pixels: Tensor) -> Tensor:
+    """Return projected features [P, N, C] of pixels [P, 3, S, S]."""
+    features = model.get_image_features(pixel_values=pixels)
+    return torch.stack(list(getattr(features, "pooler_output", features)))
+
+
+def cache_keyword(model: Any) -> str:
+    """Return the argument by which a model takes its key-value cache.
+
+    `past_key_values` up to transformers 5.23; 5.24 renames it to `cache` and drops the old name
+    in 5.40, so the name is read from the signature rather than from a version.
+
+    Args:
+        model: a model, or its class.
+
+    Raises:
+        LibraryError: the model takes neither.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in parameters:
+            return name
+    raise LibraryError("transformers", f"passes {type(model).__name__} a cache in another way")
+
+
+def generators(ids: Sequence[str], seed: int, purpose: str = "") -> list[torch.Generator]:
+    """Return one generator per record, on the CPU: a GPU would draw other numbers.
+
+    Args:
+        ids: of the records.
+        seed: of the run.
+        purpose: other purposes draw other numbers; empty for the tokens themselves.
+    """
+    drawn = []
+    for record in ids:
+        key = f"{seed}/{record}/{purpose}" if purpose else f"{seed}/{record}"
+        generator = torch.Generator()
+        generator.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
+        drawn.append(generator)
+    return drawn
 
 
 def keep_plausible(scores: Tensor, logits: Tensor, beta: float) -> Tensor:
@@ -74,71 +173,33 @@ def contrasted(logits: Tensor, other: Tensor, alpha: float, beta: float) -> Tens
     return keep_plausible((1 + alpha) * logits - alpha * other, logits, beta)
 
 
-@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
-class Call:
-    """What a decoder is given.
-
-    Attributes:
-        model: a Llava model, rotation attached where it has one, PEFT wrapper taken off.
-        prompt: the batch's tokens.
-        inputs: all that the model takes.
-        ids: record ids, which decide what is drawn.
-        seed: of the run.
-    """
-
-    model: Any
-    prompt: Prompt
-    inputs: Mapping[str, Tensor | None]
-    ids: Sequence[str]
-    seed: int
-
-    @property
-    def pixels(self) -> Tensor | None:
-        """Normalised pixels of all images, [P, 3, S, S]."""
-        return self.inputs.get("pixel_values")
-
-    @property
-    def layers(self) -> int:
-        """How many decoder layers the model has."""
-        count: int = self.model.config.text_config.num_hidden_layers
-        return count
-
-    def images_of(self, row: int) -> list[int]:
-        """Which of the batch's images stand in a prompt."""
-        if self.pixels is None:
-            return []
-        per_row = self.prompt.visual.sum(1).tolist()
-        each = max(1, sum(per_row) // len(self.pixels))
-        begin = sum(per_row[:row]) // each
-        return list(range(begin, begin + per_row[row] // each))
-
-
-def check_images(model: Any, prompt: Prompt, pixels: Tensor | None) -> None:
-    """Refuse a batch whose image tokens are not those of its images.
-
-    Args:
-        model: a Llava model; others are left to check themselves.
-        prompt: the batch's tokens.
-        pixels: [P, 3, S, S] or None.
+def refuse_no_numbers(scores: Tensor, decoder: str) -> None:
+    """Refuse scores [B, V] of which a row has no largest finite one; single -inf are cuts.
 
     Raises:
-        DecodingError: says how many there are of each.
+        DecodingError: a row holds NaN or inf, or nothing but -inf.
     """
-    if model.config.model_type != "llava":
-        return
-    vision = model.config.vision_config
-    each = (vision.image_size // vision.patch_size) ** 2
-    images = 0 if pixels is None else len(pixels)
-    per_prompt: list[int] = prompt.visual.sum(1).tolist()
-    if sum(per_prompt) != images * each or any(count % each for count in per_prompt):
+    if not scores.amax(-1).isfinite().all():
         raise DecodingError(
-            f"prompts have {per_prompt} image tokens for {images} images of {each} tokens each; "
-            "give pixel_values [P, 3, S, S] of every image, in the order of the prompts"
+            f"{decoder}: the scores of the next token are no numbers; the decoder's settings are "
+            "too large or too small, or the student's weights are damaged (greedy fails as well)"
         )
 
 
+class Finite(LogitsProcessor):
+    """The last step before a token is taken: its scores are numbers."""
+
+    def __init__(self, decoder: str) -> None:
+        self._decoder = decoder
+
+    def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores [B, V] as they are; raises as `refuse_no_numbers` does."""
+        refuse_no_numbers(scores, self._decoder)
+        return scores
+
+
 class Cut(LogitsProcessor):
-    """The cut to plausible tokens alone: what is left of a contrast with the same stream."""
+    """The cut to plausible tokens alone, which a contrast with the same stream amounts to."""
 
     def __init__(self, beta: float) -> None:
         self._beta = beta
@@ -146,67 +207,6 @@ class Cut(LogitsProcessor):
     def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores [B, V] with implausible tokens at -inf."""
         return keep_plausible(scores, scores, self._beta)
-
-
-@contextmanager
-def projected(model: Any) -> Iterator[list[Tensor]]:
-    """Keep what the projector gives, so that a second stream need not encode images again.
-
-    Yields:
-        A list that holds [P, N, C] of the normal prompt first, once that has been read.
-    """
-    seen: list[Tensor] = []
-
-    def keep(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        seen.append(output)
-
-    hook = model.get_submodule(family_of(model).projector).register_forward_hook(keep)
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
-def image_features(model: Any, pixels: Tensor) -> Tensor:
-    """Projected features [P, N, C] of pixels [P, 3, S, S]."""
-    found = model.get_image_features(pixel_values=pixels)
-    return torch.stack(list(getattr(found, "pooler_output", found)))
-
-
-def cache_keyword(model: Any) -> str:
-    """Return the argument by which a model takes its key-value cache.
-
-    `past_key_values` up to transformers 5.23; 5.24 renames it to `cache` and drops the old name
-    in 5.40, so the name is read from the signature rather than from a version.
-
-    Args:
-        model: a model, or its class.
-
-    Raises:
-        LibraryError: the model takes neither.
-    """
-    parameters = inspect.signature(model.forward).parameters
-    for name in ("cache", "past_key_values"):
-        if name in parameters:
-            return name
-    raise LibraryError("transformers", f"passes {type(model).__name__} a cache in another way")
-
-
-def generators(ids: Sequence[str], seed: int, purpose: str = "") -> list[torch.Generator]:
-    """One generator per record, on the CPU: a GPU would draw other numbers.
-
-    Args:
-        ids: of the records.
-        seed: of the run.
-        purpose: other purposes draw other numbers; none for the tokens themselves.
-    """
-    made = []
-    for record in ids:
-        key = f"{seed}/{record}/{purpose}" if purpose else f"{seed}/{record}"
-        generator = torch.Generator()
-        generator.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
-        made.append(generator)
-    return made
 
 
 class PerRecordNoise(LogitsProcessor):

@@ -30,7 +30,7 @@ def damro(spec: Damro, call: Call) -> Iterator[list[LogitsProcessor]]:
     model = call.model
 
     def open_stream() -> ContrastStream:
-        prompt = embed(model, call.prompt, seen[0])
+        prompt = embed(model, call.prompt, features[0])
         top = top_patches(rows[0], spec.top_tokens)
         other = _contrast_prompt(prompt, top, call, spec.mode)
         return ContrastStream(model, other, call.prompt.length)
@@ -38,7 +38,7 @@ def damro(spec: Damro, call: Call) -> Iterator[list[LogitsProcessor]]:
     def combine(logits: Tensor, other: Tensor, _done: int) -> Tensor:
         return contrasted(logits, other, spec.alpha, spec.beta)
 
-    with projected(model) as seen, class_attention(model, spec) as rows:
+    with projected(model) as features, class_attention(model, spec) as rows:
         yield [Contrast(open_stream, combine, call.prompt.length)]
 
 
@@ -125,7 +125,7 @@ def top_patches(attention: Tensor, count: int) -> Tensor:
 def shown_patches(
     prompt: Embedded, top: Tensor, images: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
-    """Where the patches are that stay, and in which order.
+    """Return the positions of the patches that stay, and their order.
 
     Args:
         prompt: B prompts of T tokens.
@@ -137,26 +137,26 @@ def shown_patches(
         image's patches follow each other from its first place on, most attended first.
     """
     batch, tokens = prompt.visual.shape
-    shown = torch.zeros_like(prompt.visual)
+    stays = torch.zeros_like(prompt.visual)
     order = torch.arange(tokens, device=top.device, dtype=torch.float64).repeat(batch, 1)
     within = torch.arange(top.shape[1], device=top.device, dtype=torch.float64) / top.shape[1]
     for row, own in enumerate(images):
         if not own:
             continue
-        places = prompt.visual[row].nonzero()[:, 0].view(len(own), -1)
-        for place, image in zip(places, own, strict=True):
-            kept = place[top[image]]
-            shown[row, kept] = True
-            order[row, kept] = place[0] + within
-    return shown, order
+        positions = prompt.visual[row].nonzero()[:, 0].view(len(own), -1)
+        for patches, image in zip(positions, own, strict=True):
+            best = patches[top[image]]
+            stays[row, best] = True
+            order[row, best] = patches[0] + within
+    return stays, order
 
 
 def _contrast_prompt(prompt: Embedded, top: Tensor, call: Call, mode: str) -> Embedded:
     """Show the chosen patches alone: the others become zero, or are left out."""
     images = [call.images_of(row) for row in range(len(call.ids))]
-    shown, order = shown_patches(prompt, top, images)
+    stays, order = shown_patches(prompt, top, images)
     if mode == "zero":
-        return prompt.with_visual(torch.zeros(()), prompt.visual & ~shown)
-    kept = prompt.mask & (shown | ~prompt.visual)
-    rows = [one.nonzero()[:, 0] for one in kept]
+        return prompt.with_visual(torch.zeros(()), prompt.visual & ~stays)
+    visible = prompt.mask & (stays | ~prompt.visual)
+    rows = [row.nonzero()[:, 0] for row in visible]
     return prompt.select([row[order[k, row].argsort()] for k, row in enumerate(rows)])

@@ -60,8 +60,8 @@ def decode(
             added before they are cast to the model's type.
         spec: which decoder, and its settings.
         seed: of decoders that draw.
-        ids: record ids; what is drawn depends on a record's own id and the seed alone, not on
-            what else is in the batch. None: the number of the row in the batch.
+        ids: record ids; draws depend on a record's own id and the seed alone, not on the rest of
+            the batch. None: the number of the row in the batch.
 
     Returns:
         [B, G] new tokens, padded after the end token.
@@ -122,15 +122,15 @@ def _draw(spec: Sampled, ids: Sequence[str], seed: int) -> list[LogitsProcessor]
 def _generate(spec: Spec, call: Call, processors: Sequence[LogitsProcessor]) -> Tensor:
     model = call.model
     kind = next(model.parameters()).dtype
-    given = {
+    inputs = {
         name: value.to(kind) if value.is_floating_point() else value
         for name, value in call.inputs.items()
         if value is not None and name not in _OWN
     }
-    # transformers fills what a given configuration leaves at its default from the model's own.
+    # transformers fills an argument's defaults from the model's own configuration, so both change.
     own, model.generation_config = model.generation_config, _config(spec, model.generation_config)
     try:
-        tokens = model.generate(**given, logits_processor=LogitsProcessorList(processors))
+        tokens = model.generate(**inputs, logits_processor=LogitsProcessorList(processors))
     finally:
         model.generation_config = own
     new: Tensor = tokens[:, call.prompt.length :]
@@ -169,11 +169,11 @@ def _one_by_one(spec: Opera, call: Call) -> Tensor:
     own = call.model.generation_config
     answers = []
     for row in range(len(call.ids)):
-        kept = call.prompt.mask[row]
+        tokens = call.prompt.mask[row]  # without padding
         alone = Prompt(
-            call.prompt.ids[row : row + 1, kept],
-            call.prompt.mask[row : row + 1, kept],
-            call.prompt.visual[row : row + 1, kept],
+            call.prompt.ids[row : row + 1, tokens],
+            call.prompt.mask[row : row + 1, tokens],
+            call.prompt.visual[row : row + 1, tokens],
         )
         images = call.images_of(row)
         pixels = None

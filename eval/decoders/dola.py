@@ -1,4 +1,4 @@
-"""DoLa: contrast with what an earlier layer would say (Chuang et al., arXiv 2309.03883)."""
+"""DoLa: contrast with the prediction of an earlier layer (Chuang et al., arXiv 2309.03883)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -54,7 +54,7 @@ def premature_layers(text: str, layers: int) -> list[int]:
 
 
 def premature(mature: Tensor, earlier: Tensor, variant: str) -> Tensor:
-    """Which layer to contrast with: the one that differs most from the last.
+    """Choose the layer to contrast with: the one that differs most from the last.
 
     Args:
         mature: [B, V] log-probabilities p.

@@ -1,4 +1,4 @@
-"""Whether a decoder fits a student, asked before any weight is read."""
+"""Check that a decoder fits a student, before any weight is read."""
 
 from collections.abc import Sequence
 
@@ -27,9 +27,9 @@ def check_length(spec: Spec, positions: int | None) -> None:
 
 
 def lacks_room(tokens: int, spec: Spec, positions: int | None) -> str | None:
-    """Say why a prompt cannot be answered within the student's positions; None if it can.
+    """Return why a prompt cannot be answered within the student's positions; None if it can.
 
-    The longest answer counts, not the one that is given: whether a question is answered depends
+    The longest possible answer counts, not the actual one: whether a question is answered depends
     on itself and the settings alone.
 
     Args:

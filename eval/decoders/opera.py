@@ -1,7 +1,7 @@
 """OPERA: beam search that takes attention to a few summary tokens for over-trust.
 
-Huang et al., arXiv 2311.17911. The search here; the model with its cache in `opera_model.py`, what
-attention says in `over_trust.py`, beams in `hypotheses.py`.
+Huang et al., arXiv 2311.17911. `search` is the loop; `BeamModel` is the model with its cache,
+`over_trust` the penalty, `_Past` the memory that a rewind needs.
 """
 
 import copy
@@ -22,7 +22,11 @@ from .call import cache_keyword, image_features, refuse_no_numbers
 from .prompts import Prompt, embed
 from .settings import Opera
 
-_NONE = -1e9  # of a beam that does not exist yet
+FIRST_TOKENS: Final = 10
+"""Up to this many tokens, attention to the image is rewarded instead, and nothing is rewound."""
+
+_LIMIT: Final = 1e6  # of the penalty; products of attention may overflow
+_NONE: Final = -1e9  # of a beam that does not exist yet
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -63,48 +67,28 @@ class Beams:
         return replace(self, trust=trust)
 
 
-def choose(
-    beams: Beams, scores: Tensor, ends: frozenset[int], longest: int
-) -> tuple[Beams, Tensor, bool]:
-    """Choose the best continuations, as transformers' beam search with length penalty 1 does.
+class Attentive(Protocol):
+    """A model that generates for several beams and shows its last layer's attention."""
 
-    Args:
-        beams: the state.
-        scores: [beams, V] log-probabilities of the next token.
-        ends: tokens that end a hypothesis.
-        longest: tokens at which every hypothesis ends.
+    @property
+    def visual(self) -> Tensor:
+        """[P] bool, the prompt's columns that count as image."""
 
-    Returns:
-        The next state, its `trust` the parents' own; parents [beams]; whether the search is over.
-    """
-    count, vocabulary = scores.shape
-    total = (scores.float() + beams.scores[:, None]).flatten()
-    kept = min(max(2, 1 + len(ends)) * count, len(total))
-    values, places = total.topk(kept)
-    parents, tokens = places // vocabulary, places % vocabulary
-    length = beams.length + 1
-    over = [length >= longest or token in ends for token in tokens.tolist()]
-    finished = list(beams.finished)
-    for rank in range(min(count, kept)):  # the others stand by, so that enough can run on
-        if over[rank]:
-            ended = (*beams.tokens[parents[rank]].tolist(), int(tokens[rank]))
-            finished.append((float(values[rank]) / length, ended))
-    finished = sorted(finished, key=lambda one: -one[0])[:count]
-    running = values + torch.tensor(over, device=values.device) * _NONE
-    picked = running.topk(count).indices
-    parents, tokens = parents[picked], tokens[picked]
-    after = Beams(
-        torch.cat([beams.tokens[parents], tokens[:, None]], dim=1),
-        running[picked],
-        tuple(finished),
-        beams.trust[parents],
-    )
-    hopeless = len(finished) == count and float(after.scores[0]) / length <= finished[-1][0]
-    return after, parents, all(over) or hopeless
+    def restart(self, tokens: Tensor) -> Tensor:
+        """Forget what was generated, read `tokens` [beams, g]; logits [beams, V]."""
+
+    def peek(self, tokens: Tensor) -> Tensor:
+        """Rows [beams, P + g + 1] of one more token each, which is not kept."""
+
+    def step(self, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
+        """Reorder beams, read one token each: logits [beams, V], rows [beams, P + g + 1].
+
+        A row is the last layer's attention of that token, largest of all heads, summing to 1.
+        """
 
 
 class BeamModel:
-    """See `opera.Attentive`. The prompt is read once; beams start from copies of its cache.
+    """An `Attentive` student. The prompt is read once; beams start from copies of its cache.
 
     Attributes:
         visual: [P] bool, columns that count as image.
@@ -129,17 +113,17 @@ class BeamModel:
         cls, model: Any, prompt: Prompt, pixels: Tensor | None, visual: Tensor
     ) -> Iterator[Self]:
         """Read a prompt [1, P] without padding; the model is as before afterwards."""
-        made: list[Self] = []
+        readers: list[Self] = []
 
         def read(_layer: int, scores: Tensor) -> None:
             largest = scores.softmax(-1).amax(1)
-            if made:
-                made[0]._rows = largest / largest.sum(-1, keepdim=True)
+            for reader in readers:
+                reader._rows = largest / largest.sum(-1, keepdim=True)
 
         last = model.config.text_config.num_hidden_layers - 1
         with last_rows(model, [last], read):
-            made.append(cls(model, prompt, pixels, visual))
-            yield made[0]
+            readers.append(cls(model, prompt, pixels, visual))
+            yield readers[0]
 
     def restart(self, tokens: Tensor) -> Tensor:
         """Begin again from the prompt: beams were reordered since, so nothing can be cut off."""
@@ -162,70 +146,12 @@ class BeamModel:
         logits = self._forward(input_ids=tokens[:, None])
         return logits, self._rows
 
-    def _forward(self, **given: Any) -> Tensor:
+    def _forward(self, **inputs: Any) -> Tensor:
         self.passes += 1
         cache = {cache_keyword(self._model): self._cache}
-        out = self._model(**given, **cache, use_cache=True, logits_to_keep=1)
+        out = self._model(**inputs, **cache, use_cache=True, logits_to_keep=1)
         logits: Tensor = out.logits[:, -1].float()
         return logits
-
-
-def grown(trust: Tensor, row: Tensor, scale: float) -> Tensor:
-    """Add one token's attention to the column products of all generated tokens.
-
-    Args:
-        trust: [..., g] float64 sums of log(scale * W[i, j]) over the rows i from j on.
-        row: [..., g + 1] attention of the new token to the generated ones and itself.
-        scale: sigma.
-
-    Returns:
-        [..., g + 1] float64. Logarithms, since products of hundreds of factors leave any range.
-    """
-    return F.pad(trust, (0, 1)) + (scale * row.double()).log()
-
-
-def over_trust(trust: Tensor, *, half: bool = False) -> Tensor:
-    """1e-7 times each column's product, [..., g + 1] float32, finite.
-
-    Args:
-        trust: from `grown`.
-        half: go through 16 bits as the released code does, where small values become 0.
-    """
-    largest = torch.finfo(torch.float32).max
-    value = (1e-7 * trust.exp()).clamp(max=largest).float()
-    return value.half().float().clamp(max=largest) if half else value
-
-
-def most_frequent(places: Sequence[int]) -> int:
-    """The value that occurs most often, the smallest of equals."""
-    counts = Counter(places)
-    return min(counts, key=lambda place: (-counts[place], place))
-
-
-FIRST_TOKENS: Final = 10
-"""Up to this many tokens attention to the image is rewarded instead; nor is rewound before."""
-
-_LIMIT: Final = 1e6  # of the penalty; products of attention may overflow
-
-
-class Attentive(Protocol):
-    """A model that generates for several beams and tells what its last layer attends to."""
-
-    @property
-    def visual(self) -> Tensor:
-        """[P] bool, the prompt's columns that count as image."""
-
-    def restart(self, tokens: Tensor) -> Tensor:
-        """Forget what was generated, read `tokens` [beams, g]; logits [beams, V]."""
-
-    def peek(self, tokens: Tensor) -> Tensor:
-        """Rows [beams, P + g + 1] of one more token each, which is not kept."""
-
-    def step(self, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
-        """Reorder beams, read one token each: logits [beams, V], rows [beams, P + g + 1].
-
-        A row is the last layer's attention of that token, largest of all heads, summing to 1.
-        """
 
 
 def search(model: Attentive, spec: Opera, ends: frozenset[int]) -> list[int]:
@@ -266,28 +192,101 @@ def search(model: Attentive, spec: Opera, ends: frozenset[int]) -> list[int]:
         beams = beams.with_trust(grown(beams.trust, own, spec.scale))
 
 
+def choose(
+    beams: Beams, scores: Tensor, ends: frozenset[int], longest: int
+) -> tuple[Beams, Tensor, bool]:
+    """Choose the best continuations, as transformers' beam search with length penalty 1 does.
+
+    Args:
+        beams: the state.
+        scores: [beams, V] log-probabilities of the next token.
+        ends: tokens that end a hypothesis.
+        longest: tokens at which every hypothesis ends.
+
+    Returns:
+        The next state, its `trust` the parents' own; parents [beams]; whether the search is over.
+    """
+    count, vocabulary = scores.shape
+    total = (scores.float() + beams.scores[:, None]).flatten()
+    # Enough that `count` beams run on even if every other continuation ends.
+    width = min(max(2, 1 + len(ends)) * count, len(total))
+    values, indices = total.topk(width)
+    parents, tokens = indices // vocabulary, indices % vocabulary
+    length = beams.length + 1
+    over = [length >= longest or token in ends for token in tokens.tolist()]
+    finished = list(beams.finished)
+    for rank in range(min(count, width)):  # an end below the first `count` does not count
+        if over[rank]:
+            ended = (*beams.tokens[parents[rank]].tolist(), int(tokens[rank]))
+            finished.append((float(values[rank]) / length, ended))
+    finished = sorted(finished, key=lambda one: -one[0])[:count]
+    running = values + torch.tensor(over, device=values.device) * _NONE
+    picked = running.topk(count).indices
+    parents, tokens = parents[picked], tokens[picked]
+    after = Beams(
+        torch.cat([beams.tokens[parents], tokens[:, None]], dim=1),
+        running[picked],
+        tuple(finished),
+        beams.trust[parents],
+    )
+    hopeless = len(finished) == count and float(after.scores[0]) / length <= finished[-1][0]
+    return after, parents, all(over) or hopeless
+
+
+def grown(trust: Tensor, row: Tensor, scale: float) -> Tensor:
+    """Add one token's attention to the column products of all generated tokens.
+
+    Args:
+        trust: [..., g] float64 sums of log(scale * W[i, j]) over the rows i from j on.
+        row: [..., g + 1] attention of the new token to the generated ones and itself.
+        scale: sigma.
+
+    Returns:
+        [..., g + 1] float64. Logarithms, since products of hundreds of factors leave any range.
+    """
+    return F.pad(trust, (0, 1)) + (scale * row.double()).log()
+
+
+def over_trust(trust: Tensor, *, half: bool = False) -> Tensor:
+    """1e-7 times each column's product, [..., g + 1] float32, finite.
+
+    Args:
+        trust: from `grown`.
+        half: go through 16 bits as the released code does, where small values become 0.
+    """
+    largest = torch.finfo(torch.float32).max
+    value = (1e-7 * trust.exp()).clamp(max=largest).float()
+    return value.half().float().clamp(max=largest) if half else value
+
+
+def most_frequent(columns: Sequence[int]) -> int:
+    """Return the value that occurs most often, the smallest of equals."""
+    counts = Counter(columns)
+    return min(counts, key=lambda column: (-counts[column], column))
+
+
 def _scored(
     model: Attentive, spec: Opera, beams: Beams, logits: Tensor
 ) -> tuple[Tensor, list[int]]:
-    """Corrected log-probabilities [beams, V], and the dominant generated token of each beam."""
+    """Return corrected log-probabilities [beams, V], and each beam's dominant generated token."""
     count = min(spec.candidates, logits.shape[-1])
     candidates = logits.topk(count, dim=-1).indices
-    penalties, places = [], []
+    penalties, columns = [], []
     for tokens in candidates.T:
         rows = model.peek(tokens)
         own = rows[:, len(model.visual) :]
         trust = over_trust(grown(beams.trust, own, spec.scale), half=spec.variant == "reference")
-        places.append(trust.argmax(-1))
+        columns.append(trust.argmax(-1))
         if own.shape[1] <= FIRST_TOKENS:
             penalties.append(-rows[:, : len(model.visual)][:, model.visual].sum(-1))
         else:
             penalties.append(trust.amax(-1).clamp(max=_LIMIT))
     penalty = torch.stack(penalties, dim=1)
-    kept = logits.gather(1, candidates) - spec.weight * penalty
+    penalised = logits.gather(1, candidates) - spec.weight * penalty
     # Below every candidate, however large its penalty is; never quite impossible.
-    floor = kept.amin(-1, keepdim=True) - 999.0
-    corrected = floor.expand_as(logits).scatter(1, candidates, kept)
-    dominant = torch.stack(places, dim=1).tolist()
+    floor = penalised.amin(-1, keepdim=True) - 999.0
+    corrected = floor.expand_as(logits).scatter(1, candidates, penalised)
+    dominant = torch.stack(columns, dim=1).tolist()
     return corrected.log_softmax(-1), [most_frequent(one) for one in dominant]
 
 
@@ -333,18 +332,18 @@ class _Past:
         return self._saved[target], self._rejected[target]
 
     def _target(self) -> int | None:
-        place = most_frequent(self._dominant[-1])
-        if place < FIRST_TOKENS or not self._dominates(place):
+        column = most_frequent(self._dominant[-1])
+        if column < FIRST_TOKENS or not self._dominates(column):
             return None
         # The token behind the dominant one is chosen again; the one before, when that was tried
         # as often as there are candidates.
-        for length in (place + 1, place):
+        for length in (column + 1, column):
             tried = self._visits[length] >= self._spec.candidates
             if not tried and length in self._saved and length in self._chosen:
                 return length
         return None
 
-    def _dominates(self, place: int) -> bool:
+    def _dominates(self, column: int) -> bool:
         beams = range(self._spec.beams)
-        counts = [sum(one[beam] == place for one in self._dominant) for beam in beams]
+        counts = [sum(step[beam] == column for step in self._dominant) for beam in beams]
         return all(count > self._spec.threshold for count in counts)

@@ -30,7 +30,7 @@ def pai(spec: Pai, call: Call) -> Iterator[list[LogitsProcessor]]:
     processors: list[LogitsProcessor] = []
     if spec.gamma != 1:
         processors.append(Contrast(open_stream, combine, call.prompt.length))
-    with last_rows(call.model, layers, boost, boost.wanted):
+    with last_rows(call.model, layers, boost, boost.applies):
         yield processors
 
 
@@ -90,7 +90,7 @@ class _Boost:
         self._read: Counter[int] = Counter()
         self.on = True
 
-    def wanted(self, layer: int, tokens: int) -> bool:
+    def applies(self, layer: int, tokens: int) -> bool:
         """Whether the attention of the last of these tokens, which a layer reads, is changed."""
         if not self.on:
             return False
@@ -129,5 +129,5 @@ def _text(spec: Pai, call: Call) -> Embedded:
             "pai: variant=reference needs inputs['question_ids'] and inputs['question_mask'], "
             "the bare questions padded on the left"
         )
-    given = {"input_ids": question, "attention_mask": call.inputs.get("question_mask")}
-    return embed(call.model, Prompt.of(given, -1), None)
+    bare = {"input_ids": question, "attention_mask": call.inputs.get("question_mask")}
+    return embed(call.model, Prompt.of(bare, -1), None)

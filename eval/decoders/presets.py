@@ -54,11 +54,11 @@ PRESETS: Final[Mapping[str, Mapping[str, Values]]] = {
         "pai": _LONG,
     },
 }
-"""By preset and decoder: what differs from, or must stay as, the decoder's own defaults."""
+"""By preset and decoder: settings that differ from its defaults, or must keep them."""
 
 
 def make_spec(decoder: str, preset: str | None = None, values: Values | None = None) -> Spec:
-    """Make a decoder's settings from its defaults, a preset and single values, the last one wins.
+    """Make a decoder's settings from its defaults, a preset and single values; the last wins.
 
     Args:
         decoder: its name.
@@ -75,15 +75,15 @@ def make_spec(decoder: str, preset: str | None = None, values: Values | None = N
     kind = SPECS[decoder]
     chosen = {} if preset is None else PRESETS[preset].get(decoder, {})
     known = dict(settings_of(kind))
-    given: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in {**chosen, **(values or {})}.items():
         if name not in known:
             raise DecodingError(
                 f"{decoder} has no setting {name!r}; its settings are {', '.join(known)}"
             )
-        read = _read(known[name], value) if isinstance(value, str) else value
-        given[known[name].name] = read
-    return kind(**given)
+        typed = _read(known[name], value) if isinstance(value, str) else value
+        fields[known[name].name] = typed
+    return kind(**fields)
 
 
 def read_assignments(texts: Sequence[str]) -> dict[str, str]:
@@ -92,20 +92,20 @@ def read_assignments(texts: Sequence[str]) -> dict[str, str]:
     Raises:
         DecodingError: no `=`, or a key is given twice.
     """
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals or not name:
             raise DecodingError(f"--set takes key=value, got {text!r}")
-        if name in found:
+        if name in settings:
             raise DecodingError(f"--set {name} is given twice")
-        found[name] = value.strip()
-    return found
+        settings[name] = value.strip()
+    return settings
 
 
 def _read(one: "Field[Any]", text: str) -> Any:
-    """A text as the type of a setting; what cannot be read is left for the check to refuse."""
+    """Return a text as the type of a setting; the setting's check refuses what stays text."""
     if one.type is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     if one.type is str:

@@ -34,8 +34,8 @@ class Prompt:
         ids = inputs.get("input_ids")
         if ids is None:
             raise DecodingError("inputs need input_ids [B, T]")
-        given = inputs.get("attention_mask")
-        mask = torch.ones_like(ids, dtype=torch.bool) if given is None else given.bool()
+        attention = inputs.get("attention_mask")
+        mask = torch.ones_like(ids, dtype=torch.bool) if attention is None else attention.bool()
         if not mask[:, -1].all():
             raise DecodingError("prompts are padded on the left, these end in padding")
         return cls(ids, mask, (ids == image_token_id) & mask)
@@ -60,13 +60,13 @@ class Embedded:
     mask: Tensor
     visual: Tensor
 
-    def with_visual(self, values: Tensor, where: Tensor) -> Self:
+    def with_visual(self, values: Tensor, replaced: Tensor) -> Self:
         """Put other embeddings, [B, T, C] or what broadcasts to it, where [B, T] is True."""
-        changed = torch.where(where[..., None], values.to(self.embeds), self.embeds)
+        changed = torch.where(replaced[..., None], values.to(self.embeds), self.embeds)
         return replace(self, embeds=changed)
 
     def select(self, rows: Sequence[Tensor]) -> Self:
-        """Take the given positions of each prompt, in the given order, padded on the left."""
+        """Take positions of each prompt, in the order of `rows`, padded on the left."""
         longest = max(len(row) for row in rows)
         batch, _, width = self.embeds.shape
         embeds = self.embeds.new_zeros(batch, longest, width)
@@ -80,9 +80,9 @@ class Embedded:
         return type(self)(embeds, mask, visual)
 
     def without_image(self) -> Self:
-        """The same prompts without their image tokens; what stands around them stays."""
-        kept = self.mask & ~self.visual
-        return self.select([row.nonzero()[:, 0] for row in kept])
+        """Return the prompts without their image tokens; all text stays."""
+        text = self.mask & ~self.visual
+        return self.select([row.nonzero()[:, 0] for row in text])
 
 
 def embed(model: Any, prompt: Prompt, features: Tensor | None) -> Embedded:

@@ -1,4 +1,4 @@
-"""What a setting of a decoder is: its type, its range, and what is said of a wrong one.
+"""Settings of the decoders: types, defaults, ranges, and messages about wrong values.
 
 A setting's name is its field's, without the underscore that keeps `lambda_` from being Python's.
 """
@@ -23,24 +23,24 @@ def number(
     above: bool = False,
     endless: bool = False,
 ) -> Any:
-    """A number from `least` (or above it) to `most`; infinity is one only if `endless`."""
+    """Declare a number from `least` (or above it) to `most`; infinity needs `endless`."""
     about = {"least": least, "most": most, "above": above, "endless": endless}
     return field(default=default, metadata=about)
 
 
 def choice(default: str, *others: str) -> Any:
-    """One of a few words."""
+    """Declare a choice of a few words."""
     return field(default=default, metadata={"choices": (default, *others)})
 
 
 def variant_setting() -> Any:
-    """The method as published, or as released code computes it."""
+    """Declare the choice of the method as published, or as released code computes it."""
     return choice("published", "reference")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What every decoder has.
+    """Settings of every decoder.
 
     Attributes:
         max_new_tokens: most tokens of an answer.
@@ -67,55 +67,55 @@ class Spec:
         return self.sampled
 
     def settings(self) -> dict[str, str | int | float | bool]:
-        """Every setting by name; equal settings (and seed, if seeded) give equal answers."""
+        """Return every setting by name; equal settings (and seeds) give equal answers."""
         values = {setting_name(one): getattr(self, one.name) for one in fields(self)}
         # JSON has no infinity.
         return {name: str(v) if v in _ENDLESS else v for name, v in values.items()}
 
     def identity(self, seed: int) -> dict[str, str | int | float | bool]:
-        """What decides this decoder's answers, and nothing else."""
+        """Return everything that decides this decoder's answers."""
         return {"decoder": self.name, **self.settings(), **({"seed": seed} if self.seeded else {})}
 
 
 def setting_name(one: "Field[Any]") -> str:
-    """The name of a setting, as users write it."""
+    """Return the name of a setting, as users write it."""
     return one.name.rstrip("_")
 
 
 def settings_of(kind: type[Spec]) -> "Iterator[tuple[str, Field[Any]]]":
-    """Name and field of each setting of a decoder."""
+    """Yield name and field of each setting of a decoder."""
     return ((setting_name(one), one) for one in fields(kind))
 
 
 def _check(decoder: str, one: "Field[Any]", value: object) -> None:
-    where = f"{decoder}: {setting_name(one)}"
+    name = f"{decoder}: {setting_name(one)}"
     # type(), not isinstance: true is an int. A whole number will do for a float.
     if type(value) is not one.type and not (one.type is float and type(value) is int):
         kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
-        raise DecodingError(f"{where} takes {kinds.get(one.type, 'text')}, got {value!r}")
+        raise DecodingError(f"{name} takes {kinds.get(one.type, 'text')}, got {value!r}")
     about = one.metadata
     if "choices" in about and value not in about["choices"]:
-        raise DecodingError(f"{where} takes {' or '.join(about['choices'])}, got {value!r}")
+        raise DecodingError(f"{name} takes {' or '.join(about['choices'])}, got {value!r}")
     if "least" in about:
         assert isinstance(value, int | float)
         low, high = about["least"], about["most"]
         inside = low < value <= high if about["above"] else low <= value <= high
         if value in _ENDLESS and not about["endless"]:
-            raise DecodingError(f"{where} takes finite numbers, got {value!r}")
+            raise DecodingError(f"{name} takes finite numbers, got {value!r}")
         if not inside:
             span = _span(low, high, above=about["above"])
-            raise DecodingError(f"{where} takes numbers{span}, got {value!r}")
+            raise DecodingError(f"{name} takes numbers{span}, got {value!r}")
 
 
 def _span(low: float, high: float, *, above: bool) -> str:
-    """What numbers there are, in words; an infinite bound is none."""
+    """Return a range in words; an infinite bound is left out."""
     begin = "" if low in _ENDLESS else f" {'above' if above else 'from'} {low:g}"
     return begin if high in _ENDLESS else f"{begin} {'to' if begin else 'up to'} {high:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled(Spec):
-    """What decoders have that draw their tokens.
+    """Settings of decoders that draw their tokens.
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token instead of drawing one.
@@ -194,11 +194,11 @@ class Vcd(Sampled):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dola(Spec):
-    """Contrast with what an earlier layer would say.
+    """Contrast with the prediction of an earlier layer.
 
     Attributes:
-        layers: whose input is compared: `low` (even ones of the lower half), `high` (even ones of
-            the upper half), or numbers such as 0,2,4.
+        layers: layers whose input is compared: `low` (even ones of the lower half), `high` (even
+            ones of the upper half), or numbers such as 0,2,4.
         relative_top: tokens less likely than this times the most likely one are cut off.
         repetition_penalty: divides the score of tokens that stand in the prompt or answer.
         variant: how a layer is selected: by the paper's divergence, or by the one that the
@@ -220,7 +220,7 @@ class Opera(Spec):
         beams: hypotheses.
         scale: sigma, scales attention before the products of its columns.
         threshold: r, how often a column must dominate before the search is rewound.
-        candidates: tokens of each beam that are looked at; also how often one place is rewound to.
+        candidates: tokens of each beam that are tried; also how often one token is rewound to.
         weight: of the penalty.
         window: how many steps back a rewind may go.
         variant: `reference` counts the column behind the image as image, and keeps over-trust in
@@ -335,11 +335,11 @@ SPECS: Final[dict[str, type[Spec]]] = {
 """Every decoder by its name."""
 
 ANY_FAMILY: Final = (Greedy, Beam, Nucleus)
-"""Decoders that know nothing of images, so they serve every family of students."""
+"""Decoders that do not look at images, so they serve every family of students."""
 
 
 def check_family(spec: Spec, model_type: str) -> None:
-    """Refuse a decoder that looks into the model, for a family whose inside it does not know.
+    """Refuse a decoder that reads the model's layers, for a family whose layers it does not know.
 
     Raises:
         DecodingError: names both.

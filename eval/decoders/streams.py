@@ -44,23 +44,21 @@ class ContrastStream:
         """
         new = input_ids[:, self._fed :]
         if self._logits is None:
-            # A rotation must find the image tokens, of which no ids are given here.
+            # A rotation must find the image tokens, and embeddings carry no ids.
             tap = Tap(self._prompt.visual)
             self._logits = self._forward(inputs_embeds=self._prompt.embeds, tap=tap)
         if new.shape[1]:
-            seen = torch.ones_like(new, dtype=torch.bool)
-            self._mask = torch.cat([self._mask, seen], dim=1)
+            self._mask = torch.cat([self._mask, torch.ones_like(new, dtype=torch.bool)], dim=1)
             self._logits = self._forward(input_ids=new)
             self._fed = input_ids.shape[1]
         return self._logits
 
-    def _forward(self, **given: Any) -> Tensor:
-        (length,) = {value.shape[1] for value in given.values() if isinstance(value, Tensor)}
-        place = positions(self._mask)[:, -length:]
+    def _forward(self, **inputs: Any) -> Tensor:
+        (length,) = {value.shape[1] for value in inputs.values() if isinstance(value, Tensor)}
         out = self._model(
-            **given,
+            **inputs,
             attention_mask=self._mask.long(),
-            position_ids=place,
+            position_ids=positions(self._mask)[:, -length:],
             use_cache=True,
             logits_to_keep=1,
             **{cache_keyword(self._model): self._cache},

@@ -62,5 +62,5 @@ def diffusion(step: int) -> tuple[float, float]:
     """
     steps = torch.linspace(-6, 6, 1000, dtype=torch.float64)
     variances = steps.sigmoid() * (5e-3 - 1e-5) + 1e-5
-    kept = float((1 - variances)[: step + 1].prod())
-    return kept**0.5, (1 - kept) ** 0.5
+    share = float((1 - variances)[: step + 1].prod())
+    return share**0.5, (1 - share) ** 0.5

@@ -218,6 +218,7 @@ def open_instruments(metrics: Collection[str], paths: InstrumentPaths) -> Instru
                 files[metric] = [path for path in models.values() if path is not None]
     if "radgraph" in metrics and paths.annotations:
         files["radgraph"] = list(paths.annotations)
+    radgraph: Callable[..., Annotations | RadGraphReader]
     radgraph = Annotations.open if paths.annotations else RadGraphReader.open
     return Instruments(
         bertscore=_open(files, "bertscore", partial(BertScorer.open, layer=paths.bertscore_layer)),

@@ -47,18 +47,18 @@ def strict_choice(options: Sequence[str], text: str) -> int | None:
     if lettered is None:
         return _mentioned(named, words)
     index = ord(lettered[1].lower()) - ord("a")
-    rest = _mentioned(named, strict_words(text.strip()[lettered.end() :]))
-    return index if index < len(options) and rest in (None, index) else None
+    after = _mentioned(named, strict_words(text.strip()[lettered.end() :]))
+    return index if index < len(options) and after in (None, index) else None
 
 
 def _mentioned(named: Sequence[Sequence[str]], words: Sequence[str]) -> int | None:
     text = _spaced(words)
-    found = [index for index, option in enumerate(named) if option and _spaced(option) in text]
+    inside = [index for index, option in enumerate(named) if option and _spaced(option) in text]
     outer = [
         index
-        for index in found
+        for index in inside
         if not any(
-            other != index and _spaced(named[index]) in _spaced(named[other]) for other in found
+            other != index and _spaced(named[index]) in _spaced(named[other]) for other in inside
         )
     ]
     return outer[0] if len(outer) == 1 else None

@@ -1,4 +1,4 @@
-"""Say in one sentence what each number of a VQA task means."""
+"""Define in one sentence what each metric means, for questions and for reports."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -112,7 +112,7 @@ def vqa_definitions(kinds: Iterable[str] = ()) -> dict[Key, Definition]:
     Args:
         kinds: kinds of closed questions, each with a hallucination rate of its own.
     """
-    found = {
+    definitions = {
         (protocol, name): Definition(
             f"{text}; {_STRICT_WORDS}" if protocol == "strict" else text,
             name.partition("_")[0],
@@ -129,13 +129,13 @@ def vqa_definitions(kinds: Iterable[str] = ()) -> dict[Key, Definition]:
         # By kind for one judge only: that is enough to read. Kinds follow what they are kinds of.
         texts = _HALLUCINATION if protocol == "medheval" else typed | _HALLUCINATION
         for name, text in texts.items():
-            found[protocol, name] = Definition(
+            definitions[protocol, name] = Definition(
                 f"{text}; {judge}",
                 "hallucination",
                 better=_DIRECTION.get(name, "lower"),
                 binary=True,
             )
-    return found
+    return definitions
 
 
 REPORT_METRICS = ("bleu", "rouge_l", "meteor", "bertscore", "chexbert", "radgraph", "ratescore")

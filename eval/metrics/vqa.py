@@ -80,9 +80,9 @@ def strict_closed(prediction: str, reference: str) -> bool:
     the one of the two words that occurs; an answer with neither, or with both later on, is wrong.
     Any other reference takes an equal word sequence.
     """
-    wanted = yes_no_reference(reference)
-    if wanted is not None:
-        return strict_yes_no(prediction) == wanted
+    truth = yes_no_reference(reference)
+    if truth is not None:
+        return strict_yes_no(prediction) == truth
     gold = strict_words(reference)
     return bool(gold) and strict_words(prediction) == gold
 

@@ -90,17 +90,16 @@ def strict_words(text: str) -> list[str]:
     """Return the words of an answer under the strict definition.
 
     Unicode NFKC, lower case, punctuation separates words (decimal points stay), number words
-    zero to ten and "none" become digits, articles go unless nothing else is left. A last "a" is no
-    article: "hepatitis A" is not "hepatitis". Signs that make
-    another answer of the same words are words too, as they are where data sets are prepared
-    (`pipeline.datasets.wording.plain_words`): "HER2+" and "HER2 -", "< 5 mm" and "> 5 mm"; the
-    minus of a number belongs to the number.
+    zero to ten and "none" become digits, articles are dropped unless the answer has no other word.
+    A last "a" is no article: "hepatitis A" is not "hepatitis". Signs that change the meaning are
+    words too, as in the preparation of data sets (`pipeline.datasets.wording.plain_words`): "HER2+"
+    and "HER2 -", "< 5 mm" and "> 5 mm"; the minus of a number belongs to the number.
     """
     plain = unicodedata.normalize("NFKC", text).lower().translate(_ONE_SPELLING)
     if plain.strip(_FRAME) == "-":
         return ["-"]
-    found = (token.strip() for token in _TOKEN.findall(plain))
-    words = [_NUMBERS.get(word, word) for word in found]
-    kept = [word for word in words[:-1] if word not in _ARTICLES]
-    kept += [word for word in words[-1:] if word not in _ARTICLES - {"a"}]
-    return kept or words
+    tokens = (token.strip() for token in _TOKEN.findall(plain))
+    words = [_NUMBERS.get(word, word) for word in tokens]
+    bare = [word for word in words[:-1] if word not in _ARTICLES]
+    bare += [word for word in words[-1:] if word not in _ARTICLES - {"a"}]
+    return bare or words

@@ -13,10 +13,10 @@ def strict_yes_no(text: str) -> YesNo | None:
     None for an answer with neither word, or with both later on.
     """
     words = strict_words(text)
-    said = {"yes", "no"}.intersection(words[:1]) or {"yes", "no"}.intersection(words)
-    if len(said) != 1:
+    verdicts = {"yes", "no"}.intersection(words[:1]) or {"yes", "no"}.intersection(words)
+    if len(verdicts) != 1:
         return None
-    return "yes" if "yes" in said else "no"
+    return "yes" if "yes" in verdicts else "no"
 
 
 def medheval_yes_no(text: str) -> YesNo | None:

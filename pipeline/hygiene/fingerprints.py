@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 import PIL
 
 from ...runtime.files import lock
-from ...runtime.processes import WorkerDiedError, Workers
+from ...runtime.processes import Workers
 from ...runtime.progress import Progress
 from ..decode import Unreadable
 from ..pixels import PixelsError, sha256_file
@@ -36,10 +36,6 @@ FEW = 64
 """Up to so many files are read in this process: starting others would take longer."""
 
 _AHEAD = 16  # results under way for each worker
-_DIED = (
-    "a worker process died while it read images, most often because memory ran out; run the same "
-    "command again, with fewer --workers if it dies again"
-)
 
 Result = TypeVar("Result")
 _Use = tuple[Side, str]  # a manifest, and the path by which it names a file
@@ -208,14 +204,11 @@ def read_each(
     """
     count = workers if len(files) > FEW else 0
     pool = Workers(count, preload="medalign.pipeline.decode")
-    try:
-        with progress.stage(what, total=len(files)), pool as workers_here:
-            results = workers_here.map(read, files, ahead=_AHEAD * max(1, count))
-            for file, result in zip(files, results, strict=True):
-                progress.advance(1)
-                yield file, result
-    except WorkerDiedError:
-        raise WorkerDiedError(_DIED) from None
+    with progress.stage(what, total=len(files)), pool:
+        results = pool.map(read, files, ahead=_AHEAD * max(1, count))
+        for file, result in zip(files, results, strict=True):
+            progress.advance(1)
+            yield file, result
 
 
 def digest(file: Path) -> str | Unreadable:

@@ -1,13 +1,16 @@
 """How each array of a cache lies on disk: names, shapes, codecs, files, sizes, checksums.
 
-Metadata is a pure function of the card and the number of rows, and bytes are a pure function of
-values. So both are made here rather than by zarr-python, whose spelling changes between versions,
-and reading compares metadata whole: a store whose shapes, types or codecs lie is refused before
-anything is allocated. Tests hold every byte against zarr-python's.
+Metadata is a pure function of the card and the number of rows. Reading compares it whole: a
+store whose shapes, types or codecs lie is refused before anything is allocated. What is written
+is spelled by zarr-python (`metadata.py`) and held against the same description.
+
+Shards are encoded here: zarr-python writes the same bytes, which tests compare, but spends a
+millisecond of Python on every row, more than 10% of a build's speed where the expert is quick
+(docs/decisions.md).
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +81,8 @@ class RowArray:
         whole = np.frombuffer(data, np.uint8)
         index = _checked(whole[-self.index_bytes :], "the index").view("<u8").reshape(-1, 2)
         chunks = []
-        for place, (start, length) in enumerate(index[:rows].tolist()):
-            _checked(whole[start : start + length], f"row {place} of the shard")
+        for row, (start, length) in enumerate(index[:rows].tolist()):
+            _checked(whole[start : start + length], f"row {row} of the shard")
             chunks.append(data[start : start + length])
         return chunks
 
@@ -109,7 +112,7 @@ class RowArray:
         return rows * self.chunk_limit + self.index_bytes
 
     def may_have(self, size: int, rows: int) -> bool:
-        """Say whether a shard file of `rows` rows may have `size` bytes."""
+        """Return whether a shard file of `rows` rows may have `size` bytes."""
         most = self.file_bytes(rows)
         return size == most if self.zstd_level is None else self.index_bytes < size <= most
 
@@ -172,12 +175,11 @@ def table_files(values: Array) -> dict[str, bytes]:
     """Return the chunk files of a plain array by their names inside the array's folder."""
     shape, chunk = values.shape, _table_chunk(values.shape, values.dtype.name)
     files = {}
-    for index in _chunk_places(shape, chunk):
-        part = values[_slices(index, chunk)]
+    for name, part in _chunks(shape, chunk):
         padded = np.zeros(chunk, values.dtype)
-        padded[tuple(map(slice, part.shape))] = part
+        padded[tuple(map(slice, values[part].shape))] = values[part]
         data = _little(padded)
-        files[_chunk_name(index)] = b"".join((data, _crc(data)))
+        files[name] = b"".join((data, _crc(data)))
     return files
 
 
@@ -189,24 +191,23 @@ def read_table(store: Storage, name: str, shape: tuple[int, ...], dtype: str) ->
     """
     chunk = _table_chunk(shape, dtype)
     values = np.empty(shape, np.dtype(dtype).newbyteorder("<"))
-    for index in _chunk_places(shape, chunk):
-        file = f"{name}/{_chunk_name(index)}"
-        data = np.empty(int(np.prod(chunk)) * values.itemsize + _CRC_BYTES, np.uint8)
+    for chunk_name, part in _chunks(shape, chunk):
+        file = f"{name}/{chunk_name}"
+        data = np.empty(math.prod(chunk) * values.itemsize + _CRC_BYTES, np.uint8)
         try:
             store.read_into(file, 0, data.data)
         except FileNotFoundError as error:
             raise TeacherCacheError(f"{store}/{file} is missing") from error
-        part = _checked(data, f"{store}/{file}").view(values.dtype).reshape(chunk)
-        where = values[_slices(index, chunk)]
-        where[...] = part[tuple(map(slice, where.shape))]
+        padded = _checked(data, f"{store}/{file}").view(values.dtype).reshape(chunk)
+        values[part] = padded[tuple(map(slice, values[part].shape))]
     return values.astype(dtype, copy=False)
 
 
 def table_file_bytes(shape: tuple[int, ...], dtype: str) -> Iterator[tuple[str, int]]:
     """Yield name and exact size of those files; edge chunks are padded to the chunk's shape."""
     chunk = _table_chunk(shape, dtype)
-    size = int(np.prod(chunk)) * np.dtype(dtype).itemsize + _CRC_BYTES
-    return ((_chunk_name(index), size) for index in _chunk_places(shape, chunk))
+    size = math.prod(chunk) * np.dtype(dtype).itemsize + _CRC_BYTES
+    return ((name, size) for name, _ in _chunks(shape, chunk))
 
 
 def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -220,30 +221,31 @@ def check_metadata(
     """Refuse a `zarr.json` that says anything but `expected`; attributes are free.
 
     Args:
-        storage: where it lies.
+        storage: the store.
         name: of the file.
-        expected: what it has to say.
+        expected: its content.
         may_be_longer: the array may have more rows, which a later generation added.
 
     Raises:
         TeacherCacheError: missing, damaged or different; names file and key.
     """
-    found = read_json(storage, name, _METADATA_BYTES)
+    metadata = read_json(storage, name, _METADATA_BYTES)
     with within(f"{storage}/{name}"):
-        found = strict_fields(found, expected, "zarr.json", _OPTIONAL)
-        for key, wanted in {**expected, "storage_transformers": []}.items():
-            value = found.get(key, wanted)
-            if key == "shape" and may_be_longer and _is_longer(value, wanted):
+        fields = strict_fields(metadata, expected, "zarr.json", _OPTIONAL)
+        for key, value in {**expected, "storage_transformers": []}.items():
+            actual = fields.get(key, value)
+            if key == "shape" and may_be_longer and _is_longer(actual, value):
                 continue
-            if key != "attributes" and canonical_json(value) != canonical_json(wanted):
-                raise TeacherCacheError(f"{key} should be {wanted}, got {value!r:.200}")
+            # as text: True == 1 and 1.0 == 1 in Python, not in a zarr.json
+            if key != "attributes" and canonical_json(actual) != canonical_json(value):
+                raise TeacherCacheError(f"{key} should be {value}, got {actual!r:.200}")
 
 
-def _is_longer(shape: object, wanted: list[int]) -> bool:
-    if not isinstance(shape, list) or len(shape) != len(wanted) or type(shape[0]) is not int:
+def _is_longer(shape: object, least: list[int]) -> bool:
+    if not isinstance(shape, list) or len(shape) != len(least) or type(shape[0]) is not int:
         return False
-    rest = canonical_json(shape[1:]) == canonical_json(wanted[1:])
-    return rest and wanted[0] <= shape[0] <= MAX_ROWS
+    same_rows = canonical_json(shape[1:]) == canonical_json(least[1:])
+    return same_rows and least[0] <= shape[0] <= MAX_ROWS
 
 
 def _metadata(
@@ -290,24 +292,21 @@ def _checked(data: Array, what: str) -> Array:
     return data[:-_CRC_BYTES]
 
 
-def _chunk_places(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterable[tuple[int, ...]]:
-    return np.ndindex(*(-(-length // step) for length, step in zip(shape, chunk, strict=True)))
-
-
-def _chunk_name(index: tuple[int, ...]) -> str:
-    return "c." + ".".join(map(str, index))
-
-
-def _slices(index: tuple[int, ...], chunk: tuple[int, ...]) -> tuple[slice, ...]:
-    return tuple(
-        slice(place * step, (place + 1) * step) for place, step in zip(index, chunk, strict=True)
-    )
+def _chunks(
+    shape: tuple[int, ...], chunk: tuple[int, ...]
+) -> Iterator[tuple[str, tuple[slice, ...]]]:
+    """Yield name and extent of every chunk; edge chunks reach beyond the array."""
+    counts = (-(-length // step) for length, step in zip(shape, chunk, strict=True))
+    for index in np.ndindex(*counts):
+        starts = [(number * step, step) for number, step in zip(index, chunk, strict=True)]
+        extent = tuple(slice(start, start + step) for start, step in starts)
+        yield "c." + ".".join(map(str, index)), extent
 
 
 def _table_chunk(shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
     # along the longest axis, about 4 MiB a file: a small table is one file, padding stays small
     axis = int(np.argmax(shape))
-    other = int(np.prod(shape)) // max(shape[axis], 1)
+    other = math.prod(shape) // max(shape[axis], 1)
     step = max(1, _TABLE_CHUNK // max(1, other * np.dtype(dtype).itemsize))
     return tuple(
         min(length, step) if index == axis else length for index, length in enumerate(shape)

@@ -38,7 +38,7 @@ class Ranges(Protocol):
 
 
 def nothing_kept(_name: str) -> bool:
-    """Say that no copy of a file is kept nearby."""
+    """Return False: no copy of a file is kept nearby."""
     return False
 
 
@@ -119,13 +119,13 @@ class RowReader:
             return self._fetch(row)
 
     def _fetch(self, row: int) -> Bytes:
-        shard, place = divmod(row, self.layout.shard_rows)
+        shard, position = divmod(row, self.layout.shard_rows)
         name = self.layout.file_of(shard)
         ends = self._index(shard, name)
-        if place >= len(ends):
+        if position >= len(ends):
             raise TeacherCacheError(f"{self.storage} has no row {row}: shard {shard} ends before")
-        start = ends[place - 1] if place else 0
-        chunk = np.empty(ends[place] - start, np.uint8)
+        start = ends[position - 1] if position else 0
+        chunk = np.empty(ends[position] - start, np.uint8)
         self.storage.read_into(name, start, chunk.data)
         _check_crc(chunk, "row")
         return chunk
@@ -161,7 +161,7 @@ class RowReader:
         starts, lengths = index[:rows, 0], index[:rows, 1]
         shortest = _CRC_BYTES + 1 if self._compressed else self._longest
         if lengths.min() < shortest or lengths.max() > self._longest:
-            raise DamagedError("its index holds rows that are shorter or longer than can be")
+            raise DamagedError("its index holds rows that are shorter or longer than a row can be")
         ends = np.cumsum(lengths)
         if (starts != ends - lengths).any() or (~index[rows:]).any():
             raise DamagedError(f"its index does not hold {rows} rows, one after another")
@@ -179,8 +179,8 @@ class RowReader:
 
 
 def _check_crc(data: Bytes, what: str) -> None:
-    found = google_crc32c.value(data[:-_CRC_BYTES])
-    if found != int.from_bytes(data[-_CRC_BYTES:].tobytes(), "little"):
+    computed = google_crc32c.value(data[:-_CRC_BYTES])
+    if computed != int.from_bytes(data[-_CRC_BYTES:].tobytes(), "little"):
         raise DamagedError(f"the checksum of its {what} does not fit")
 
 
@@ -194,7 +194,7 @@ def _check_values(values: Array) -> None:
     size = values.dtype.itemsize
     if values.dtype.kind == "b":
         if values.view(np.uint8).max() > 1:
-            raise DamagedError("it holds what is neither true nor false")
+            raise DamagedError("it holds values that are neither true nor false")
     elif values.dtype.kind == "f":
         bits = values.view(f"<u{size}")
         infinity = int(np.array(np.inf, values.dtype).view(bits.dtype))

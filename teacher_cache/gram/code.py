@@ -10,7 +10,9 @@ import numpy.typing as npt
 from ..schema import PatchGrid
 
 Floats = npt.NDArray[np.floating[Any]]
+Float32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+_TINY = 1e-30
 
 
 @lru_cache(maxsize=64)
@@ -22,11 +24,11 @@ def weights(source: int, target: int) -> npt.NDArray[np.float64]:
     """
     result = np.zeros((target, source))
     centre = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0)
-    left = centre.astype(np.intp)
-    right = np.minimum(left + 1, source - 1)
+    before = centre.astype(np.intp)
+    after = np.minimum(before + 1, source - 1)
     rows = np.arange(target)
-    np.add.at(result, (rows, left), 1 - (centre - left))
-    np.add.at(result, (rows, right), centre - left)
+    np.add.at(result, (rows, before), 1 - (centre - before))
+    np.add.at(result, (rows, after), centre - before)
     result.setflags(write=False)
     return result
 
@@ -53,15 +55,11 @@ def reached(valid: Bools, native: PatchGrid, student: PatchGrid) -> Bools:
     """Return which native patches the valid student patches are interpolated from, bool [M]."""
     if native == student:
         return valid
-    shown = valid.reshape(student.rows, student.cols)
+    mask = valid.reshape(student.rows, student.cols)
     rows = weights(native.rows, student.rows) > 0
     cols = weights(native.cols, student.cols) > 0
-    result: Bools = (rows.T @ shown @ cols).ravel()
+    result: Bools = (rows.T @ mask @ cols).ravel()
     return result
-
-
-Float32 = npt.NDArray[np.float32]
-_TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,14 +1,23 @@
-"""Factors of the Gram: principal components with steps that suit what an error costs.
+"""The two forms of a coded Gram: factors, and the predicted triangle.
 
-With Z = U sqrt(lambda) and G = Z Z^T, an error of component j enters G multiplied by
-sqrt(lambda_j), so its step goes as 1 / sqrt(lambda_j): every component then adds as much error a
-coefficient, and one factor c sets the error of all. Three things make the code smaller:
+Factors are principal components with steps that suit what an error costs. With Z = U sqrt(lambda)
+and G = Z Z^T, an error of component j enters G multiplied by sqrt(lambda_j), so its step goes as
+1 / sqrt(lambda_j): every component then adds as much error a coefficient, and one factor c sets
+the error of all. Three things make the code smaller:
 
 - The diagonal of G is known. Taking from it what no other patch shares (its residual when
   regressed on the others) leaves a matrix of lower rank with the same pairs.
 - Half of the error between two components can be undone: what the first one's rounding did along
   the second, the second takes back along the first.
 - Values are rounded towards zero a little, which shortens the code more than it costs.
+
+The triangle codes each entry as its difference from what earlier patches predict. Patches are
+taken in an order, the least predictable next. Entry (i, p) is predicted from the components so
+far, and the difference d is rounded to steps of delta: q = round(d / delta). With the pivot's own
+entry l this is a component that is q * delta / l at patch i, l at p and zero at earlier patches,
+so decoding is the same product Z^T Z as for factors. Rounding errors do not add up: later
+differences are taken from what was already decoded. The diagonal is known, so it is raised a
+little: that keeps l large enough to hold rounding errors of one component out of the next.
 """
 
 from dataclasses import dataclass
@@ -26,6 +35,11 @@ _NEGATIVE = 0.6  # of the error allowed, that negative eigenvalues may cost
 _LEAST_SPREAD = 0.7  # steps; components that spread less are cheaper to leave out
 _ROUND_UP_FROM = 0.55  # of a step
 _BLOCK = 16  # components that do not mend each other's errors, for speed
+
+_RAISE = 4.0  # steps of delta added to the diagonal of a triangle, at least; more for many patches
+_PATCHES_A_STEP = 48
+_TRIANGLE_ROUND_UP_FROM = 0.52
+_MOST = 32767  # of 16 bits with a sign
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -105,12 +119,6 @@ def _own_part(gram: Floats, ridge: float) -> Floats:
     return own
 
 
-_RAISE = 4.0  # steps of delta added to the diagonal, at least; more for many patches
-_PATCHES_A_STEP = 48
-_TRIANGLE_ROUND_UP_FROM = 0.52
-_MOST = 32767
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Triangle:
     """Hold components [K, n] in the order of their patches.
@@ -143,24 +151,24 @@ def triangle(target: GramTarget, delta: float) -> Triangle | None:
     if 1 / delta + _raise(n) > _MOST:  # the first pivot, which is the largest
         return None
     gram[np.diag_indices(n)] += _raise(n) * delta
-    left = gram.diagonal().copy()
+    residual = gram.diagonal().copy()
     free = np.ones(n, bool)
     codes, decoded = np.zeros((n, n)), np.zeros((n, n))
     order, pivots = np.zeros(n, np.intp), np.zeros(n)
     for k in range(n):
-        p = order[k] = np.argmax(np.where(free, left, -np.inf))
+        p = order[k] = np.argmax(np.where(free, residual, -np.inf))
         free[p] = False
-        pivots[k] = max(1, np.rint(left[p] / delta))
+        pivots[k] = max(1, np.rint(residual[p] / delta))
         steps = (gram[p] - decoded[:k, p] @ decoded[:k]) / delta * free
         rounded = np.trunc(steps + np.copysign(1 - _TRIANGLE_ROUND_UP_FROM, steps))
         codes[k] = np.clip(rounded, -_MOST, _MOST)  # a limit that only far too coarse steps meet
         codes[k, p] = pivots[k]
         decoded[k] = codes[k] * np.sqrt(delta / pivots[k])
-        left -= np.square(decoded[k])
-    behind = n - 1 - np.arange(n)
+        residual -= np.square(decoded[k])
+    coded = n - 1 - np.arange(n)  # patches behind each pivot
     square = np.square(codes).sum(1) - np.square(pivots)
     count = int(np.max(np.nonzero(square)[0], initial=-1)) + 1
-    classes = class_of(np.sqrt(square / np.maximum(behind, 1)))
+    classes = class_of(np.sqrt(square / np.maximum(coded, 1)))
     return Triangle(
         codes[:count].astype(np.int16),
         order,

@@ -69,15 +69,13 @@ def measured_errors(log: CommitLog) -> GramErrors | None:
     Raises:
         TeacherCacheError: a file of them is missing; a DamagedError if it fails its checksum.
     """
-    array = next((each for each in log.arrays if each.name == GRAM_ERROR), None)
+    array = next((array for array in log.arrays if array.name == GRAM_ERROR), None)
     if array is None:
         return None
-    found = [
-        _of_shard(log, array, shard)
-        for shard, state in log.states().items()
-        if state is ShardState.COMPLETE
-    ]
-    errors = np.concatenate([np.zeros((0, 2), np.float32), *found]).astype(np.float64)
+    states = log.states().items()
+    complete = [shard for shard, state in states if state is ShardState.COMPLETE]
+    shards = [_of_shard(log, array, shard) for shard in complete]
+    errors = np.concatenate([np.zeros((0, 2), np.float32), *shards]).astype(np.float64)
     errors = errors[np.isfinite(errors).all(axis=1)]  # a failed row holds fill values
     if not len(errors):
         return GramErrors(rows=0, rms=0.0, largest_rms=0.0, largest=0.0)

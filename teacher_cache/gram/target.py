@@ -86,9 +86,9 @@ class GramTarget:
             levels, step = _levels(lengths, max_error)
             whole = np.zeros((native.size, used.shape[1]), used.dtype)
             whole[tokens] = used / lengths.max()
-            seen = resample(whole, native, student)[valid]
-            seen /= np.maximum(_lengths(seen), _TINY)[:, None]
-            exact = seen @ seen.T
+            resampled = resample(whole, native, student)[valid]
+            resampled /= np.maximum(_lengths(resampled), _TINY)[:, None]
+            exact = resampled @ resampled.T
         return cls(native, student, valid, tokens, cosines, levels, step, exact.astype(np.float32))
 
     def code(self, codes: npt.NDArray[Any], scale: Float32) -> GramCode:
@@ -101,15 +101,15 @@ class GramTarget:
 
     def error(self, code: GramCode) -> GramError:
         """Measure a code through the decoder's own arithmetic."""
-        found = code.gram()
+        errors = code.gram()
         if not self.valid.all():
-            found = found[np.ix_(self.valid, self.valid)]
-        found -= self.exact
-        np.fill_diagonal(found, 0)
-        largest = float(np.abs(found).max())
+            errors = errors[np.ix_(self.valid, self.valid)]
+        errors -= self.exact
+        np.fill_diagonal(errors, 0)
+        largest = float(np.abs(errors).max())
         if not largest < _WILD:  # its square would not fit; true for NaN too
             return GramError(math.inf, math.inf)
-        return GramError(math.sqrt(float(np.vdot(found, found))) / len(found), largest)
+        return GramError(math.sqrt(float(np.vdot(errors, errors))) / len(errors), largest)
 
 
 def _lengths(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:

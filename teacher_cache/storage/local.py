@@ -1,4 +1,4 @@
-"""Where a cache lies: files below one place, read in ranges, written whole or not at all.
+"""Files of a store: below one folder or URL, read in ranges, written whole or not at all.
 
 Names are relative POSIX paths below the store, such as `features/c.3.0.0`; the empty name is the
 store itself. Everything else in this package goes through a `Storage`, so that a local folder and
@@ -60,7 +60,7 @@ class Storage(Protocol):
         """
 
     def publish(self, name: str, data: bytes) -> bool:
-        """Put `data` at `name` unless something is there already; say whether it was put."""
+        """Put `data` at `name` unless something is there already; return whether it was put."""
 
     def delete(self, name: str) -> None:
         """Delete a file; one that is absent is fine."""
@@ -76,7 +76,7 @@ class Storage(Protocol):
         """Delete what killed writers left, and say how many files that were."""
 
     def exists(self) -> bool:
-        """Say whether anything at all is there."""
+        """Return whether anything at all is there."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class LocalStorage:
         """Fill `buffer` with the bytes of `name` from `start` on."""
         with _absent_as_one_error(), (self.folder / name).open("rb", buffering=0) as file:
             file.seek(start)
-            place = 0
-            while place < len(buffer):  # one read gives at most 2 GiB
-                got = file.readinto(buffer[place:])
-                if not got:
-                    raise DamagedError(f"{self}/{name} ends at {start + place}, too early")
-                place += got
+            filled = 0
+            while filled < len(buffer):  # one read gives at most 2 GiB
+                count = file.readinto(buffer[filled:])
+                if not count:
+                    raise DamagedError(f"{self}/{name} ends at {start + filled}, too early")
+                filled += count
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes, None when there is no such file."""
@@ -138,7 +138,7 @@ class LocalStorage:
                     raise
 
     def publish(self, name: str, data: bytes) -> bool:
-        """Put `data` at `name` unless something is there already; say whether it was put."""
+        """Put `data` at `name` unless something is there already; return whether it was put."""
         path = self.folder / name
         make_folder(path.parent)
         return publish_once(path, data)
@@ -179,7 +179,7 @@ class LocalStorage:
         return sweep_partial(self.folder)
 
     def exists(self) -> bool:
-        """Say whether anything at all is there."""
+        """Return whether anything at all is there."""
         return self.folder.exists()
 
 
@@ -239,20 +239,20 @@ def sha256_of(storage: Storage, name: str) -> str:
 
 @contextlib.contextmanager
 def explaining_disk_errors(storage: Storage, doing: str) -> Iterator[None]:
-    """Turn an OSError into an error that says which store, what is safe, and how to go on."""
+    """Turn an OSError into an error that names the store, what is safe, and what to run."""
     try:
         yield
     except OSError as error:
         full = error.errno in _FULL
         raise TeacherCacheError(
-            f"{'no space left' if full else 'failed'} while {doing} {storage} ({error}); shards "
-            f"that are committed stay, {'make room and' if full else 'mend the cause and'} run "
-            "the same command again to go on"
+            f"{'no space left' if full else 'failed'} while {doing} {storage} ({error}); "
+            f"committed shards stay; {'make room' if full else 'mend the cause'} and run the same "
+            "command again to continue"
         ) from error
 
 
 def is_leftover(name: str) -> bool:
-    """Say whether a file is what a killed writer leaves."""
+    """Return whether a file is what a killed writer leaves."""
     return name.endswith(PARTIAL)
 
 

@@ -1,8 +1,8 @@
 """Local files that stay open between reads of rows, as many as the system allows.
 
 On cluster file systems opening a file asks a metadata server, which costs more than the row. An
-open file also goes on being the file that was opened when somebody replaces it, so this is for
-reading rows of a sealed cache and not for judging what lies in a folder now.
+open file stays the file that was opened when another takes its name, so this is for reading rows
+of a sealed cache and not for judging what lies in a folder now.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ class OpenFiles:
             self._forget()  # a forked child opens its own, and closes its copies of the parent's
         file = self._files.pop(name, None) or self._open(name)
         self._files[name] = file  # the most recently used stand last
-        got = os.preadv(file.descriptor, [buffer], start)
-        while got < len(buffer):  # one call gives at most 2 GiB
-            more = os.preadv(file.descriptor, [buffer[got:]], start + got)
-            if not more:
-                raise DamagedError(f"it ends at {start + got}, too early")
-            got += more
+        filled = os.preadv(file.descriptor, [buffer], start)
+        while filled < len(buffer):  # one call gives at most 2 GiB
+            count = os.preadv(file.descriptor, [buffer[filled:]], start + filled)
+            if not count:
+                raise DamagedError(f"it ends at {start + filled}, too early")
+            filled += count
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes, None when there is no such file."""

@@ -101,9 +101,9 @@ class NearbyFiles:
         """Drop all that is kept of a file; say whether anything was."""
         self._sizes.pop(name, None)
         folder = self._home / name
-        kept = folder.exists()
+        existed = folder.exists()
         shutil.rmtree(folder, ignore_errors=True)
-        return kept
+        return existed
 
     def _kept_size(self, name: str) -> int | None:
         data = bytearray(_SIZE_BYTES + _CRC_BYTES)
@@ -135,29 +135,29 @@ class NearbyFiles:
                 stacklevel=2,
             )
 
-    def _reserve(self, wanted: int) -> bool:
-        """Count `wanted` bytes in; say no when there is no room for them."""
+    def _reserve(self, size: int) -> bool:
+        """Add `size` bytes to the total; say no when there is no room for them."""
         with _locked(self.folder / _TOTAL) as file:
             total, counted = _TOTALS.unpack(os.pread(file, _TOTALS.size, 0) or _NEVER)
-            full, now = total + wanted > self.limit_bytes, time.time()
+            full, now = total + size > self.limit_bytes, time.time()
             if not counted or (full and now - counted > _RECOUNT_SECONDS):
-                total, counted = self._make_room(wanted), now
-            fits = bool(total + wanted <= self.limit_bytes)
-            os.pwrite(file, _TOTALS.pack(total + wanted * fits, counted), 0)
+                total, counted = self._make_room(size), now
+            fits = bool(total + size <= self.limit_bytes)
+            os.pwrite(file, _TOTALS.pack(total + size * fits, counted), 0)
         return fits
 
-    def _make_room(self, wanted: int) -> int:
-        """Count what is there, delete what nobody needs, and return the bytes that are left."""
+    def _make_room(self, size: int) -> int:
+        """Count all files, delete idle ones of other caches, and return the bytes that remain."""
         total, strangers = 0, []
         for path, status in _files(self.folder):
             total += _on_disk(status.st_size)
             if not path.is_relative_to(self._home) or path.name.endswith(PARTIAL):
                 strangers.append((status.st_mtime, status.st_size, path))
-        for used, size, path in sorted(strangers):
-            if total + wanted <= self.limit_bytes or time.time() - used < _IDLE_SECONDS:
+        for used, stored, path in sorted(strangers):
+            if total + size <= self.limit_bytes or time.time() - used < _IDLE_SECONDS:
                 break
             path.unlink(missing_ok=True)
-            total -= _on_disk(size)
+            total -= _on_disk(stored)
             with contextlib.suppress(OSError):  # not empty
                 path.parent.rmdir()
         return total
@@ -183,11 +183,11 @@ def _read_kept(path: Path, length: int, start: int, buffer: memoryview) -> bool:
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for where, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):  # forgotten, or renamed just now
                 if name != _TOTAL:
-                    path = Path(where, name)
+                    path = Path(parent, name)
                     yield path, path.stat()
 
 

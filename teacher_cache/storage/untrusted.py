@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from ...runtime.untrusted import Checks
+from ...runtime.checks import Checks
 
 MAX_ROWS: Final = 2**31 - 1
 

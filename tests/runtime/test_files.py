@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from medalign.runtime.checks import UntrustedError
 from medalign.runtime.files import (
     Draft,
     append,
@@ -27,7 +28,6 @@ from medalign.runtime.files import (
     whole_folder,
     write_durably,
 )
-from medalign.runtime.untrusted import UntrustedError
 
 Write = Callable[[Path, bytes], object]
 

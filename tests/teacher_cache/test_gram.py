@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from medalign.teacher_cache.gram.code import resample_matrix
-from medalign.teacher_cache.gram.codec import GramCode, decode, encode, max_code_bytes
+from medalign.teacher_cache.gram.code import GramCode, resample_matrix
+from medalign.teacher_cache.gram.codec import decode, encode, max_code_bytes
 from medalign.teacher_cache.schema import PatchGrid, TeacherCacheError
 
 SMALL = PatchGrid(8, 8)
@@ -60,8 +60,8 @@ def exact_gram(case: Case) -> Floats:
 
 def error_of(blob: bytes, case: Case) -> tuple[float, float]:
     _, native, student, valid = case
-    found = decode(blob, native, student).gram()
-    off = found[np.ix_(valid, valid)] - exact_gram(case)
+    actual = decode(blob, native, student).gram()
+    off = actual[np.ix_(valid, valid)] - exact_gram(case)
     return float(np.sqrt(np.square(off).mean())), float(np.abs(off).max())
 
 

@@ -8,7 +8,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from medalign.teacher_cache.gram.codec import GramCode, decode, encode
+from medalign.teacher_cache.gram.code import GramCode
+from medalign.teacher_cache.gram.codec import decode, encode
 from medalign.teacher_cache.reader import TeacherRow
 from medalign.teacher_cache.schema import PatchGrid
 from medalign.trainer.data.teacher import Codes, stack_rows

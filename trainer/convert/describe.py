@@ -11,10 +11,10 @@ from transformers import GenerationConfig, LlavaConfig, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from ...runtime.files import write_durably
-from ..export.card import copy_terms
+from ..export.card import copy_terms, front_matter
 from .checkpoint_families import Original
 from .checkpoint_weights import Weights
-from .errors import ConvertError, told_of
+from .errors import ConvertError, one_line
 from .model_config import Settings
 from .tensor_plan import SOURCE_EMBEDDING, SOURCE_HEAD
 from .tokenizer import IMAGE_TOKEN, Tokens
@@ -63,7 +63,7 @@ def llava_config(
         )
     side = tower.config.image_size // tower.config.patch_size
     llava: Any = LlavaConfig
-    with told_of(settings.path):
+    with one_line(settings.path):
         return llava(
             text_config=family.text_config(
                 **text,
@@ -147,7 +147,8 @@ def write_card(folder: Path, source: Path, report: Mapping[str, Any]) -> None:
         report: of the conversion.
     """
     head = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
-    head |= _licence(source)
+    original, keys = front_matter(source), ("license", "license_name", "license_link", "base_model")
+    head |= {key: original[key] for key in keys if isinstance(original.get(key), str)}
     state = yaml.safe_dump(head, sort_keys=False)
     text = (
         f"---\n{state}---\n\n# {report['title']}, converted\n\n"
@@ -158,14 +159,3 @@ def write_card(folder: Path, source: Path, report: Mapping[str, Any]) -> None:
     )
     copy_terms(source, folder)
     write_durably(folder / "README.md", text.encode())
-
-
-def _licence(source: Path) -> dict[str, str]:
-    """Licence keys of the README.md of the original."""
-    try:
-        text = (source / "README.md").read_text(encoding="utf-8")
-        head = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
-        keys = ("license", "license_name", "license_link", "base_model")
-        return {key: head[key] for key in keys if isinstance(head.get(key), str)}
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        return {}

@@ -14,7 +14,7 @@ from ...teacher_cache.schema import PatchGrid
 from ..students.probe import Tap
 from ..students.question_attention import Look
 from .conversation import IGNORED, Encoded, Int64
-from .teacher import Codes, Patches, Resampled, ResampledRow, Teacher, stack_rows
+from .teacher import Codes, Patches, Resampled, ResampledRow, Teacher, stack_padded, stack_rows
 
 Float32 = npt.NDArray[np.float32]
 
@@ -96,28 +96,28 @@ class Batch:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Batch":
         """Move every tensor; pixels take `dtype`."""
-        moved = _each(self, lambda value: value.to(device, non_blocking=True))
+        moved = _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
         pixels = moved.pixel_values
         return replace(moved, pixel_values=None if pixels is None else pixels.to(dtype))
 
     def pin_memory(self) -> "Batch":
         """Copy every tensor to pinned memory; a DataLoader calls this."""
-        return _each(self, Tensor.pin_memory)
+        return _map_tensors(self, Tensor.pin_memory)
 
 
-Held = TypeVar("Held", bound=Batch | Teacher | Look | Patches | Codes | Resampled)
+Tree = TypeVar("Tree", bound=Batch | Teacher | Look | Patches | Codes | Resampled)
 
 
-def _each(held: Held, change: Callable[[Tensor], Tensor]) -> Held:
+def _map_tensors(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
     """Change every tensor of a batch, those of its teacher included."""
     changed: dict[str, Any] = {}
-    for field in fields(held):
-        value = getattr(held, field.name)
+    for field in fields(tree):
+        value = getattr(tree, field.name)
         if isinstance(value, Tensor):
             changed[field.name] = change(value)
         elif isinstance(value, Teacher | Look | Patches | Codes | Resampled):
-            changed[field.name] = _each(value, change)
-    return replace(held, **changed)
+            changed[field.name] = _map_tensors(value, change)
+    return replace(tree, **changed)
 
 
 def collate(samples: Sequence[Sample], pad_id: int, *, left: bool = False) -> Batch:
@@ -128,20 +128,20 @@ def collate(samples: Sequence[Sample], pad_id: int, *, left: bool = False) -> Ba
         pad_id: token for the padding, which is never attended to.
         left: pad on the left, for generation.
     """
-    kept = [sample.encoded or _nothing(pad_id) for sample in samples]
-    tokens = max(len(encoded.input_ids) for encoded in kept)
-    input_ids = np.full((len(kept), tokens), pad_id, dtype=np.int64)
+    encodings = [sample.encoded or _nothing(pad_id) for sample in samples]
+    tokens = max(len(encoded.input_ids) for encoded in encodings)
+    input_ids = np.full((len(encodings), tokens), pad_id, dtype=np.int64)
     mask = np.zeros_like(input_ids)
     labels = np.full_like(input_ids, IGNORED)
     offsets = []
-    for row, encoded in enumerate(kept):
+    for row, encoded in enumerate(encodings):
         begin = tokens - len(encoded.input_ids) if left else 0
         span = slice(begin, begin + len(encoded.input_ids))
         input_ids[row, span] = encoded.input_ids
         mask[row, span] = 1
         labels[row, span] = encoded.labels
         offsets.append(begin)
-    # Found here, on the CPU: picking answers by a mask on the GPU would wait for it.
+    # On the CPU: picking answers by a mask on the GPU would wait for it.
     predicts = np.flatnonzero(labels[:, 1:] != IGNORED)
     rows, columns = np.divmod(predicts, max(1, tokens - 1))
     pixels = [image for sample in samples for image in sample.pixels]
@@ -156,7 +156,7 @@ def collate(samples: Sequence[Sample], pad_id: int, *, left: bool = False) -> Ba
         teacher=_teacher(samples, offsets, torch.from_numpy(mask.astype(bool))),
         skipped=tuple((sample.id, sample.skipped) for sample in samples if sample.skipped),
         refused=tuple(sample.refused for sample in samples if sample.refused),
-        cut=sum(encoded.cut > 0 for encoded in kept),
+        cut=sum(encoded.cut > 0 for encoded in encodings),
         grids=torch.tensor(grids) if grids else None,
     )
 
@@ -175,33 +175,31 @@ def _nothing(pad_id: int) -> Encoded:
 
 
 def _teacher(samples: Sequence[Sample], offsets: Sequence[int], keys_ok: Tensor) -> Teacher | None:
-    seen = [
+    images = [
         (row, sample.encoded.cols[k] + offsets[row], sample.encoded.rows[k] + offsets[row], cached)
         for row, sample in enumerate(samples)
         if sample.encoded is not None
         for k, cached in enumerate(sample.teachers)
         if cached is not None
     ]
-    if not seen:
+    if not images:
         return None
-    rows, rows_ok = _padded([rows for _, _, rows, _ in seen])
-    cols, cols_ok = _padded([cols for _, cols, _, _ in seen])
+    owners, image_cols, image_rows, cached_rows = zip(*images, strict=True)
+    rows, rows_ok = _padded(image_rows)
+    cols, cols_ok = _padded(image_cols)
     look = Look(
-        owner=torch.tensor([row for row, *_ in seen]),
+        owner=torch.tensor(owners),
         cols=cols,
         rows=rows,
         rows_ok=rows_ok,
         keys_ok=keys_ok,
         cols_ok=None if cols_ok.all() else cols_ok,
     )
-    return stack_rows([cached for *_, cached in seen], look)
+    return stack_rows(cached_rows, look)
 
 
 def _padded(positions: Sequence[Int64]) -> tuple[Tensor, Tensor]:
-    """Stack positions of different number: [I, most], and which of them are none of padding."""
-    most = max(len(each) for each in positions)
-    stacked = np.zeros((len(positions), most), dtype=np.int64)
-    for row, each in zip(stacked, positions, strict=True):
-        row[: len(each)] = each
-    ok = np.arange(most) < np.array([len(each) for each in positions])[:, None]
-    return torch.from_numpy(stacked), torch.from_numpy(ok)
+    """Stack positions of different number: [I, most], and which of them are no padding."""
+    stacked = stack_padded(positions)
+    lengths = torch.tensor([len(numbers) for numbers in positions])
+    return stacked, torch.arange(stacked.shape[1]) < lengths[:, None]

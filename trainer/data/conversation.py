@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import jinja2
@@ -12,6 +12,14 @@ import numpy.typing as npt
 from ...pipeline.manifest import IMAGE_PLACEHOLDER, Record, Turn
 
 ContentForm = Literal["text", "parts", "parts+newline"]
+Int64 = npt.NDArray[np.int64]
+
+IGNORED: Final = -100
+"""Label of a token that is not learnt, as in transformers."""
+
+
+class ConversationError(ValueError):
+    """A conversation, or a student's chat template, cannot be turned into a training sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,67 +45,6 @@ class Frame:
         return self.before + (self.visual or placeholder) * size + self.after
 
 
-PLAIN: Final = Frame()
-"""An image is its placeholder, once for each visual token."""
-
-
-def content_of(text: str, form: ContentForm, placeholder: str) -> Any:
-    """A turn's text as the content of a message.
-
-    Args:
-        text: with <image> in place.
-        form: `text` with placeholders in place, or a list of `parts`; `parts+newline` leaves out
-            the line break that LLaVA's data has behind an image.
-        placeholder: what stands for an image in `text` form.
-    """
-    if form == "text":
-        return text.replace(IMAGE_PLACEHOLDER, placeholder)
-    parts: list[dict[str, str]] = []
-    for index, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
-        if index:
-            parts.append({"type": "image"})
-            if form == "parts+newline":
-                piece = piece.removeprefix("\n")
-        if piece:
-            parts.append({"type": "text", "text": piece})
-    return parts
-
-
-def content_form(tokenizer: Any, chat_template: str, placeholder: str) -> ContentForm | None:
-    """Find out whether a template takes text or parts; None when it shows neither."""
-    probe = "medalign probe"
-
-    def render(content: Any) -> str:
-        text: str = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=chat_template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        return text
-
-    # Templates raise what they like on content of a form that they do not know.
-    with contextlib.suppress(Exception):
-        text = render(probe)
-        if text.count(probe) == 1 and "'type'" not in text:
-            return "text"
-    text = render([{"type": "image"}, {"type": "text", "text": probe}])
-    if probe not in text or placeholder not in text:
-        return None
-    # A template that writes the line break itself must not get a second one.
-    return "parts+newline" if f"{placeholder}\n{probe}" in text else "parts"
-
-
-PLACEHOLDER = "<image>"
-IGNORED = -100
-
-Int64 = npt.NDArray[np.int64]
-
-
-class ConversationError(ValueError):
-    """A conversation, or a student's chat template, cannot be turned into a training sample."""
-
-
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """A conversation as tokens.
@@ -118,6 +65,7 @@ class Encoded:
     cut: int
 
 
+@dataclass(eq=False)
 class ConversationEncoder:
     """Turns records into tokens with a student's own tokenizer and chat template. Picklable.
 
@@ -135,26 +83,21 @@ class ConversationEncoder:
             template shows neither text nor images.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        chat_template: str,
-        image_token: str,
-        image_token_id: int,
-        tokens_per_image: int | None,
-        end_ids: frozenset[int],
-        frame: Frame = PLAIN,
-    ) -> None:
-        if not tokenizer.is_fast:
+    tokenizer: Any
+    chat_template: str
+    image_token: str
+    image_token_id: int
+    tokens_per_image: int | None
+    end_ids: frozenset[int]
+    frame: Frame = Frame()
+    _content: ContentForm = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.is_fast:
             raise ConversationError("the student's tokenizer has no fast version (tokenizer.json)")
-        self.tokenizer = tokenizer
-        self.chat_template = chat_template
-        self.image_token = image_token
-        self.image_token_id = image_token_id
-        self.tokens_per_image = tokens_per_image
-        self.end_ids = end_ids
-        self.frame = frame
-        form = frame.content or content_form(tokenizer, chat_template, image_token)
+        form = self.frame.content
+        if form is None:
+            form = content_form(self.tokenizer, self.chat_template, self.image_token)
         if form is None:
             raise ConversationError("the student's chat template shows neither text nor images")
         self._content = form
@@ -257,9 +200,9 @@ class ConversationEncoder:
     def _expand(self, record: Record, text: str, sizes: Sequence[int]) -> str:
         begin, *others = text.split(self.image_token)
         if len(others) > len(sizes):
-            wanted = sum(turn.text.count(PLACEHOLDER) for turn in record.conversations)
+            images = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in record.conversations)
             raise ConversationError(
-                f"record {record.id!r}: the chat template made {len(others)} images of {wanted}"
+                f"record {record.id!r}: the chat template made {len(others)} images of {images}"
             )
         # The last answers of a conversation may lie before its last images.
         return begin + "".join(
@@ -277,12 +220,11 @@ class ConversationEncoder:
             return_attention_mask=False,
         )
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-        starts = np.asarray([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
-        eos = self.tokenizer.eos_token_id
-        ends = np.asarray([end for _, end in encoded["offset_mapping"]], dtype=np.int64)
-        if len(ids) and ids[-1] == eos and ends[-1] == 0:  # appended by the tokenizer, not ours
-            ids, starts = ids[:-1], starts[:-1]
-        return ids, starts
+        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        if len(ids) and ids[-1] == self.tokenizer.eos_token_id and offsets[-1, 1] == 0:
+            # An end token of no width was appended by the tokenizer; no answer ends there.
+            ids, offsets = ids[:-1], offsets[:-1]
+        return ids, offsets[:, 0]
 
     def _encoded(
         self,
@@ -326,4 +268,51 @@ class ConversationEncoder:
 
 def images_of_prompt(record: Record) -> int:
     """How many images stand in a record's first question."""
-    return record.conversations[0].text.count(PLACEHOLDER)
+    return record.conversations[0].text.count(IMAGE_PLACEHOLDER)
+
+
+def content_of(text: str, form: ContentForm, placeholder: str) -> Any:
+    """A turn's text as the content of a message.
+
+    Args:
+        text: with <image> in place.
+        form: `text` with placeholders in place, or a list of `parts`; `parts+newline` leaves out
+            the line break that LLaVA's data has behind an image.
+        placeholder: what stands for an image in `text` form.
+    """
+    if form == "text":
+        return text.replace(IMAGE_PLACEHOLDER, placeholder)
+    parts: list[dict[str, str]] = []
+    for index, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
+        if index:
+            parts.append({"type": "image"})
+            if form == "parts+newline":
+                piece = piece.removeprefix("\n")
+        if piece:
+            parts.append({"type": "text", "text": piece})
+    return parts
+
+
+def content_form(tokenizer: Any, chat_template: str, placeholder: str) -> ContentForm | None:
+    """Find out whether a template takes text or parts; None when it shows neither."""
+    probe = "medalign probe"
+
+    def render(content: Any) -> str:
+        text: str = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        return text
+
+    # Templates raise what they like on content of a form that they do not know.
+    with contextlib.suppress(Exception):
+        text = render(probe)
+        if text.count(probe) == 1 and "'type'" not in text:
+            return "text"
+    text = render([{"type": "image"}, {"type": "text", "text": probe}])
+    if probe not in text or placeholder not in text:
+        return None
+    # A template that writes the line break itself must not get a second one.
+    return "parts+newline" if f"{placeholder}\n{probe}" in text else "parts"

@@ -5,7 +5,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast, overload
 
@@ -23,9 +23,12 @@ from .batch import Float32, Sample
 from .conversation import IGNORED, ConversationError, images_of_prompt
 from .teacher import ResampledRow, resample_row
 
+OnMissing = Literal["drop", "fail", "lm_only"]
+_ABSENT: Final = "not in the cache"
+
 
 class PackedRecords(Sequence[Record]):
-    """Records as JSON, one after the other, made into objects when they are asked for.
+    """Records as JSON, one after the other, made into objects when they are read.
 
     As objects, records take five to ten times the manifest's size, and a forked worker copies
     them all bit by bit, because counting a reference writes beside the object. Packed they take
@@ -84,11 +87,8 @@ def _packed(record: Record) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-OnMissing = Literal["drop", "fail", "lm_only"]
-
-
 class MissingTeacherError(ValueError):
-    """Images of the manifest are not in the cache, and the recipe says that this is an error."""
+    """Images of the manifest are not in the cache, which the recipe makes an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Selection:
     """Which records are trained on, and why others are not.
 
     Attributes:
-        records: kept, in the manifest's order and in compact form.
+        records: those to train on, in the manifest's order and in compact form.
         text_only: of those, records without an image; they train the language model alone.
         without_teacher: of those, records with an image that the cache lacks (`lm_only`).
         dropped: records left out because the cache lacks an image of theirs.
@@ -124,7 +124,7 @@ def select(
     """Compare a manifest with a cache before anything is trained.
 
     Args:
-        records: seen once, so that a manifest may be streamed.
+        records: read once, so that a manifest may be streamed.
         cache: None keeps every record.
         on_missing: what to do with records of which the cache lacks an image.
 
@@ -133,16 +133,16 @@ def select(
             is left to train on.
     """
     failed = {} if cache is None else {item.path: item.reason for item in cache.failures}
-    seen = text_only = lacking = 0
+    total = text_only = lacking = 0
     reasons = Counter[str]()
 
     def lacks(cache: TeacherCache, path: str) -> bool:
         return path not in cache or path in failed
 
-    def kept() -> Iterator[Record]:
-        nonlocal seen, text_only, lacking
+    def usable() -> Iterator[Record]:
+        nonlocal total, text_only, lacking
         for record in records:
-            seen += 1
+            total += 1
             absent = [] if cache is None else [p for p in record.images if lacks(cache, p)]
             reasons.update(failed.get(path, _ABSENT) for path in absent)
             if absent and on_missing == "fail":
@@ -155,10 +155,10 @@ def select(
                 text_only += not record.images
                 yield record
 
-    packed = PackedRecords(kept())
+    packed = PackedRecords(usable())
     if not packed:
         raise MissingTeacherError(
-            f"none of {seen} records has its images in the cache; "
+            f"none of {total} records has its images in the cache; "
             "was it built from another manifest or --images folder?"
         )
     return Selection(
@@ -170,36 +170,36 @@ def select(
     )
 
 
-_ABSENT: Final = "not in the cache"
-
-
+@dataclass(eq=False)
 class Conversations(Dataset[Sample]):
     """Samples by number; picklable, so that each worker process may hold its own.
 
     A conversation that cannot be read is returned as a skipped sample: a long run never dies of
     one image. An image that changed since the cache was built is returned as refused, and so is a
     damaged row: training on it would pair an image with another image's teacher.
+
+    Attributes:
+        records: to read.
+        images: folder that their paths start from.
+        student: how text and pixels are read.
+        max_length: most tokens of a conversation.
+        cache: teacher of the images, or None.
+        ask: read first questions, for the student to answer, instead of whole conversations.
+        alpha: colour behind transparent pixels; where there is a cache, it decides.
     """
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        images: Path,
-        student: StudentSpec,
-        max_length: int,
-        cache: TeacherCache | None,
-        *,
-        ask: bool = False,
-        alpha: Alpha = "black",
-    ) -> None:
-        self.records = records
-        self.images = images
-        self.student = student
-        self.max_length = max_length
-        self.cache = cache
-        self.ask = ask
-        # As the expert saw it: the cache decides, and `alpha` where there is none.
-        self.alpha: Alpha = alpha if cache is None else cast(Alpha, cache.card.alpha)
+    records: Sequence[Record]
+    images: Path
+    student: StudentSpec
+    max_length: int
+    cache: TeacherCache | None
+    _: KW_ONLY
+    ask: bool = False
+    alpha: Alpha = "black"
+
+    def __post_init__(self) -> None:
+        if self.cache is not None:  # pixels as the expert saw them
+            self.alpha = cast(Alpha, self.cache.card.alpha)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -208,9 +208,9 @@ class Conversations(Dataset[Sample]):
         record = self.records[index]
         try:
             encoder = self.student.encoder
-            shown = images_of_prompt(record) if self.ask else None
-            seen = [self._image(path) for path in record.images[:shown]]
-            sizes = [grid.size for _, grid, _ in seen]
+            asked_about = images_of_prompt(record) if self.ask else None
+            images = [self._image(path) for path in record.images[:asked_about]]
+            sizes = [grid.size for _, grid, _ in images]
             if self.ask:
                 encoded = encoder.prompt(record, sizes)
             else:
@@ -222,9 +222,9 @@ class Conversations(Dataset[Sample]):
         return Sample(
             record.id,
             encoded,
-            pixels=tuple(pixels for pixels, _, _ in seen),
-            teachers=tuple(teacher for _, _, teacher in seen),
-            grids=tuple(grid for _, grid, _ in seen),
+            pixels=tuple(pixels for pixels, _, _ in images),
+            teachers=tuple(teacher for _, _, teacher in images),
+            grids=tuple(grid for _, grid, _ in images),
         )
 
     def _image(self, path: str) -> tuple[Float32, PatchGrid, TeacherRow | ResampledRow | None]:
@@ -249,7 +249,7 @@ class Conversations(Dataset[Sample]):
 
 
 class Padded(Dataset[Sample]):
-    """Conversations, then as many copies of the first one as are asked for, without any weight."""
+    """Conversations, then copies of the first one without any weight, however many are read."""
 
     def __init__(self, samples: Conversations) -> None:
         self._samples = samples

@@ -16,6 +16,9 @@ Lengths = npt.NDArray[np.int32]
 
 POOL_STEPS: Final = 16
 """Steps whose samples are sorted by length together: more saves more padding and mixes less."""
+_BYTES_PER_TOKEN: Final = 4
+_TOKENS_OF_UNREAD_IMAGE: Final = 1000
+"""Where an image must be read to know its tokens: one of 900 x 900 pixels has as many."""
 
 
 @lru_cache(maxsize=2)
@@ -36,7 +39,7 @@ def group_by_length(
     Args:
         order: one shuffled epoch; changed.
         lengths: tokens of every sample.
-        first: place in the epoch where its first whole step begins.
+        first: position in the epoch where its first whole step begins.
         per_step: samples of a step.
         rng: of the order of steps.
     """
@@ -87,10 +90,10 @@ class StepOrder(Sampler[list[int]]):
             begin = (micro * self.world + self.rank) * self.batch_size
             numbers = []
             for position in range(begin, begin + self.batch_size):
-                epoch, place = divmod(position, self.length)
+                epoch, index = divmod(position, self.length)
                 if epoch != current:
                     current, order = epoch, self.epoch(epoch)
-                numbers.append(int(order[place]))
+                numbers.append(int(order[index]))
             yield numbers
 
     def __len__(self) -> int:
@@ -110,11 +113,6 @@ class StepOrder(Sampler[list[int]]):
         return order
 
 
-_BYTES_PER_TOKEN: Final = 4
-_UNSEEN: Final = 1000
-"""Tokens of an image that must be read to know them: one of 900 x 900 pixels has as many."""
-
-
 def estimated_lengths(
     records: Iterable[Record], tokens_per_image: int | None, max_length: int
 ) -> Lengths:
@@ -132,13 +130,13 @@ def estimated_lengths(
     Returns:
         int32, one number a record.
     """
-    image = _UNSEEN if tokens_per_image is None else tokens_per_image
-    found = (
+    image = _TOKENS_OF_UNREAD_IMAGE if tokens_per_image is None else tokens_per_image
+    lengths = (
         image * len(record.images)
         + sum(len(turn.text.encode()) for turn in record.conversations) // _BYTES_PER_TOKEN
         for record in records
     )
-    return np.minimum(np.fromiter(found, np.int64), max_length).astype(np.int32)
+    return np.minimum(np.fromiter(lengths, np.int64), max_length).astype(np.int32)
 
 
 def choose(records: int, at_most: int) -> list[int]:

@@ -1,9 +1,9 @@
-"""What the expert says about the images of a batch: the targets of both distillation losses."""
+"""The expert's view of the images of a batch: the targets of both distillation losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,8 @@ from ..students.question_attention import Look
 Bools = npt.NDArray[np.bool_]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-_TINY_SHARE = 1e-12
+_TINY: Final = 1e-30
+_TINY_SHARE: Final = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,22 +55,22 @@ def resample_row(
         source: the cache's grid.
         target: the grid of the image's visual tokens.
     """
-    where = mapping(geometry, *row.source_size)
-    vertical = (target.rows, source.rows, where.y_offset, where.height * where.y_scale)
-    level = (target.cols, source.cols, where.x_offset, where.width * where.x_scale)
+    placed = mapping(geometry, *row.source_size)
+    vertical = (target.rows, source.rows, placed.y_offset, placed.height * placed.y_scale)
+    level = (target.cols, source.cols, placed.x_offset, placed.width * placed.x_scale)
     rows, cols = _weights(*vertical), _weights(*level)
     share = _both(_shares(*vertical), _shares(*level), row.valid[:, None])[:, 0]
     reached = _both(rows, cols, row.valid[:, None])[:, 0]
     valid = (share >= min(0.5, float(share.max())) - 1e-9) & (reached > _TINY_SHARE)
-    seen = np.where(row.valid, row.attention, 0)
-    attention = _both(rows, cols, seen[:, None])[:, 0] / np.maximum(reached, _TINY_SHARE)
-    found = attention.astype(np.float32)
+    source_attention = np.where(row.valid, row.attention, 0)[:, None]
+    total = _both(rows, cols, source_attention)[:, 0]
+    attention = (total / np.maximum(reached, _TINY_SHARE)).astype(np.float32)
     if row.code is not None:
         matrix = np.kron(rows, cols) * row.valid
-        return ResampledRow(found, valid, row.code, matrix.astype(np.float32))
+        return ResampledRow(attention, valid, row.code, matrix.astype(np.float32))
     features = _both(rows, cols, np.where(row.valid[:, None], row.features, 0))
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), _TINY_SHARE)
-    return replace(row, attention=found, valid=valid, features=features.astype(np.float16))
+    return replace(row, attention=attention, valid=valid, features=features.astype(np.float16))
 
 
 def _both(rows: Float64, cols: Float64, values: npt.NDArray[Any]) -> Float64:
@@ -103,9 +104,6 @@ def _shares(target: int, source: int, offset: float, span: float) -> Float64:
     shares: Float64 = np.maximum(end - begin, 0) / np.diff(edges)[:, None]
     shares.setflags(write=False)
     return shares
-
-
-_TINY = 1e-30
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -153,10 +151,8 @@ class Codes:
         if self.native != self.student:
             gram = gram * self.norms[:, :, None] * self.norms[:, None, :]
             matrix = _matrix(self.native, self.student, gram.device)
-            gram = matrix @ gram @ matrix.T
-            root = gram.diagonal(dim1=-2, dim2=-1).clamp_min(_TINY).rsqrt()
-            gram = _with_unit_diagonal(gram * root[:, :, None] * root[:, None, :])
-        return torch.where(valid[:, :, None] & valid[:, None, :], gram, 0.0)
+            gram = _cosines(matrix @ gram @ matrix.T)
+        return _masked(gram, valid)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -177,14 +173,12 @@ class Resampled:
     def gram(self, valid: Tensor) -> Tensor:
         """Return cosine similarities [I, N, N] float32, 0 where a token is padding."""
         gram = self.matrix @ self.codes.gram(self.valid) @ self.matrix.mT
-        root = gram.diagonal(dim1=-2, dim2=-1).clamp_min(_TINY).rsqrt()
-        gram = _with_unit_diagonal(gram * root[:, :, None] * root[:, None, :])
-        return torch.where(valid[:, :, None] & valid[:, None, :], gram, 0.0)
+        return _masked(_cosines(gram), valid)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Teacher:
-    """What the expert says about the images of a batch that it has seen. I counts those.
+    """The expert's view of a batch's images, of which I are in the cache.
 
     Attributes:
         look: where the images and their questions stand in the batch.
@@ -208,49 +202,43 @@ def stack_rows(rows: Sequence[TeacherRow | ResampledRow], look: Look) -> Teacher
     return Teacher(
         look,
         _spatial(rows),
-        attention=_stack([row.attention for row in rows]),
-        valid=_stack([row.valid for row in rows]),
+        attention=stack_padded([row.attention for row in rows]),
+        valid=stack_padded([row.valid for row in rows]),
     )
 
 
 def _spatial(rows: Sequence[TeacherRow | ResampledRow]) -> Patches | Codes | Resampled:
     """One form for all: a cache has one codec, and a student resamples all rows or none."""
-    brought = [row for row in rows if isinstance(row, ResampledRow)]
+    resampled = [row for row in rows if isinstance(row, ResampledRow)]
     plain = [row for row in rows if isinstance(row, TeacherRow)]
-    if brought:
-        codes = [row.code for row in brought]
+    if resampled:
+        codes = [row.code for row in resampled]
         return Resampled(
             _stack_codes(codes),
-            valid=_stack([code.valid for code in codes]),
-            matrix=_stack([row.matrix for row in brought]),
+            valid=stack_padded([code.valid for code in codes]),
+            matrix=stack_padded([row.matrix for row in resampled]),
         )
     if plain[0].code is None:
-        return Patches(_stack([row.features for row in plain]))
+        return Patches(stack_padded([row.features for row in plain]))
     return _stack_codes([row.code for row in plain if row.code is not None])
 
 
-def _stack(arrays: Sequence[npt.NDArray[Any]]) -> Tensor:
+def stack_padded(arrays: Sequence[npt.NDArray[Any]]) -> Tensor:
     """Stack arrays that may differ in their first length; zeros fill up."""
     most = max(map(len, arrays))
-    if all(len(each) == most for each in arrays):
+    if all(len(array) == most for array in arrays):
         return torch.from_numpy(np.stack(arrays))
     stacked = np.zeros((len(arrays), most, *arrays[0].shape[1:]), arrays[0].dtype)
-    for place, each in zip(stacked, arrays, strict=True):
-        place[: len(each)] = each
+    for target, array in zip(stacked, arrays, strict=True):
+        target[: len(array)] = array
     return torch.from_numpy(stacked)
 
 
 def _stack_codes(codes: Sequence[GramCode]) -> Codes:
-    most = max(len(code.scale) for code in codes)
-    factors = np.zeros((len(codes), most, codes[0].codes.shape[1]), np.int16)
-    scale = np.zeros((len(codes), most), np.float32)
-    for place, code in enumerate(codes):
-        factors[place, : len(code.codes)] = code.codes
-        scale[place, : len(code.scale)] = code.scale
     return Codes(
-        codes=torch.from_numpy(factors),
-        scale=torch.from_numpy(scale),
-        norms=torch.from_numpy(np.stack([code.norms for code in codes])),
+        codes=stack_padded([code.codes for code in codes]),
+        scale=stack_padded([code.scale for code in codes]),
+        norms=stack_padded([code.norms for code in codes]),
         native=codes[0].native,
         student=codes[0].student,
     )
@@ -259,6 +247,16 @@ def _stack_codes(codes: Sequence[GramCode]) -> Codes:
 @lru_cache(maxsize=8)
 def _matrix(native: PatchGrid, student: PatchGrid, device: torch.device) -> Tensor:
     return torch.from_numpy(resample_matrix(native, student)).float().to(device)
+
+
+def _cosines(gram: Tensor) -> Tensor:
+    """Divide products by the lengths of both sides, which the diagonal holds."""
+    root = gram.diagonal(dim1=-2, dim2=-1).clamp_min(_TINY).rsqrt()
+    return _with_unit_diagonal(gram * root[:, :, None] * root[:, None, :])
+
+
+def _masked(gram: Tensor, valid: Tensor) -> Tensor:
+    return torch.where(valid[:, :, None] & valid[:, None, :], gram, 0.0)
 
 
 def _with_unit_diagonal(gram: Tensor) -> Tensor:

@@ -184,10 +184,15 @@ def _gate(card: Card, limit: float) -> Iterator[str]:
 
 
 def _student_licence(student: Path) -> str | None:
-    """The licence that the student's own README.md states."""
+    licence = front_matter(student).get("license")
+    return None if licence is None else str(licence)
+
+
+def front_matter(folder: Path) -> dict[str, Any]:
+    """The YAML keys at the head of a folder's README.md; empty where there are none."""
     try:
-        text = (student / "README.md").read_text(encoding="utf-8")
+        text = (folder / "README.md").read_text(encoding="utf-8")
         head = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
-        return str(head["license"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return head if isinstance(head, dict) else {}

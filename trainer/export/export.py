@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...runtime.files import sha256_file, whole_folder, write_durably
+from ..convert.describe import as_json
 from ..student import llava_of, load_base, load_student
 from ..students.spec import StudentSpec, read_config, read_student
 from .card import Card, copy_terms, model_card
@@ -23,7 +24,7 @@ from .gate import (
     require_known_transformers,
     same_tensors,
 )
-from .merge import as_json, check_target, merge, record, write_model
+from .merge import check_target, merge, record, write_model
 from .processor import write_processor
 from .provenance import Origin, find_origin
 from .read_back import compare, device_here, read_back

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...runtime.files import sync_files, write_durably
+from ..convert.describe import as_json
+from ..convert.tensor_plan import bare
 from ..machine import disk_errors
 from .provenance import ExportError
 
@@ -19,13 +21,6 @@ RECORD: Final = "export.json"
 REMOTE_CODE: Final = "modeling_medalign_llava.py"
 _REMOTE_TYPE: Final = "medalign_llava"
 _REMOTE_CLASS: Final = "MedAlignLlavaForConditionalGeneration"
-# Folders of other versions put these in front of the same tensors, or leave them out.
-_WRAPPERS: Final = frozenset({"model", "language_model", "vision_model"})
-
-
-def as_json(value: Any) -> bytes:
-    """JSON as every file of an export has it."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def check_target(out: Path, run: Path, student: Path, *, overwrite: bool) -> None:
@@ -139,17 +134,14 @@ def _by_source_name(llava: Any, source: Path, layer: int | None) -> dict[str, Te
     names = _source_names(source)
     if not names:  # an older folder of pickled weights: this version's own names
         return {name: tensor for name, tensor in state.items() if name not in tied}
-    bare = {_bare(name): tensor for name, tensor in state.items()}
-    tensors = {name: bare[key] for key, name in names.items() if key in bare}
-    rotation = set()
+    inner = {bare(name): tensor for name, tensor in state.items()}
+    tensors = {name: inner[key] for key, name in names.items() if key in inner}
+    rotation = f"layers.{layer}.visual_rotation.weight"
     if layer is not None:
-        rotation = {f"layers.{layer}.visual_rotation.weight"}
-        prefix = names[f"layers.{layer}.input_layernorm.weight"].removesuffix(
-            "input_layernorm.weight"
-        )
-        tensors[f"{prefix}visual_rotation.weight"] = bare[next(iter(rotation))]
-    lost = sorted(bare.keys() - names.keys() - tied - rotation)
-    if lost or len(bare) != len(state):
+        prefix = names[f"layers.{layer}.input_layernorm.weight"].rpartition(".input_")[0]
+        tensors[f"{prefix}.visual_rotation.weight"] = inner[rotation]
+    lost = sorted(inner.keys() - names.keys() - tied - {rotation})
+    if lost or len(inner) != len(state):
         raise ExportError(
             f"{source}: its weight files have no place for {', '.join(lost[:5]) or 'some tensors'}"
         )
@@ -161,9 +153,5 @@ def _source_names(source: Path) -> dict[str, str]:
     names: dict[str, str] = {}
     for path in sorted(source.glob("model*.safetensors")):
         with safe_open(path, "pt") as file:
-            names.update({_bare(name): name for name in file.keys()})  # noqa: SIM118 - no mapping
+            names.update({bare(name): name for name in file.keys()})  # noqa: SIM118 - no mapping
     return names
-
-
-def _bare(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

@@ -9,8 +9,7 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor, LlavaProcessor
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
-from ...pipeline.manifest import Record
-from ..data.conversation import PLACEHOLDER
+from ...pipeline.manifest import IMAGE_PLACEHOLDER, Record
 from ..students.spec import OWN_CODE, StudentSpec
 from .gate import GateError
 
@@ -88,7 +87,7 @@ def process(processor: Any, messages: list[dict[str, Any]], images: Sequence[Any
 def _parts(text: str, newline: str) -> list[dict[str, str]]:
     """Content as Hugging Face's list; `newline` is taken away after an image."""
     parts: list[dict[str, str]] = []
-    for index, piece in enumerate(text.split(PLACEHOLDER)):
+    for index, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
         if index:
             parts.append({"type": "image"})
             piece = piece.removeprefix(newline)

@@ -12,10 +12,10 @@ from medalign.eval.bench import inference_cost as inference
 from medalign.eval.bench.cost_table import as_json, as_table
 from medalign.eval.bench.inference_cost import (
     BenchError,
+    BenchPlan,
     Measured,
     Report,
     Timing,
-    Wanted,
     bench_inference,
     bench_prompts,
     overheads,
@@ -28,7 +28,7 @@ from medalign.trainer.students.probe import without_rotation
 from medalign.trainer.students.spec import StudentError
 
 CPU = torch.device("cpu")
-WANTED = Wanted(tokens=3, repeats=2, warmups=1)
+WANTED = BenchPlan(tokens=3, repeats=2, warmups=1)
 TIMING = Timing(prefill_ms=4.0, token_ms=2.0, new_tokens=3, peak_bytes=10**6)
 
 
@@ -205,7 +205,7 @@ def test_brackets_hold_what_so_many_repetitions_can_say() -> None:
         return as_table(report), as_json(report)["spread"]
 
     once, _ = table(1)
-    assert "measured once: nothing says how sure that is" in once
+    assert "measured once, so no spread is known" in once
     assert "first token +0.0%, each further +0.0%" in once
     five, spread = table(5)
     assert "5 repetitions, in brackets their quartiles" in five

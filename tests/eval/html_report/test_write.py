@@ -16,7 +16,7 @@ from medalign.cli import app
 from medalign.eval import tables as shown_numbers
 from medalign.eval.compare import compare
 from medalign.eval.html_report.gather import gather
-from medalign.eval.html_report.score_tables import MANY
+from medalign.eval.html_report.page import MANY
 from medalign.eval.html_report.write import Written, evenly, write_report
 from medalign.eval.predictions import AnswersError
 from medalign.eval.score import score

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from medalign.runtime.untrusted import Checks, UntrustedError, is_sha256
+from medalign.runtime.checks import Checks, UntrustedError, is_sha256
 
 
 class MineError(ValueError):
