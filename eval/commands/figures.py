@@ -15,9 +15,9 @@ from ...runtime.arguments import (
     argument,
     no_file,
     no_folder,
-    no_new_file,
     no_source,
     option,
+    out_file,
 )
 from .options import (
     ATTENTION,
@@ -137,9 +137,7 @@ def cache_show(
             show_default="the most attended",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, option("PNG to write.", problem=no_new_file, show_default="row-N.png")
-    ] = None,
+    out: Annotated[Path | None, out_file("PNG to write.", show_default="row-N.png")] = None,
 ) -> None:
     """Draw one row: the image, where the expert looks, which patches it finds alike, padding."""
     from ...teacher_cache.reader import TeacherCache

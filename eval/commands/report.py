@@ -10,10 +10,10 @@ from ...runtime.arguments import (
     Images,
     Manifest,
     ManyPredictions,
-    OutFile,
     no_file,
     no_source,
     option,
+    out_file,
 )
 from .options import (
     ATTENTION,
@@ -39,7 +39,7 @@ def report(
     manifest: Manifest,
     images: Images,
     task: TaskOption,
-    out: OutFile,
+    out: Annotated[Path, out_file("HTML file to write.")],
     samples: Annotated[int, option("Samples to show, evenly chosen; 0 for all.", min=0)] = 200,
     image_side: Annotated[
         int, option("Longest side of an image in the file, in pixels.", min=32)

@@ -109,7 +109,7 @@ def test_compare_prints_both_files_and_writes_if_asked(files: Files, tmp_path: P
 
 def test_compare_says_how_many_records_neither_file_answers(files: Files, tmp_path: Path) -> None:
     answers, manifest = files
-    said = "missing 1 of 2 records: neither file answers them, both count as answering nothing"
+    said = "missing 1 of 2 records: neither file answers them, and both score as empty answers"
     out = tmp_path / "c.json"
     arguments = ("compare", answers, answers, manifest, "--task", "vqa", "--out", out)
     assert said not in run(*arguments)
