@@ -41,7 +41,11 @@ cache = typer.Typer(
 )
 
 
-@cache.command("build")
+@cache.command(
+    "build",
+    epilog="Example: medalign cache build train.jsonl --images images --expert unimed-l "
+    "--weights unimed.pt --out cache",
+)
 def build_command(
     context: typer.Context,
     manifest: Manifest,
