@@ -164,6 +164,11 @@ def option(help: str, *names: str, problem: Problem | None = None, **extra: Any)
     return typer.Option(*names, help=help, **_declared(problem, **extra))
 
 
+def out_file(help: str, **extra: Any) -> Any:  # noqa: A002
+    """Declare `--out FILE`."""
+    return option(help, "--out", problem=no_new_file, **extra)
+
+
 def flag(help: str, *names: str, **extra: Any) -> Any:  # noqa: A002
     """Declare an option without a value."""
     return typer.Option(*names, help=help, **extra)
@@ -293,8 +298,6 @@ OutFolder = Annotated[Path, option("Folder to write to.", "--out", problem=no_ne
 Predictions = Annotated[Path, argument(_PREDICTIONS, no_file)]
 ManyPredictions = Annotated[list[Path], argument(_PREDICTIONS, no_file)]
 
-OutFile = Annotated[Path, option("File to write.", "--out", problem=no_new_file)]
-SomeOutFile = Annotated[Path | None, option("File to write.", "--out", problem=no_new_file)]
 
 Json = Annotated[bool, flag("Print JSON.", "--json")]
 Overwrite = Annotated[bool, flag("Replace what an earlier run wrote to --out.")]

@@ -15,9 +15,9 @@ from ...runtime.arguments import (
     argument,
     no_file,
     no_folder,
-    no_new_file,
     no_source,
     option,
+    out_file,
 )
 from .options import (
     ATTENTION,
@@ -26,6 +26,7 @@ from .options import (
     OverlayStudent,
     print_notes,
     print_problems,
+    refuse_repeats,
 )
 
 _SAMPLES: Final = 8
@@ -86,6 +87,7 @@ def figures(
         raise ArgumentError(
             "attention is drawn of questions and their images: give --manifest and --images"
         )
+    refuse_repeats("RUN_OR_STUDENT", sources)
     from ...trainer.machine import quiet_libraries
 
     quiet_libraries()
@@ -135,9 +137,7 @@ def cache_show(
             show_default="the most attended",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, option("PNG to write.", problem=no_new_file, show_default="row-N.png")
-    ] = None,
+    out: Annotated[Path | None, out_file("PNG to write.", show_default="row-N.png")] = None,
 ) -> None:
     """Draw one row: the image, where the expert looks, which patches it finds alike, padding."""
     from ...teacher_cache.reader import TeacherCache

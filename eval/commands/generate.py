@@ -11,7 +11,6 @@ from ...runtime.arguments import (
     ArgumentError,
     Images,
     Manifest,
-    OutFile,
     RunStudent,
     Seed,
     argument,
@@ -19,6 +18,7 @@ from ...runtime.arguments import (
     no_part,
     no_source,
     option,
+    out_file,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def generate(
     ],
     manifest: Manifest,
     images: Images,
-    out: OutFile,
+    out: Annotated[Path, out_file("Predictions file to write, JSON Lines.")],
     decoder: Annotated[DecoderChoice, option("How the next token is chosen.")] = (
         DecoderChoice.greedy
     ),

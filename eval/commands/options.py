@@ -87,6 +87,19 @@ def keep_inputs(out: Path | None, use: str, *inputs: Path) -> None:
         raise ArgumentError(f"--out {out}: would overwrite what is {use}; choose another file")
 
 
+def refuse_repeats(name: str, paths: Sequence[Path]) -> None:
+    """Refuse a file or folder that is given twice, by whatever name.
+
+    Raises:
+        ArgumentError: names the second one.
+    """
+    known = set[Path]()
+    for path in paths:
+        if path.resolve() in known:
+            raise ArgumentError(f"{name} {path}: is given twice; give it once")
+        known.add(path.resolve())
+
+
 def print_problems(problems: Sequence[str], where: str) -> None:
     """Print the first problems of a figure or report, and exit with 1 if there is one."""
     for problem in problems[:10]:

@@ -10,10 +10,10 @@ from ...runtime.arguments import (
     Images,
     Manifest,
     ManyPredictions,
-    OutFile,
     no_file,
     no_source,
     option,
+    out_file,
 )
 from .options import (
     ATTENTION,
@@ -28,6 +28,7 @@ from .options import (
     metric_names,
     print_notes,
     print_problems,
+    refuse_repeats,
     with_model_options,
 )
 
@@ -38,7 +39,7 @@ def report(
     manifest: Manifest,
     images: Images,
     task: TaskOption,
-    out: OutFile,
+    out: Annotated[Path, out_file("HTML file to write.")],
     samples: Annotated[int, option("Samples to show, evenly chosen; 0 for all.", min=0)] = 200,
     image_side: Annotated[
         int, option("Longest side of an image in the file, in pixels.", min=32)
@@ -80,6 +81,8 @@ def report(
     runs = source or []
     if not runs and not (student is None and layer is None):
         raise ArgumentError("--student and --layer describe a --source: give --source as well")
+    refuse_repeats("PREDICTIONS", predictions)
+    refuse_repeats("--source", runs)
     keep_inputs(out, "shown", *predictions, manifest, *(scores or ()))
     names = metric_names(metrics, task)
     from ...trainer.machine import quiet_libraries

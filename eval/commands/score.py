@@ -11,13 +11,12 @@ from ...runtime.arguments import (
     ArgumentError,
     Manifest,
     ManyPredictions,
-    OutFile,
     Predictions,
-    SomeOutFile,
     argument,
     flag,
     no_file,
     option,
+    out_file,
 )
 from .options import (
     AllowMissing,
@@ -49,7 +48,7 @@ def score(
     predictions: Predictions,
     manifest: Manifest,
     task: TaskOption,
-    out: OutFile,
+    out: Annotated[Path, out_file("Scores file to write, JSON.")],
     metrics: MetricsOption = None,
     allow_missing: AllowMissing = False,
     as_json: JsonFile = False,
@@ -94,7 +93,7 @@ def compare(
     b: Annotated[Path, argument("Second predictions, hoped to be better.", no_file)],
     manifest: Manifest,
     task: TaskOption,
-    out: SomeOutFile = None,
+    out: Annotated[Path | None, out_file("Comparison file to write, JSON.")] = None,
     metrics: MetricsOption = None,
     allow_missing: AllowMissing = False,
     as_json: JsonFile = False,
@@ -146,7 +145,7 @@ def table(
         ),
     ] = None,
     intervals: Annotated[bool, flag("Write the intervals behind the values.")] = True,
-    out: SomeOutFile = None,
+    out: Annotated[Path | None, out_file("File to write.", show_default="stdout")] = None,
 ) -> None:
     """Put scores of many files side by side: a row for each file, a column for each metric.
 
@@ -180,12 +179,9 @@ def table(
 def report_texts(
     predictions: ManyPredictions,
     manifest: Annotated[Path, option("Manifest that they answer.", problem=no_file)],
-    out: OutFile,
+    out: Annotated[Path, out_file("File of texts to write, a JSON array.")],
 ) -> None:
-    """Write every distinct report, predicted or reference, for RadGraph to annotate elsewhere.
-
-    The file is a JSON array of texts.
-    """
+    """Write every distinct report, predicted or reference, for RadGraph to annotate elsewhere."""
     keep_inputs(out, "read", manifest, *predictions)
     from ..score import write_texts
 

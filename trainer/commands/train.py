@@ -11,7 +11,6 @@ import typer
 from ...runtime.arguments import (
     ArgumentError,
     CacheOption,
-    Json,
     RecipeImages,
     RecipeManifest,
     RecipeStudent,
@@ -44,7 +43,7 @@ def train(
         bool, flag("Continue from the newest checkpoint in --out, if there is one.")
     ] = True,
     plan: Annotated[bool, flag("Print what the run costs, and train nothing.", "--plan")] = False,
-    as_json: Json = False,
+    as_json: Annotated[bool, flag("Print the plan as JSON.", "--json")] = False,
 ) -> None:
     """Train a student with LoRA against a teacher cache.
 

@@ -330,7 +330,7 @@ def test_options_of_a_student_need_one(task: Any, tmp_path: Path) -> None:
     words += ["--task", "vqa", "--out", tmp_path / "r.html", "--layer", "1"]
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert isinstance(result.exception, ArgumentError)
-    assert "describe a --source" in str(result.exception)
+    assert "--student and --layer describe a --source" in str(result.exception)
 
 
 def test_the_command_writes_says_where_and_fails_on_missing_images(
