@@ -241,7 +241,8 @@ class Bench:
             return self.write()
 
     def build(self, encoder: str = "ours") -> float:
-        from medalign.pipeline.build import BuildOptions, build
+        from medalign.pipeline.build import build
+        from medalign.pipeline.build_options import BuildOptions
         from medalign.teacher_cache.format.arrays import RowArray
         from medalign.teacher_cache.writer import TeacherCacheWriter
 

@@ -46,8 +46,10 @@ def measure(rows: int, workers: int, encoder: str) -> dict[str, float | str]:
     import torch
     from build import shards_by_zarr, timed
 
-    from medalign.pipeline.build import BuildOptions, build
-    from medalign.pipeline.experts import Expert, ExpertOutput, load_expert
+    from medalign.pipeline.build import build
+    from medalign.pipeline.build_options import BuildOptions
+    from medalign.pipeline.experts import Expert, load_expert
+    from medalign.pipeline.resample import ExpertOutput
     from medalign.teacher_cache.format.arrays import RowArray
     from medalign.teacher_cache.schema import ExpertCard, PatchGrid
     from medalign.teacher_cache.seal import seal

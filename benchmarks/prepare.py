@@ -122,7 +122,7 @@ def limit(read: Callable[[Path], Iterator[tuple[Path, dict[str, Any]]]], root: P
 
 
 def measure(name: str, side: str, root: Path) -> dict[str, float]:
-    from medalign.pipeline.datasets.prepare import Asked, prepare
+    from medalign.pipeline.datasets.prepare import PrepareOptions, prepare
     from medalign.pipeline.datasets.registry import DATA_SETS
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
@@ -132,7 +132,7 @@ def measure(name: str, side: str, root: Path) -> dict[str, float]:
         if side == "limit":
             limit(read_pathvqa if name == "pathvqa" else read_mimic, root)
         else:
-            done = prepare(DATA_SETS[name], root, Path(out), Asked())
+            done = prepare(DATA_SETS[name], root, Path(out), PrepareOptions())
             assert not done.problems
         seconds, cpu = time.perf_counter() - begun, time.process_time() - computed
     return {"seconds": seconds, "cpu": cpu, "mb": (status("VmHWM") - before) / 1e6}

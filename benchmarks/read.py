@@ -30,8 +30,7 @@ import numpy.typing as npt
 from medalign.teacher_cache.format.arrays import RowArray
 from medalign.teacher_cache.format.shard_file import RowReader
 from medalign.teacher_cache.metadata import zarr_json
-from medalign.teacher_cache.storage.local import LocalStorage
-from medalign.teacher_cache.storage.open_files import OpenFiles
+from medalign.teacher_cache.storage.local import LocalStorage, OpenFiles
 
 Arrays = dict[str, npt.NDArray[Any]]
 Read = Callable[[int], object]

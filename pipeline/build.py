@@ -1,4 +1,4 @@
-"""Build a teacher cache: plan, decode, encode and write, so that a killed run can go on."""
+"""Build a teacher cache: plan, decode, encode and write, so that a killed run can be resumed."""
 
 import contextlib
 import itertools
@@ -28,6 +28,11 @@ from .geometry import mean_colour
 from .manifest import iter_records
 from .pixels import PixelsError
 from .planning import BuildError, ManifestImages, list_images, make_plan, refuse_empty, to_hash
+
+_IMAGES_A_TASK = 4  # amortises the queue; few enough to keep all workers busy in a small batch
+
+Item = TypeVar("Item")
+Write = Callable[[TeacherCacheWriter, Shard], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,52 +80,6 @@ class BuildReport:
     damages: tuple[Damage, ...]
 
 
-def report_build(
-    writer: TeacherCacheWriter, asked: ManifestImages, written: int, encoded: int, seconds: float
-) -> BuildReport:
-    """Return what a build did and what its store lacks now.
-
-    Args:
-        writer: of the store.
-        asked: images of the manifest.
-        written: shards that this run wrote.
-        encoded: rows that it computed.
-        seconds: time that took.
-    """
-    now = status(writer.store)
-    paths = writer.plan.paths
-    led_to = {paths[path] for path in asked.paths if path in paths}
-    lost = {paths.get(failure.path) for failure in now.failures}
-    return BuildReport(
-        store=writer.store,
-        records=asked.records,
-        text_only=asked.text_only,
-        images=len(asked.paths),
-        distinct=len(led_to - lost),
-        led_to=len(led_to),
-        rows=now.rows,
-        shards=now.shards,
-        written=written,
-        pending=now.shards - now.complete,
-        failures=now.failures,
-        never_read=now.never_read,
-        gram_error=writer.gram_errors(),
-        encoded=encoded,
-        seconds=seconds,
-        sealed=writer.sealed,
-        size_bytes=sum(size for _, size in writer.store.files()),
-        damages=now.damages,
-    )
-
-
-__all__ = ["BuildError", "BuildOptions", "build", "check_folders"]
-
-_IMAGES_A_TASK = 4  # amortises the queue; few enough to keep all workers busy in a small batch
-
-Item = TypeVar("Item")
-Write = Callable[[TeacherCacheWriter, Shard], None]
-
-
 def build(
     manifest: Path,
     images: Path,
@@ -131,19 +90,19 @@ def build(
     origin: Origin | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
-    """Write what `expert` says of every image of `manifest` into the cache at `store`.
+    """Write what `expert` gives for every image of `manifest` into the cache at `store`.
 
-    Killed or interrupted at any moment, the same call goes on where the last one was: whole
-    shards are kept, and images are not hashed again.
+    After a kill or an interruption at any moment, the same call resumes: whole shards stay, and
+    images are not hashed again.
 
     Args:
         manifest: JSON Lines or LLaVA's JSON array.
         images: folder that its image paths are relative to.
-        store: folder or URL of the cache; created, or gone on with.
+        store: folder or URL of the cache; created, or resumed.
         expert: from `load_expert`.
         options: None for the defaults.
         origin: what the store remembers of how it is built, for those who finish or check it.
-        progress: told how far it is; None tells nobody.
+        progress: shows how far the build is; None shows nothing.
 
     Raises:
         ManifestError: the manifest is broken or names no image.
@@ -156,18 +115,18 @@ def build(
     options, progress = options or BuildOptions(), progress or NoProgress()
     store = open_storage(store)
     check_folders(manifest, images, store)
-    asked = list_images(manifest)
+    named = list_images(manifest)
     with Workers(options.workers, preload="medalign.pipeline.decode") as workers:
-        plan = _plan(store, images, asked.paths, workers, options, progress)
+        plan = _plan(store, images, named.paths, workers, options, progress)
         writer = TeacherCacheWriter.begin(store, make_card(expert, options), plan)
         if origin is not None and origin != load_origin(store):
             # A hint only: a build that has nothing to do works on a store that nobody may write.
             with contextlib.suppress(OSError, TeacherCacheError):
                 save_origin(store, origin)
-        left = writer.pending()
-        pending = [shard for shard in left if shard % options.part.count == options.part.index - 1]
-        if there := writer.shards - len(left):
-            progress.say(f"{there} of {writer.shards} shards are there already and stay")
+        missing = writer.pending()
+        pending = [shard for shard in missing if _in_part(shard, options)]
+        if complete := writer.shards - len(missing):
+            progress.say(f"{complete} of {writer.shards} shards are there already and stay")
         begun = time.monotonic()
         tools = _Tools(writer, images, expert, options, workers, progress)
         encoded = _encode(tools, {shard: writer.rows_of(shard) for shard in pending}, _write)
@@ -175,11 +134,15 @@ def build(
         if again:
             encoded += _encode(tools, again, _write_again)
         seconds = time.monotonic() - begun
-    return report_build(writer, asked, len(pending) + len(again), encoded, seconds)
+    return _report(writer, named, len(pending) + len(again), encoded, seconds)
+
+
+def _in_part(shard: int, options: BuildOptions) -> bool:
+    return shard % options.part.count == options.part.index - 1
 
 
 def check_folders(manifest: Path, images: Path, store: Path | str | Storage) -> None:
-    """Find at once what would otherwise be found after the expert is loaded.
+    """Check before the expert is loaded, which takes long, what needs no expert.
 
     Raises:
         ManifestError: no manifest.
@@ -187,7 +150,7 @@ def check_folders(manifest: Path, images: Path, store: Path | str | Storage) -> 
         TeacherCacheError: the store is something else.
     """
     if not manifest.is_file():
-        next(iter(iter_records(manifest)), None)  # says what is there instead
+        next(iter(iter_records(manifest)), None)  # its error names what lies there instead
     if not images.is_dir():
         raise BuildError(f"{images}: no such image folder")
     check_claimable(open_storage(store))
@@ -242,11 +205,11 @@ class _Tools:
         # Two batches of decoded images wait at most, and what the workers have in hand.
         ahead = 2 * options.batch_size // _IMAGES_A_TASK + 2 * self.workers.count
         tasks = _chunks(sources, _IMAGES_A_TASK)
-        found = self.workers.map(partial(read_squares, view), tasks, ahead)
-        return itertools.chain.from_iterable(found)
+        squares = self.workers.map(partial(read_squares, view), tasks, ahead)
+        return itertools.chain.from_iterable(squares)
 
 
-def _encode(tools: _Tools, wanted: Mapping[int, Sequence[int]], write: Write) -> int:
+def _encode(tools: _Tools, rows_of_shards: Mapping[int, Sequence[int]], write: Write) -> int:
     """Encode rows by shard and write them; return how many they are."""
     options, plan = tools.options, tools.writer.plan
     form = row_form(tools.writer.card, tools.workers)
@@ -254,7 +217,7 @@ def _encode(tools: _Tools, wanted: Mapping[int, Sequence[int]], write: Write) ->
     paths = plan.path_of_rows()
     batches = [
         batch
-        for shard, rows in wanted.items()
+        for shard, rows in rows_of_shards.items()
         for batch in row_batches(shard, rows, paths, options.batch_size)
     ]
     rows = sum(len(batch.paths) for batch in batches)
@@ -273,27 +236,26 @@ def _encode(tools: _Tools, wanted: Mapping[int, Sequence[int]], write: Write) ->
 
 def _decodable_now(tools: _Tools) -> dict[int, list[int]]:
     """Return the rows of complete shards that failed and need not fail any more, by shard."""
-    writer, part = tools.writer, tools.options.part
+    writer = tools.writer
     paths = writer.plan.path_of_rows()
     failed = {
         shard: [row for row in rows if row in paths]
         for shard, rows in writer.failed_rows().items()
-        if shard % part.count == part.index - 1
+        if _in_part(shard, tools.options)
     }
     squares = tools.read(itertools.chain.from_iterable(failed.values()), paths)
     readable = {
         shard: [row for row in rows if isinstance(next(squares), Square)]
         for shard, rows in failed.items()
     }
-    wanted = {shard: rows for shard, rows in readable.items() if rows}
-    found, tried = sum(map(len, wanted.values())), sum(map(len, failed.values()))
-    tools.progress.say(f"{found} of {tried} images that could not be decoded can be now")
-    return wanted
+    count, tried = sum(map(len, readable.values())), sum(map(len, failed.values()))
+    tools.progress.say(f"{count} of {tried} images that could not be decoded can be decoded now")
+    return {shard: rows for shard, rows in readable.items() if rows}
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    rest = iter(items)
-    while chunk := list(itertools.islice(rest, size)):
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
         yield chunk
 
 
@@ -319,7 +281,7 @@ def _writing(write: Callable[[Shard], None]) -> Iterator[Callable[[Shard], None]
         def hand_over(shard: Shard) -> None:
             nonlocal last
             if last is not None:
-                last.result()  # bounds the memory, and tells of a full disk
+                last.result()  # bounds the memory, and raises when the disk is full
             last = thread.submit(write, shard)
 
         yield hand_over
@@ -333,3 +295,41 @@ def _write(writer: TeacherCacheWriter, shard: Shard) -> None:
 
 def _write_again(writer: TeacherCacheWriter, shard: Shard) -> None:
     writer.write_again(shard.index, shard.rows, **shard.arrays(), failures=shard.failures)
+
+
+def _report(
+    writer: TeacherCacheWriter, named: ManifestImages, written: int, encoded: int, seconds: float
+) -> BuildReport:
+    """Return what a build did and what its store lacks now.
+
+    Args:
+        writer: of the store.
+        named: images of the manifest.
+        written: shards that this run wrote.
+        encoded: rows that it computed.
+        seconds: time that took.
+    """
+    now = status(writer.store)
+    paths = writer.plan.paths
+    led_to = {paths[path] for path in named.paths if path in paths}
+    lost = {paths.get(failure.path) for failure in now.failures}
+    return BuildReport(
+        store=writer.store,
+        records=named.records,
+        text_only=named.text_only,
+        images=len(named.paths),
+        distinct=len(led_to - lost),
+        led_to=len(led_to),
+        rows=now.rows,
+        shards=now.shards,
+        written=written,
+        pending=now.shards - now.complete,
+        failures=now.failures,
+        never_read=now.never_read,
+        gram_error=writer.gram_errors(),
+        encoded=encoded,
+        seconds=seconds,
+        sealed=writer.sealed,
+        size_bytes=sum(size for _, size in writer.store.files()),
+        damages=now.damages,
+    )

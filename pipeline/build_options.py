@@ -22,7 +22,7 @@ from .resample import INTERPOLATION
 
 STUDENT_GRID = PatchGrid(24, 24)
 """The patch grid of LLaVA's students: 336 px in 14 px patches."""
-WHOLE = Part()
+
 _RECORDED = ("medalign", "torch", "open_clip_torch", "timm", "numpy", "pillow", "zarr")
 
 
@@ -54,7 +54,7 @@ class BuildOptions:
     shard_rows: int = 64
     batch_size: int = 32
     workers: int = field(default_factory=default_workers)
-    part: Part = WHOLE
+    part: Part = field(default_factory=Part)
     max_gram_error: float | None = None
     on_error: Literal["skip", "fail"] = "skip"
     rehash: bool = False

@@ -20,7 +20,7 @@ _EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """How images of one cache are seen.
+    """How images of one cache become the expert's squares.
 
     Attributes:
         root: folder that the manifest's paths are relative to.
@@ -41,7 +41,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One row's image file: its manifest path, if any, and the SHA-256 (hex) when planned."""
+    """One row's image file: its manifest path, "" for none, and its SHA-256 (hex) in the plan."""
 
     path: str
     sha256: str

@@ -31,10 +31,89 @@ from pydicom.uid import (
 
 from .bit_depth import UnfitPixelsError, Values, by_level, quantise, stretch
 
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_EXTRA = "pip install 'medalign[dicom]'"
 _NO_FRAME = (0xFFC4, 0xFFC8, 0xFFCC)  # Huffman tables, reserved, arithmetic conditioning
 
 
-def check_frame_size(frame: bytes, dataset: Dataset) -> None:
+def is_dicom(data: bytes, name: str) -> bool:
+    """Return whether a file is to be read as DICOM: by its magic, else by its name."""
+    return data[128:132] == b"DICM" or PurePath(name).suffix.lower() in (".dcm", ".dicom")
+
+
+def decode_dicom(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Return the one frame of a DICOM file as uint8 [H, W, 3].
+
+    Raises:
+        UnfitPixelsError: if there are no pixels, several frames, more than `max_pixels` pixels or
+            a coding that no installed decoder reads.
+        Exception: whatever pydicom raises on damaged files; `pixels.decode` gives it a name.
+    """
+    dataset = _parse(data)
+    _check(dataset, max_pixels)
+    stored, photometric = _stored(dataset)
+    if photometric in ("MONOCHROME1", "MONOCHROME2"):
+        grey = _grey(dataset, stored)
+        if photometric == "MONOCHROME1":
+            grey = 255 - grey
+        return np.repeat(grey[..., None], 3, axis=2)
+    return _colour(dataset, stored, photometric)
+
+
+def _parse(data: bytes) -> Dataset:
+    # A deflated file inflates as a whole, unbounded, before its size can be checked.
+    if DeflatedExplicitVRLittleEndian.encode() in data[:65_536]:
+        raise UnfitPixelsError("is deflated DICOM, which is not read; convert it to explicit VR")
+    try:
+        # Without the magic we are here because of the name: old files have no preamble.
+        dataset = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM")
+    except InvalidDicomError:
+        raise UnfitPixelsError("is not a DICOM file") from None
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
+
+
+def _check(dataset: Dataset, max_pixels: int) -> None:
+    """Refuse, from the header alone, what is not one image of a bearable size."""
+    if not any(keyword in dataset for keyword in _PIXELS):
+        raise UnfitPixelsError("is DICOM without pixel data")
+    if (frames := int(dataset.get("NumberOfFrames") or 1)) > 1:
+        raise UnfitPixelsError(
+            f"holds {frames} frames, one is wanted; write the frame you need to a file of its own"
+        )
+    rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
+    if rows * columns > max_pixels:
+        raise UnfitPixelsError(
+            f"has {rows} x {columns} pixels, at most {max_pixels} are read (max_pixels)"
+        )
+
+
+def _stored(dataset: Dataset) -> tuple[Values, str]:
+    """Return the stored values, [H, W] or [H, W, 3], and how they are to be seen."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise UnfitPixelsError(f"holds {syntax.name} pixels, which pydicom does not read") from None
+    if not decoder.is_available:
+        raise UnfitPixelsError(f"holds {syntax.name} pixels, which need a decoder: {_EXTRA}")
+    if syntax.is_encapsulated:
+        _check_frame_size(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
+    try:
+        array, properties = decoder.as_array(dataset, index=0, **as_pixel_options(dataset))
+    except RuntimeError as error:
+        # One plugin tried and failed; another one, not installed, may read it.
+        lacking = any("pylibjpeg" in name for name in decoder.missing_dependencies)
+        hint = f"; another decoder may read it: {_EXTRA}" if lacking else ""
+        reason = " ".join(str(error).split())
+        raise UnfitPixelsError(f"holds {syntax.name} pixels: {reason}{hint}") from error
+    return array, str(properties["photometric_interpretation"])
+
+
+def _check_frame_size(frame: bytes, dataset: Dataset) -> None:
     """Refuse a coded frame of another size than the data set announces.
 
     The decoders believe the frame, and would make room for 65535 x 65535 pixels and more.
@@ -86,87 +165,6 @@ def _jpeg2000_size(frame: bytes) -> tuple[int, int]:
         raise UnfitPixelsError("holds a damaged JPEG 2000 frame")
     right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
     return bottom - top, right - left
-
-
-_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_EXTRA = "pip install 'medalign[dicom]'"
-
-
-def is_dicom(data: bytes, name: str) -> bool:
-    """Return whether a file is to be read as DICOM: by its magic, else by its name."""
-    return data[128:132] == b"DICM" or PurePath(name).suffix.lower() in (".dcm", ".dicom")
-
-
-def decode_dicom(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """Return the one frame of a DICOM file as uint8 [H, W, 3].
-
-    Raises:
-        UnfitPixelsError: if there are no pixels, several frames, more than `max_pixels` pixels or
-            a coding that no installed decoder reads.
-        Exception: whatever pydicom raises on damaged files; `pixels.decode` gives it a name.
-    """
-    dataset = _parse(data)
-    _check(dataset, max_pixels)
-    stored, photometric = _stored(dataset)
-    if photometric in ("MONOCHROME1", "MONOCHROME2"):
-        grey = _grey(dataset, stored)
-        if photometric == "MONOCHROME1":
-            grey = 255 - grey
-        return np.repeat(grey[..., None], 3, axis=2)
-    return _colour(dataset, stored, photometric)
-
-
-def _parse(data: bytes) -> Dataset:
-    # A deflated file inflates as a whole, unbounded, before its size can be looked at.
-    if DeflatedExplicitVRLittleEndian.encode() in data[:65_536]:
-        raise UnfitPixelsError("is deflated DICOM, which is not read; convert it to explicit VR")
-    try:
-        # Without the magic we are here because of the name: old files have no preamble.
-        dataset = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM")
-    except InvalidDicomError:
-        raise UnfitPixelsError("is not a DICOM file") from None
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        implicit, little = dataset.original_encoding
-        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-    return dataset
-
-
-def _check(dataset: Dataset, max_pixels: int) -> None:
-    """Refuse, from the header alone, what is not one image of a bearable size."""
-    if not any(keyword in dataset for keyword in _PIXELS):
-        raise UnfitPixelsError("is DICOM without pixel data")
-    if (frames := int(dataset.get("NumberOfFrames") or 1)) > 1:
-        raise UnfitPixelsError(
-            f"holds {frames} frames, one is wanted; write the frame you need to a file of its own"
-        )
-    rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
-    if rows * columns > max_pixels:
-        raise UnfitPixelsError(
-            f"has {rows} x {columns} pixels, at most {max_pixels} are read (max_pixels)"
-        )
-
-
-def _stored(dataset: Dataset) -> tuple[Values, str]:
-    """Return the stored values, [H, W] or [H, W, 3], and how they are to be seen."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise UnfitPixelsError(f"holds {syntax.name} pixels, which pydicom does not read") from None
-    if not decoder.is_available:
-        raise UnfitPixelsError(f"holds {syntax.name} pixels, which need a decoder: {_EXTRA}")
-    if syntax.is_encapsulated:
-        check_frame_size(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
-    try:
-        array, properties = decoder.as_array(dataset, index=0, **as_pixel_options(dataset))
-    except RuntimeError as error:
-        # One plugin tried and failed; another one, not installed, may read it.
-        lacking = any("pylibjpeg" in each for each in decoder.missing_dependencies)
-        hint = f"; another decoder may read it: {_EXTRA}" if lacking else ""
-        reason = " ".join(str(error).split())
-        raise UnfitPixelsError(f"holds {syntax.name} pixels: {reason}{hint}") from error
-    return array, str(properties["photometric_interpretation"])
 
 
 def _grey(dataset: Dataset, stored: Values) -> NDArray[np.uint8]:
@@ -229,7 +227,7 @@ def _lookup(dataset: Dataset, item: Dataset, values: Values) -> tuple[Values, in
     pydicom's own lookup indexes with the type of the entries, which fails on the common table of
     4096 entries of 8 bits.
     """
-    entries, first, bits = (int(each) for each in item.LUTDescriptor)
+    entries, first, bits = (int(number) for number in item.LUTDescriptor)
     entries = entries or 1 << 16
     raw = item.LUTData
     if isinstance(raw, bytes):
@@ -241,8 +239,8 @@ def _lookup(dataset: Dataset, item: Dataset, values: Values) -> tuple[Values, in
             f"has a lookup table of {len(table)} entries of {bits} bits, announced as {entries}"
         )
     # In float64: unsigned values below `first` must not wrap round.
-    place = np.clip(np.floor(values.astype(np.float64)) - first, 0, entries - 1)
-    return table[place.astype(np.intp)], bits
+    index = np.clip(np.floor(values.astype(np.float64)) - first, 0, entries - 1)
+    return table[index.astype(np.intp)], bits
 
 
 def _colour(dataset: Dataset, stored: Values, photometric: str) -> NDArray[np.uint8]:

@@ -1,4 +1,7 @@
-"""From squares to shards: the expert runs batch by batch, shard by shard, in row order."""
+"""From squares to shards: the expert runs batch by batch, shard by shard, in row order.
+
+How an image is stored is the codec's matter; each codec has a form of rows here.
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,48 +21,9 @@ from ..teacher_cache.format.arrays import row_arrays
 from ..teacher_cache.gram.codec import encode
 from ..teacher_cache.schema import CacheCard, ExpertCard, PatchGrid, TeacherCacheError
 from .decode import Square, Unreadable
-from .experts import Expert, ExpertError
+from .experts import Expert
 from .resample import ExpertOutput, to_grid
-from .weights import listed
-
-
-@dataclass(frozen=True, slots=True)
-class Patches:
-    """What is coded of an image.
-
-    Attributes:
-        patches: [M, b] float32 on the expert's grid, as they enter the interpolation.
-        valid: [N] bool, which patches of the student's grid are image.
-        native: the expert's grid.
-        student: the student's grid.
-        max_error: RMS error of the cosine Gram that the code may make.
-    """
-
-    patches: NDArray[np.float32]
-    valid: NDArray[np.bool_]
-    native: PatchGrid
-    student: PatchGrid
-    max_error: float
-
-
-@dataclass(frozen=True, slots=True)
-class ImageCode:
-    """A code, and the RMS and largest error of the Gram it stands for."""
-
-    blob: bytes
-    rms: float
-    largest: float
-
-
-def code_image(image: Patches) -> ImageCode:
-    """Code the Gram of one image.
-
-    Raises:
-        TeacherCacheError: the error asked for cannot be kept.
-    """
-    blob, error = encode(image.patches, image.native, image.student, image.valid, image.max_error)
-    return ImageCode(blob, error.rms, error.max)
-
+from .weights import ExpertError, listed
 
 Stored = Mapping[str, NDArray[Any]]
 
@@ -68,10 +32,11 @@ Finish = Callable[[], None]
 
 
 class RowForm(Protocol):
-    """One way to store what an expert says of images."""
+    """One way to store what an expert gives for images."""
 
-    def empty(self, rows: int) -> dict[str, NDArray[Any]]:
-        """Return the arrays of `rows` rows, to be filled."""
+    @property
+    def card(self) -> CacheCard:
+        """The card of the cache."""
 
     def of(self, output: ExpertOutput) -> tuple[Tensor, Tensor]:
         """Return, still on the device, what `put` takes of each image, and attention [B, N]."""
@@ -80,87 +45,6 @@ class RowForm(Protocol):
         self, stored: Stored, at: int, patches: NDArray[Any], valid: NDArray[np.bool_]
     ) -> Finish | None:
         """Store an image as row `at`: at once, or when what this returns is called."""
-
-
-def row_form(card: CacheCard, workers: Workers) -> RowForm:
-    """Return the form of a cache's codec; heavy work goes to `workers`."""
-    return GramForm(card, workers) if card.codec == "gram" else FeatureForm(card)
-
-
-@dataclass(frozen=True)
-class FeatureForm:
-    """Codec `fp16`: patches on the student's grid, as unit vectors."""
-
-    card: CacheCard
-
-    def empty(self, rows: int) -> dict[str, NDArray[Any]]:
-        """Return the arrays of `rows` rows, to be filled."""
-        return _zeros(self.card, rows)
-
-    def of(self, output: ExpertOutput) -> tuple[Tensor, Tensor]:
-        """Return float16 patches [B, N, b] and attention [B, N]."""
-        patches, attention = on_grid(output, self.card)
-        return patches.half(), attention
-
-    def put(self, stored: Stored, at: int, patches: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-        """Store an image as row `at`; padding patches are stored as they are."""
-        del valid
-        stored["features"][at] = patches
-
-
-@dataclass(frozen=True)
-class GramForm:
-    """Codec `gram`: similarities of the patches in compact form, coded in worker processes."""
-
-    card: CacheCard
-    workers: Workers
-
-    def empty(self, rows: int) -> dict[str, NDArray[Any]]:
-        """Return the arrays of `rows` rows, to be filled."""
-        return _zeros(self.card, rows)
-
-    def of(self, output: ExpertOutput) -> tuple[Tensor, Tensor]:
-        """Return float32 patches [B, M, b] as they enter the interpolation, and attention."""
-        _, attention = on_grid(output, self.card)
-        return native_patches(output, self.card.expert), attention
-
-    def put(
-        self, stored: Stored, at: int, patches: NDArray[Any], valid: NDArray[np.bool_]
-    ) -> Finish:
-        """Begin to code an image; what this returns stores its code, or raises why it has none."""
-        card = self.card
-        error = card.max_gram_error
-        assert error is not None, "a card of codec gram has one"
-        task = Patches(patches, valid, card.expert.grid, card.grid, error)
-        return partial(_store_code, stored, at, self.workers.submit(code_image, task))
-
-
-def _store_code(stored: Stored, at: int, begun: "Future[ImageCode]") -> None:
-    code = result_of(begun)
-    stored["codes"][at, : len(code.blob)] = np.frombuffer(code.blob, np.uint8)
-    stored["gram_error"][at] = code.rms, code.largest
-
-
-def native_patches(output: ExpertOutput, expert: ExpertCard) -> Tensor:
-    """Return patches [B, M, b] float32 on the expert's grid, as they enter the interpolation."""
-    patches = output.patches.float()
-    return F.normalize(patches, dim=-1) if expert.normalise_before_interpolation else patches
-
-
-def on_grid(output: ExpertOutput, card: CacheCard) -> tuple[Tensor, Tensor]:
-    """Return unit patches [B, N, b] and attention [B, N] on the student's grid, float32."""
-    return to_grid(
-        output,
-        card.expert.grid,
-        card.grid,
-        normalise_before=card.expert.normalise_before_interpolation,
-    )
-
-
-def _zeros(card: CacheCard, rows: int) -> dict[str, NDArray[Any]]:
-    return {
-        array.name: np.zeros((rows, *array.row_shape), array.dtype) for array in row_arrays(card)
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +97,10 @@ class Shard:
     @classmethod
     def empty(cls, index: int, rows: Sequence[int], form: RowForm, *, strict: bool) -> Self:
         """Return a shard to be filled with `rows`."""
-        stored = form.empty(len(rows))
+        stored = {
+            array.name: np.zeros((len(rows), *array.row_shape), array.dtype)
+            for array in row_arrays(form.card)
+        }
         return cls(index=index, rows=rows, form=form, stored=stored, strict=strict)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -223,7 +110,7 @@ class Shard:
             TeacherCacheError: with `strict`, an image that the codec cannot store; names it.
             WorkerDiedError: a worker process ended by itself.
         """
-        while self.begun:
+        while self.begun:  # emptied, so that a second call does not wait for them again
             at, (path, finish) = self.begun.popitem()
             try:
                 finish()
@@ -291,17 +178,17 @@ def encode_batches(
 def _one_behind(launched: Iterable[_Launched]) -> Iterator[_Launched]:
     """Yield each batch after the next was launched: a GPU works on while results are fetched."""
     waiting: _Launched | None = None
-    for each in launched:
+    for batch in launched:
         if waiting is not None:
             yield waiting
-        waiting = each
+        waiting = batch
     if waiting is not None:
         yield waiting
 
 
 @torch.no_grad()
 def look(expert: Expert, squares: Sequence[NDArray[np.uint8]]) -> ExpertOutput:
-    """Return what the expert says of images [S, S, 3]; on a GPU it may still be under way."""
+    """Run the expert over images [S, S, 3]; on a GPU the result may still be under way."""
     rgb = torch.from_numpy(np.stack(squares))
     if expert.device.type == "cuda":
         rgb = rgb.pin_memory()  # so that the copy does not wait for the batch before
@@ -311,15 +198,16 @@ def look(expert: Expert, squares: Sequence[NDArray[np.uint8]]) -> ExpertOutput:
 def _launch(
     expert: Expert, form: RowForm, batch: RowBatch, squares: Iterator[Square | Unreadable]
 ) -> _Launched:
-    found = list(itertools.islice(squares, len(batch.paths)))
-    readable = [square.rgb for square in found if isinstance(square, Square)]
+    images = list(itertools.islice(squares, len(batch.paths)))
+    readable = [square.rgb for square in images if isinstance(square, Square)]
     if not readable:
-        return _Launched(batch, found, torch.zeros(0, 1, 1), torch.zeros(0, 1))
-    return _Launched(batch, found, *form.of(look(expert, readable)))
+        return _Launched(batch, images, torch.zeros(0, 1, 1), torch.zeros(0, 1))
+    return _Launched(batch, images, *form.of(look(expert, readable)))
 
 
 def _fill(shard: Shard, done: _Launched) -> None:
     """Fetch the results of a batch and put them into its shard."""
+    # Waits for the device, which has the next batch to compute meanwhile.
     patches, attention = done.patches.cpu().numpy(), done.attention.cpu().numpy()
     finite = np.isfinite(patches).all(axis=(1, 2)) & np.isfinite(attention).all(axis=1)
     results = zip(patches, attention, finite, strict=True)
@@ -329,11 +217,11 @@ def _fill(shard: Shard, done: _Launched) -> None:
         if isinstance(square, Unreadable):
             shard.failures[row] = square.reason
             continue
-        shown, probabilities, good = next(results)
+        features, probabilities, good = next(results)
         if not good:
             broken.append(path)
             continue
-        finish = shard.form.put(shard.stored, at, shown, square.valid)
+        finish = shard.form.put(shard.stored, at, features, square.valid)
         if finish is not None:
             shard.begun[at] = path, finish
         shard.stored["attention"][at] = probabilities
@@ -344,3 +232,108 @@ def _fill(shard: Shard, done: _Launched) -> None:
             f"the expert gave NaN or infinity for {listed(broken)}; its weights are broken, or "
             "the dtype is too narrow for them: try --dtype fp32"
         )
+
+
+def row_form(card: CacheCard, workers: Workers) -> RowForm:
+    """Return the form of a cache's codec; heavy work goes to `workers`."""
+    return GramForm(card, workers) if card.codec == "gram" else FeatureForm(card)
+
+
+@dataclass(frozen=True)
+class FeatureForm:
+    """Codec `fp16`: patches on the student's grid, as unit vectors."""
+
+    card: CacheCard
+
+    def of(self, output: ExpertOutput) -> tuple[Tensor, Tensor]:
+        """Return float16 patches [B, N, b] and attention [B, N]."""
+        patches, attention = on_grid(output, self.card)
+        return patches.half(), attention
+
+    def put(self, stored: Stored, at: int, patches: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+        """Store an image as row `at`; padding patches are stored as they are."""
+        del valid
+        stored["features"][at] = patches
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """What is coded of an image.
+
+    Attributes:
+        patches: [M, b] float32 on the expert's grid, as they enter the interpolation.
+        valid: [N] bool, which patches of the student's grid are image.
+        native: the expert's grid.
+        student: the student's grid.
+        max_error: RMS error of the cosine Gram that the code may make.
+    """
+
+    patches: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    native: PatchGrid
+    student: PatchGrid
+    max_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCode:
+    """A code, and the RMS and largest error of the Gram it stands for."""
+
+    blob: bytes
+    rms: float
+    largest: float
+
+
+def code_image(image: Patches) -> ImageCode:
+    """Code the Gram of one image.
+
+    Raises:
+        TeacherCacheError: no code keeps the error below the limit.
+    """
+    blob, error = encode(image.patches, image.native, image.student, image.valid, image.max_error)
+    return ImageCode(blob, error.rms, error.max)
+
+
+@dataclass(frozen=True)
+class GramForm:
+    """Codec `gram`: similarities of the patches in compact form, coded in worker processes."""
+
+    card: CacheCard
+    workers: Workers
+
+    def of(self, output: ExpertOutput) -> tuple[Tensor, Tensor]:
+        """Return float32 patches [B, M, b] as they enter the interpolation, and attention."""
+        _, attention = on_grid(output, self.card)
+        return native_patches(output, self.card.expert), attention
+
+    def put(
+        self, stored: Stored, at: int, patches: NDArray[Any], valid: NDArray[np.bool_]
+    ) -> Finish:
+        """Begin to code an image; what this returns stores its code, or raises why it has none."""
+        card = self.card
+        error = card.max_gram_error
+        assert error is not None, "a card of codec gram has one"
+        task = Patches(patches, valid, card.expert.grid, card.grid, error)
+        return partial(_store_code, stored, at, self.workers.submit(code_image, task))
+
+
+def _store_code(stored: Stored, at: int, begun: "Future[ImageCode]") -> None:
+    code = result_of(begun)
+    stored["codes"][at, : len(code.blob)] = np.frombuffer(code.blob, np.uint8)
+    stored["gram_error"][at] = code.rms, code.largest
+
+
+def native_patches(output: ExpertOutput, expert: ExpertCard) -> Tensor:
+    """Return patches [B, M, b] float32 on the expert's grid, as they enter the interpolation."""
+    patches = output.patches.float()
+    return F.normalize(patches, dim=-1) if expert.normalise_before_interpolation else patches
+
+
+def on_grid(output: ExpertOutput, card: CacheCard) -> tuple[Tensor, Tensor]:
+    """Return unit patches [B, N, b] and attention [B, N] on the student's grid, float32."""
+    return to_grid(
+        output,
+        card.expert.grid,
+        card.grid,
+        normalise_before=card.expert.normalise_before_interpolation,
+    )

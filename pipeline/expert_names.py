@@ -13,6 +13,6 @@ EXPERT_NAMES = (*UNIMED, "biomedclip", "demo", "openclip:ARCH", f"a folder with 
 
 
 def is_folder(name: str) -> bool:
-    """Say whether an expert's name is the path of a folder that is there."""
+    """Return whether an expert's name is the path of an existing folder."""
     known = name in (*UNIMED, "biomedclip", "demo") or name.startswith("openclip:")
     return not known and Path(name).is_dir()

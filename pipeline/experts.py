@@ -16,122 +16,13 @@ from torch import Tensor
 
 from ..teacher_cache.schema import ExpertCard, FeatureChoice
 from .expert_names import CONFIG_NAME, EXPERT_NAMES, UNIMED, is_folder
-from .resample import ExpertOutput, to_grid
+from .resample import ExpertOutput
 from .tower import Tower, TowerConfig, architectures, named_config, read_config
 from .weights import ExpertError, find_checkpoint, listed, read_visual_weights, weights_sha256
 
-# Queries and keys this much above unit variance make [cls] attention prefer some patches
-# clearly; at 1 it is nearly uniform, and there would be nothing to distil.
-_SHARPNESS = 1.7
+DtypeName = Literal["bf16", "fp32"]
 
-
-def demo_weights(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Draw float32 weights for a tower's state dict, whatever its order.
-
-    Each tensor has its own stream, seeded by its name. Values are uniform with 24 bits taken
-    from raw generator output: no logarithm or cosine whose last bit depends on the machine,
-    and no global random state touched.
-    """
-    return {name: _draw(name, tuple(tensor.shape)) for name, tensor in shapes.items()}
-
-
-def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
-    if name.endswith("bias"):
-        return torch.zeros(shape)
-    if name.startswith("ln_") or ".ln_" in name:
-        return torch.ones(shape)
-    stream = np.random.PCG64(zlib.crc32(name.encode()))
-    bits = np.asarray(stream.random_raw(math.prod(shape)) >> np.uint64(40), dtype=np.float64)
-    uniform = torch.from_numpy((bits / 2**23 - 1).astype(np.float32)).reshape(shape)
-    if name.endswith("in_proj_weight"):
-        uniform[: shape[0] // 3 * 2] *= _SHARPNESS
-    # A uniform number in -1..1 has variance 1/3; fan-in scaling keeps activations near 1.
-    return uniform * math.sqrt(3 / _fan_in(name, shape))
-
-
-def _fan_in(name: str, shape: tuple[int, ...]) -> int:
-    if name in ("class_embedding", "positional_embedding"):
-        return 4 * shape[-1]  # content must outweigh position
-    return math.prod(shape[1:]) if name != "proj" else shape[0]
-
-
-_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")
-
-
-def check_fit(
-    wanted: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
-    *,
-    path: Path,
-    named: Mapping[str, str],
-) -> None:
-    """Check that a checkpoint has exactly the tensors of a tower.
-
-    Args:
-        wanted: the tower's state dict; meta tensors will do.
-        found: the checkpoint's visual tensors.
-        path: the checkpoint, for the message.
-        named: expert name -> architecture, proposed before plain architectures.
-
-    Raises:
-        ExpertError: a tensor has another shape, is missing, or is not the tower's; the message
-            proposes an expert that the weights fit.
-    """
-    problems = _shape_problems(wanted, found) or _key_problems(wanted, found)
-    if problems:
-        raise ExpertError(f"{path}: {'; '.join([*problems, *_proposal(found, named)])}")
-
-
-def _shape_problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    names = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
-    if not names:
-        return []
-    more = f" (and {len(names) - 1} more shapes differ)" if len(names) > 1 else ""
-    shapes = [tuple(tensors[names[0]].shape) for tensors in (found, wanted)]
-    return [f"visual.{names[0]} is {shapes[0]}, this expert takes {shapes[1]}{more}"]
-
-
-def _key_problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    missing = [f"visual.{name}" for name in wanted if name not in found]
-    unexpected = [f"visual.{name}" for name in found if name not in wanted]
-    kinds = (("missing", missing), ("unexpected", unexpected))
-    return [f"{kind} keys: {listed(names)}" for kind, names in kinds if names]
-
-
-def _proposal(found: Mapping[str, Tensor], named: Mapping[str, str]) -> list[str]:
-    if any(name.startswith("trunk.") for name in found):
-        return [f"the weights are of a timm tower: give its folder with {CONFIG_NAME}"]
-    signature = _signature_of_weights(found)
-    candidates = {name: named_config(architecture) for name, architecture in named.items()}
-    candidates |= {f"openclip:{name}": named_config(name) for name in architectures()}
-    fitting = [name for name, config in candidates.items() if _signature(config) == signature]
-    # Shapes cannot tell whether a tower was trained with QuickGELU; list both sorts.
-    return [f"the weights have the shapes of expert {listed(fitting)}"] if fitting else []
-
-
-def _signature_of_weights(found: Mapping[str, Tensor]) -> tuple[int, ...] | None:
-    """Return image side, patch side, width, blocks and embedding width, if they can be seen."""
-    try:
-        conv, tokens, proj = (
-            found[name].shape for name in ("conv1.weight", "positional_embedding", "proj")
-        )
-        side, patch = round((tokens[0] - 1) ** 0.5), conv[3]
-        blocks = {match[1] for name in found if (match := _BLOCK.match(name))}
-    except (KeyError, IndexError):
-        return None
-    return (side * patch, patch, conv[0], len(blocks), proj[-1])
-
-
-def _signature(config: TowerConfig) -> tuple[object, ...]:
-    vision = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, **config.vision}
-    if config.timm:
-        return ()
-    keys = ("image_size", "patch_size", "width", "layers")
-    return (*(vision[key] for key in keys), config.embed_dim)
-
-
-__all__ = ["EXPERT_NAMES", "Expert", "ExpertError", "ExpertOutput", "load_expert", "to_grid"]
-
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _UNIMED_LICENCE = "UniMed-CLIP weights: CC BY-NC 4.0 (non-commercial)"
 _BIOMEDCLIP_LICENCE = "BiomedCLIP weights: MIT; published for research use"
 _DEMO_LICENCE = "seeded random weights, nobody's work"
@@ -150,6 +41,10 @@ _DEMO = TowerConfig(
     },
     quick_gelu=True,
 )
+# Queries and keys this much above unit variance make [cls] attention prefer some patches
+# clearly; at 1 it is nearly uniform, and there would be nothing to distil.
+_SHARPNESS = 1.7
+_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +59,7 @@ class _Source:
 
 
 class Expert:
-    """A frozen vision tower that says, in one pass, patches and [cls] attention.
+    """A frozen vision tower that gives, in one pass, patches and [cls] attention.
 
     Attributes:
         card: what a cache records about it.
@@ -242,16 +137,16 @@ def load_expert(
             "norm; use features last"
         )
     tower = Tower(source.config, source.name)
-    wanted = tower.module.state_dict()
+    expected = tower.module.state_dict()
     if source.checkpoint is None:
-        found = demo_weights(wanted)
+        tensors = demo_weights(expected)
     else:
-        found = read_visual_weights(source.checkpoint)
-        check_fit(wanted, found, path=source.checkpoint, named=UNIMED)
+        tensors = read_visual_weights(source.checkpoint)
+        _check_fit(expected, tensors, source.checkpoint)
     card = ExpertCard(
         name=source.name,
         architecture=source.architecture,
-        weights_sha256=weights_sha256(found),
+        weights_sha256=weights_sha256(tensors),
         features=features,
         grid=tower.grid,
         width=tower.width,
@@ -261,7 +156,7 @@ def load_expert(
         normalise_before_interpolation=not source.config.timm,
         licence=source.licence,
     )
-    tower.load(found, device, dtype)
+    tower.load(tensors, device, dtype)
     return Expert(card, tower, source.config)
 
 
@@ -271,7 +166,7 @@ def _available(device: str | torch.device) -> torch.device:
     except RuntimeError as error:
         raise ExpertError(f"device {device!r} is not one that torch knows") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ExpertError(f"device {device} asked for, but torch finds no CUDA device here")
+        raise ExpertError(f"device {device} needs CUDA, but torch finds no CUDA device here")
     return device
 
 
@@ -333,10 +228,6 @@ def _from_folder(name: str, folder: Path, weights: Path | None, licence: str) ->
     )
 
 
-DtypeName = Literal["bf16", "fp32"]
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
 def load_asked(
     name: str,
     weights: Path | None,
@@ -365,10 +256,102 @@ def dtype_name(dtype: str) -> DtypeName:
 
 
 def describe(expert: Expert) -> str:
-    """Say in one line what an expert is and where it runs."""
+    """Describe in one line what an expert is and where it runs."""
     card = expert.card
     kind = str(expert.dtype).removeprefix("torch.")
     return (
         f"expert {card.name}: {card.image_size} px, {card.grid} patches of width {card.width}, "
         f"{kind} on {expert.device}"
     )
+
+
+def demo_weights(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Draw float32 weights for a tower's state dict, whatever its order.
+
+    Each tensor has its own stream, seeded by its name. Values are uniform with 24 bits taken
+    from raw generator output: no logarithm or cosine whose last bit depends on the machine,
+    and no global random state touched.
+    """
+    return {name: _draw(name, tuple(tensor.shape)) for name, tensor in shapes.items()}
+
+
+def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if name.startswith("ln_") or ".ln_" in name:
+        return torch.ones(shape)
+    stream = np.random.PCG64(zlib.crc32(name.encode()))
+    bits = np.asarray(stream.random_raw(math.prod(shape)) >> np.uint64(40), dtype=np.float64)
+    uniform = torch.from_numpy((bits / 2**23 - 1).astype(np.float32)).reshape(shape)
+    if name.endswith("in_proj_weight"):
+        uniform[: shape[0] // 3 * 2] *= _SHARPNESS
+    # A uniform number in -1..1 has variance 1/3; fan-in scaling keeps activations near 1.
+    return uniform * math.sqrt(3 / _fan_in(name, shape))
+
+
+def _fan_in(name: str, shape: tuple[int, ...]) -> int:
+    if name in ("class_embedding", "positional_embedding"):
+        return 4 * shape[-1]  # content must outweigh position
+    return math.prod(shape[1:]) if name != "proj" else shape[0]
+
+
+def _check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that a checkpoint has exactly the tensors of a tower, which may be meta tensors.
+
+    Raises:
+        ExpertError: a tensor has another shape, is missing, or is not the tower's; the message
+            proposes an expert that the weights fit.
+    """
+    problems = _shape_problems(expected, tensors) or _key_problems(expected, tensors)
+    if problems:
+        raise ExpertError(f"{path}: {'; '.join([*problems, *_proposal(tensors)])}")
+
+
+def _shape_problems(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    names = [
+        name for name in expected if name in tensors and tensors[name].shape != expected[name].shape
+    ]
+    if not names:
+        return []
+    more = f" (and {len(names) - 1} more shapes differ)" if len(names) > 1 else ""
+    shapes = [tuple(state[names[0]].shape) for state in (tensors, expected)]
+    return [f"visual.{names[0]} is {shapes[0]}, this expert takes {shapes[1]}{more}"]
+
+
+def _key_problems(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    missing = [f"visual.{name}" for name in expected if name not in tensors]
+    unexpected = [f"visual.{name}" for name in tensors if name not in expected]
+    kinds = (("missing", missing), ("unexpected", unexpected))
+    return [f"{kind} keys: {listed(names)}" for kind, names in kinds if names]
+
+
+def _proposal(tensors: Mapping[str, Tensor]) -> list[str]:
+    if any(name.startswith("trunk.") for name in tensors):
+        return [f"the weights are of a timm tower: give its folder with {CONFIG_NAME}"]
+    signature = _signature_of_weights(tensors)
+    candidates = {name: named_config(architecture) for name, architecture in UNIMED.items()}
+    candidates |= {f"openclip:{name}": named_config(name) for name in architectures()}
+    fitting = [name for name, config in candidates.items() if _signature(config) == signature]
+    # Shapes cannot tell whether a tower was trained with QuickGELU; list both sorts.
+    return [f"the weights have the shapes of expert {listed(fitting)}"] if fitting else []
+
+
+def _signature_of_weights(tensors: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+    """Return image side, patch side, width, blocks and embedding width, if they can be seen."""
+    try:
+        conv, tokens, proj = (
+            tensors[name].shape for name in ("conv1.weight", "positional_embedding", "proj")
+        )
+        side, patch = round((tokens[0] - 1) ** 0.5), conv[3]
+        blocks = {match[1] for name in tensors if (match := _BLOCK.match(name))}
+    except (KeyError, IndexError):
+        return None
+    return (side * patch, patch, conv[0], len(blocks), proj[-1])
+
+
+def _signature(config: TowerConfig) -> tuple[object, ...]:
+    vision = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, **config.vision}
+    if config.timm:
+        return ()
+    keys = ("image_size", "patch_size", "width", "layers")
+    return (*(vision[key] for key in keys), config.embed_dim)

@@ -19,74 +19,6 @@ from PIL import Image
 
 from ..teacher_cache.schema import PatchGrid
 
-_STRIP_PIXELS = 1 << 24  # largest padded piece held at once: 48 MiB
-_LONGEST_ASPECT = 64  # beyond it the part that `crop` throws away would fill the memory
-
-
-def padding(height: int, width: int) -> tuple[int, int]:
-    """Return columns before and rows above the image; the odd one goes right or below (LLaVA)."""
-    side = max(height, width)
-    return (side - width) // 2, (side - height) // 2
-
-
-def resize(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Return uint8 [height, width, 3], filtered bicubically with antialiasing."""
-    return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def pad(rgb: NDArray[np.uint8], size: int, fill: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Pad and resize without ever holding the padded square.
-
-    Pillow filters along rows first and then along columns, rounding in between. Doing the two
-    passes one by one gives the same bits, at the cost of the image instead of the square.
-    """
-    height, width = rgb.shape[:2]
-    top = padding(height, width)[1]
-    canvas = np.empty((max(height, width), size, 3), np.uint8)
-    canvas[:] = fill  # rows of padding stay what they are under the first pass
-    strips = [resize(strip, len(strip), size) for strip in _strips(rgb, fill)]
-    canvas[top : top + height] = np.concatenate(strips)
-    return resize(canvas, size, size)
-
-
-def _strips(rgb: NDArray[np.uint8], fill: tuple[int, int, int]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the rows of the image, padded to full width, a few at a time."""
-    height, width = rgb.shape[:2]
-    if width >= height:
-        yield rgb
-        return
-    left = padding(height, width)[0]
-    rows = max(1, _STRIP_PIXELS // height)
-    for start in range(0, height, rows):
-        piece = rgb[start : start + rows]
-        strip = np.empty((len(piece), height, 3), np.uint8)
-        strip[:] = fill
-        strip[:, left : left + width] = piece
-        yield strip
-
-
-def crop(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize the shorter side to `size` and keep the centre, as CLIP does: [size, size, 3].
-
-    An image more than 64 times as long as wide is resized only where it is kept, which may differ
-    from CLIP by one grey level.
-    """
-    height, width = rgb.shape[:2]
-    short, long = min(height, width), max(height, width)
-    scaled = int(size * long / short)  # rounded down, as CLIP and transformers do
-    start = (scaled - size) // 2
-    if long > _LONGEST_ASPECT * short:
-        ends = (start * long / scaled, (start + size) * long / scaled)
-        box: tuple[float, float, float, float] = (0, ends[0], width, ends[1])
-        if width > height:
-            box = (ends[0], 0, ends[1], height)
-        image = Image.fromarray(rgb)
-        return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-    if width > height:
-        return resize(rgb, size, scaled)[:, start : start + size].copy()
-    return resize(rgb, scaled, size)[start : start + size].copy()
-
-
 GeometryName = Literal["pad", "crop", "stretch"]
 GEOMETRIES: tuple[GeometryName, ...] = get_args(GeometryName)
 """The names, in the order of the documentation."""
@@ -96,10 +28,13 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI CLIP's standard deviation per channel, of values in 0..1."""
 
+_STRIP_PIXELS = 1 << 24  # largest padded piece held at once: 48 MiB
+_LONGEST_ASPECT = 64  # beyond it the part that `crop` throws away would fill the memory
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Hold a rectangle; in the square unless said otherwise."""
+    """Hold a rectangle; in the square unless stated otherwise."""
 
     left: float
     top: float
@@ -155,7 +90,7 @@ class Mapping:
 
     def patch_at(self, x: float, y: float, grid: PatchGrid) -> int | None:
         """Return the patch that looks at a source point, None if it is cropped away."""
-        u, v = (float(each) for each in self.to_square(x, y))
+        u, v = (float(coordinate) for coordinate in self.to_square(x, y))
         if not (0 <= u < 1 and 0 <= v < 1):
             return None
         return int(v * grid.rows) * grid.cols + int(u * grid.cols)
@@ -176,8 +111,8 @@ def mapping(geometry: GeometryName, height: int, width: int) -> Mapping:
         return Mapping(height, width, 1 / width, 0.0, 1 / height, 0.0)
     if geometry == "pad":
         side = max(height, width)
-        left, top = padding(height, width)
-        return Mapping(height, width, 1 / side, left / side, 1 / side, top / side)
+        before, above = _padding(height, width)
+        return Mapping(height, width, 1 / side, before / side, 1 / side, above / side)
     side = min(height, width)
     x_offset, y_offset = (1 - width / side) / 2, (1 - height / side) / 2
     return Mapping(height, width, 1 / side, x_offset, 1 / side, y_offset)
@@ -213,10 +148,74 @@ def apply_geometry(
     height, width = rgb.shape[:2]
     _check(geometry, height, width)
     if geometry == "crop":
-        return crop(rgb, size)
+        return _crop(rgb, size)
     if geometry == "stretch" or height == width:
-        return resize(rgb, size, size)
-    return pad(rgb, size, mean_colour() if fill is None else fill)
+        return _resize(rgb, size, size)
+    return _pad(rgb, size, mean_colour() if fill is None else fill)
+
+
+def _padding(height: int, width: int) -> tuple[int, int]:
+    """Return columns before and rows above the image; the odd one goes right or below (LLaVA)."""
+    side = max(height, width)
+    return (side - width) // 2, (side - height) // 2
+
+
+def _resize(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Return uint8 [height, width, 3], filtered bicubically with antialiasing."""
+    return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _pad(rgb: NDArray[np.uint8], size: int, fill: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Pad and resize without ever holding the padded square.
+
+    Pillow filters along rows first and then along columns, rounding in between. Doing the two
+    passes one by one gives the same bits, at the cost of the image instead of the square.
+    """
+    height, width = rgb.shape[:2]
+    top = _padding(height, width)[1]
+    canvas = np.empty((max(height, width), size, 3), np.uint8)
+    canvas[:] = fill  # rows of padding stay what they are under the first pass
+    strips = [_resize(strip, len(strip), size) for strip in _strips(rgb, fill)]
+    canvas[top : top + height] = np.concatenate(strips)
+    return _resize(canvas, size, size)
+
+
+def _strips(rgb: NDArray[np.uint8], fill: tuple[int, int, int]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the rows of the image, padded to full width, a few at a time."""
+    height, width = rgb.shape[:2]
+    if width >= height:
+        yield rgb
+        return
+    before = _padding(height, width)[0]
+    rows = max(1, _STRIP_PIXELS // height)
+    for start in range(0, height, rows):
+        piece = rgb[start : start + rows]
+        strip = np.empty((len(piece), height, 3), np.uint8)
+        strip[:] = fill
+        strip[:, before : before + width] = piece
+        yield strip
+
+
+def _crop(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize the shorter side to `size` and keep the centre, as CLIP does: [size, size, 3].
+
+    An image more than 64 times as long as wide is resized only where it is kept, which may differ
+    from CLIP by one grey level.
+    """
+    height, width = rgb.shape[:2]
+    short, long = min(height, width), max(height, width)
+    scaled = int(size * long / short)  # rounded down, as CLIP and transformers do
+    start = (scaled - size) // 2
+    if long > _LONGEST_ASPECT * short:
+        ends = (start * long / scaled, (start + size) * long / scaled)
+        box: tuple[float, float, float, float] = (0, ends[0], width, ends[1])
+        if width > height:
+            box = (ends[0], 0, ends[1], height)
+        image = Image.fromarray(rgb)
+        return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    if width > height:
+        return _resize(rgb, size, scaled)[:, start : start + size].copy()
+    return _resize(rgb, scaled, size)[start : start + size].copy()
 
 
 def valid_patches(
@@ -280,7 +279,7 @@ def normalise(
 
 def mean_colour(mean: tuple[float, float, float] = CLIP_MEAN) -> tuple[int, int, int]:
     """Return a mean as the 8-bit colour that LLaVA pads with: (122, 116, 104) for CLIP's."""
-    red, green, blue = (int(each * 255) for each in mean)
+    red, green, blue = (int(channel * 255) for channel in mean)
     return red, green, blue
 
 
@@ -292,11 +291,11 @@ def _check(geometry: str, height: int, width: int) -> None:
 
 
 def _patch_edges(
-    where: Mapping, grid: PatchGrid
+    mapped: Mapping, grid: PatchGrid
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the source coordinates of the lines between patches: x [cols + 1], y [rows + 1]."""
     u, v = np.arange(grid.cols + 1) / grid.cols, np.arange(grid.rows + 1) / grid.rows
-    return where.to_source(u, v)
+    return mapped.to_source(u, v)
 
 
 def _share_inside(edges: NDArray[np.float64], length: int) -> NDArray[np.float64]:

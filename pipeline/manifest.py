@@ -6,6 +6,9 @@ character that is not blank tells them apart. A record looks like this:
     {"id": "a", "image": "images/a.png", "answer_type": "CLOSED",
      "conversations": [{"from": "human", "value": "<image>\nIs it normal?"},
                        {"from": "gpt", "value": "No"}]}
+
+Image paths are relative to one folder; whoever opens an image resolves its path here, so that none
+leads out of that folder.
 """
 
 import json
@@ -18,8 +21,16 @@ from typing import Any, BinaryIO, Literal, NoReturn, TypeVar, cast
 
 IMAGE_PLACEHOLDER = "<image>"
 """Where an image stands in a human turn."""
+PROBLEMS_SHOWN = 20
+"""How many problems one error message lists; the rest are counted."""
 
 _KNOWN = ("id", "image", "conversations", "answer_type")
+_SHAPE = "a manifest is JSON Lines, one whole object per line, or one JSON array of objects"
+_BOM = b"\xef\xbb\xbf"
+_FOLDERS_KNOWN = 10_000  # a manifest goes through its folders one after the other
+_PROGRESS_EVERY = 1000
+
+Member = TypeVar("Member")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,199 @@ class Record:
     answer_type: str | None
     fields: Mapping[str, Any] = field(hash=False)
     line: int
+
+
+class ManifestError(ValueError):
+    """Say what is wrong with a manifest, or with an image path that it names.
+
+    Attributes:
+        problems: one text per problem, each with its line; at most `PROBLEMS_SHOWN` of them.
+        total: how many problems there are.
+    """
+
+    def __init__(self, message: str, problems: tuple[str, ...] = (), total: int = 1) -> None:
+        super().__init__(message)
+        self.problems = problems or (message,)
+        self.total = total
+
+
+class _CutOffError(ValueError):
+    """JSON that ends before its value does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Why there is no file at a path; as text, one line for a message.
+
+    Attributes:
+        path: as in the manifest.
+        reason: what stands in the way, empty where there just is no such file.
+        outside: whether the path leads out of the folder.
+    """
+
+    path: str
+    reason: str = ""
+    outside: bool = False
+
+    def __str__(self) -> str:
+        """Return the reason where it names the path, else the path, with the reason if any."""
+        if self.outside:
+            return self.reason
+        return shorten(self.path) + (f": {self.reason}" if self.reason else "")
+
+
+def iter_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a manifest in order; JSON Lines are streamed, not held.
+
+    Ids that repeat are not noticed here: that needs all of them, see `read_manifest`.
+
+    Raises:
+        ManifestError: at the first record that breaks a rule, or if the file is no manifest.
+    """
+    for label, _, result in _scan(path):
+        if not isinstance(result, Record):
+            raise _error(path, [f"{label}: {problem}" for problem in result], len(result))
+        yield result
+
+
+def read_manifest(path: Path) -> list[Record]:
+    """Return all records of a manifest, or name everything that is wrong with it at once.
+
+    Raises:
+        ManifestError: with the first 20 problems, each naming its line, and the count of the rest.
+    """
+    return list(checked_records(path))
+
+
+def checked_records(path: Path) -> Iterator[Record]:
+    """Yield what `read_manifest` returns, one by one; errors come after the last record.
+
+    Raises:
+        ManifestError: as `read_manifest`, when every record was read.
+    """
+    problems: list[str] = []
+    total = 0
+    for label, _, result in scan_records(path):
+        if isinstance(result, Record):
+            yield result
+            continue
+        total += len(result)
+        room = PROBLEMS_SHOWN - len(problems)
+        problems += [f"{label}: {problem}" for problem in result[:room]]
+    if total:
+        raise _error(path, problems, total)
+
+
+def scan_records(path: Path) -> Iterator[tuple[str, int, Record | list[str]]]:
+    """Yield (label, line, record or its problems); an id used before is a problem too.
+
+    The label is "line 3", or "item 3" in a JSON array.
+
+    Raises:
+        ManifestError: the file is no manifest at all.
+    """
+    first_uses: dict[str, str] = {}
+    for label, line, result in _scan(path):
+        if isinstance(result, Record):
+            first = first_uses.setdefault(result.id, label)
+            if first is not label:
+                text = f'id "{shorten(result.id)}" was used before, on {first}; ids must be unique'
+                yield label, line, [text]
+                continue
+        yield label, line, result
+
+
+def _error(path: Path, problems: list[str], total: int) -> ManifestError:
+    listed = tuple(problems[:PROBLEMS_SHOWN])
+    if total == 1:
+        return ManifestError(f"{path}: {listed[0]}", listed)
+    lines = "".join(f"\n  {problem}" for problem in listed)
+    more = f"\n  and {total - len(listed)} more" if total > len(listed) else ""
+    return ManifestError(f"{path}: {total} problems{lines}{more}", listed, total)
+
+
+def _scan(path: Path) -> Iterator[tuple[str, int, Record | list[str]]]:
+    """Yield (label, line, record or its problems) for every record of the file."""
+    empty = True
+    try:
+        with path.open("rb") as file:
+            read = _array_items if _first_character(path, file) == b"[" else _json_lines
+            file.seek(0)
+            for label, line, raw in read(path, file):
+                empty = False
+                yield label, line, read_record(raw, line)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ManifestError(f"{path}: cannot be read: {reason.lower()}") from None
+    if empty:
+        raise ManifestError(f"{path}: holds no records; {_SHAPE}")
+
+
+def _first_character(path: Path, file: BinaryIO) -> bytes:
+    head = file.read(4)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ManifestError(f"{path}: is UTF-16, a manifest is UTF-8; save it as UTF-8")
+    file.seek(len(_BOM) if head.startswith(_BOM) else 0)
+    for block in iter(lambda: file.read(1 << 16), b""):
+        if text := block.lstrip():
+            return text[:1]
+    return b""
+
+
+def _json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, object]]:
+    """Yield (label, line, value); a value that cannot be read is a ValueError with the reason."""
+    first = True
+    for line, data in enumerate(file, start=1):
+        stripped = (data.removeprefix(_BOM) if line == 1 else data).strip()
+        if not stripped:
+            continue
+        if b"\0" in stripped:
+            raise ManifestError(f"{path}: line {line}: holds a NUL byte; this is no text file")
+        value = _parse(stripped)
+        if first and isinstance(value, _CutOffError):
+            # Pretty-printed JSON: every further line would be one more misleading problem.
+            raise ManifestError(f"{path}: line {line}: {value}; {_SHAPE}")
+        first = False
+        yield f"line {line}", line, value
+
+
+def _array_items(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, object]]:
+    items = _parse(file.read().removeprefix(_BOM))
+    if not isinstance(items, list):
+        raise ManifestError(f"{path}: {items}; {_SHAPE}")
+    for number, item in enumerate(items, start=1):
+        yield f"item {number}", number, item
+        items[number - 1] = None  # the record holds what it needs
+
+
+def _parse(data: bytes) -> object:
+    """Return the JSON value of `data`, or (not raise) a ValueError that says what is wrong."""
+    try:
+        text = data.decode("utf-8")
+        return _DECODER.decode(text)
+    except UnicodeDecodeError as error:
+        return ValueError(f"is not UTF-8 at byte {error.start + 1}; save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        kind = _CutOffError if error.pos >= len(text.rstrip()) else ValueError
+        at = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}"
+        return kind(f"is not valid JSON at {at}: {_uncapitalised(error.msg)}")
+    except RecursionError:
+        return ValueError("is nested too deeply to be a record")
+    except ValueError as error:  # a number with more digits than Python converts, NaN
+        reason = _uncapitalised(str(error).partition(";")[0])
+        return ValueError(f"is not valid JSON: {reason}")
+
+
+def _uncapitalised(text: str) -> str:
+    """A sentence of Python's as the end of one's own; names within it stay as they are."""
+    return text[:1].lower() + text[1:]
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"the value {name} is no JSON number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would make one a line
 
 
 def read_record(raw: object, line: int) -> Record | list[str]:
@@ -150,29 +354,6 @@ def _check_placeholders(images: tuple[str, ...], turns: tuple[Turn, ...]) -> lis
     ]
 
 
-def check_path(name: str, value: object) -> str:
-    """Return a path that stays inside its folder as far as its text tells.
-
-    Raises:
-        ValueError: for an absolute path, `..`, a backslash, a URL or what is no path at all.
-    """
-    path = _text(name, value)
-    parts = set(path.split("/"))  # not pathlib: this runs for every record of millions
-    if "\\" in path or "\0" in path:
-        reason = "holds a backslash or NUL, separate folders by /"
-    elif path.startswith("/") or path[1:2] == ":":
-        reason = "is absolute, must be relative to the image folder"
-    elif ".." in parts:
-        reason = "holds `..`, must stay inside the image folder"
-    elif "://" in path:
-        reason = "is a URL, download the image and name the file"
-    elif parts <= {"", "."}:
-        reason = "names no file"
-    else:
-        return path
-    raise ValueError(f'`{name}` "{shorten(path)}" {reason}')
-
-
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"`{name}` is {_kind(value)}, must be a string that is not blank")
@@ -202,107 +383,33 @@ def _show(value: object) -> str:
     return f'"{shorten(value)}"' if isinstance(value, str) else _kind(value)
 
 
-def shorten(text: str, limit: int = 120) -> str:
-    """Return text fit for one line of a message: printable and not too long."""
-    return printable(text[:limit]) + "..." * (len(text) > limit)
-
-
-def printable(text: str) -> str:
-    r"""Return text that a terminal shows in one line, as it is: what it would obey is escaped.
-
-    A line break becomes `\n`, an escape `\x1b`, half a character `\ud800`.
-    """
-    if text.isprintable():
-        return text
-    plain = (each if each.isprintable() else each.encode("unicode_escape") for each in text)
-    return "".join(each if isinstance(each, str) else each.decode() for each in plain)
-
-
-PROBLEMS_SHOWN = 20
-"""How many problems one error message lists; the rest are counted."""
-
-_FOLDERS_KEPT = 10_000  # a manifest goes through its folders one after the other
-_BOM = b"\xef\xbb\xbf"
-_SHAPE = "a manifest is JSON Lines, one whole object per line, or one JSON array of objects"
-
-
-class ManifestError(ValueError):
-    """Say what is wrong with a manifest, or with an image path that it names.
-
-    Attributes:
-        problems: one text per problem, each with its line; at most `PROBLEMS_SHOWN` of them.
-        total: how many problems there are.
-    """
-
-    def __init__(self, message: str, problems: tuple[str, ...] = (), total: int = 1) -> None:
-        super().__init__(message)
-        self.problems = problems or (message,)
-        self.total = total
-
-
-def iter_records(path: Path) -> Iterator[Record]:
-    """Yield the records of a manifest in order; JSON Lines are streamed, not held.
-
-    Ids that repeat are not noticed here: that needs all of them, see `read_manifest`.
+def check_path(name: str, value: object) -> str:
+    """Return a path that stays inside its folder as far as its text tells.
 
     Raises:
-        ManifestError: at the first record that breaks a rule, or if the file is no manifest.
+        ValueError: for an absolute path, `..`, a backslash, a URL or what is no path at all.
     """
-    for where, _, found in _scan(path):
-        if isinstance(found, Record):
-            yield found
-        else:
-            raise _error(path, [f"{where}: {problem}" for problem in found], len(found))
-
-
-def read_manifest(path: Path) -> list[Record]:
-    """Return all records of a manifest, or name everything that is wrong with it at once.
-
-    Raises:
-        ManifestError: with the first 20 problems, each naming its line, and the count of the rest.
-    """
-    return list(checked_records(path))
-
-
-def checked_records(path: Path) -> Iterator[Record]:
-    """Yield what `read_manifest` returns, one by one; what is wrong is only told at the end.
-
-    Raises:
-        ManifestError: as `read_manifest`, when every record was looked at.
-    """
-    problems: list[str] = []
-    total = 0
-    for where, _, found in scan_records(path):
-        if isinstance(found, Record):
-            yield found
-            continue
-        total += len(found)
-        problems += [f"{where}: {each}" for each in found[: PROBLEMS_SHOWN - len(problems)]]
-    if total:
-        raise _error(path, problems, total)
-
-
-def scan_records(path: Path) -> Iterator[tuple[str, int, Record | list[str]]]:
-    """Yield (where, line, record or all that is wrong with it); an id used before is wrong too.
-
-    Raises:
-        ManifestError: the file is no manifest at all.
-    """
-    first_seen: dict[str, str] = {}
-    for where, line, found in _scan(path):
-        if isinstance(found, Record):
-            earlier = first_seen.setdefault(found.id, where)
-            if earlier is not where:
-                text = f'id "{shorten(found.id)}" was used before, on {earlier}; ids must be unique'
-                yield where, line, [text]
-                continue
-        yield where, line, found
+    path = _text(name, value)
+    parts = set(path.split("/"))  # not pathlib: this runs for every record of millions
+    if "\\" in path or "\0" in path:
+        reason = "holds a backslash or NUL, separate folders by /"
+    elif path.startswith("/") or path[1:2] == ":":
+        reason = "is absolute, must be relative to the image folder"
+    elif ".." in parts:
+        reason = "holds `..`, must stay inside the image folder"
+    elif "://" in path:
+        reason = "is a URL, download the image and name the file"
+    elif parts <= {"", "."}:
+        reason = "names no file"
+    else:
+        return path
+    raise ValueError(f'`{name}` "{shorten(path)}" {reason}')
 
 
 def resolve_image(root: Path, relative: str) -> Path:
     """Return where an image lies, certain that it lies inside `root`.
 
-    Whether the file exists is not looked at.
+    Whether the file exists is not checked.
 
     Raises:
         ManifestError: for an absolute path, `..`, a backslash, or a link that leads out of `root`.
@@ -311,7 +418,7 @@ def resolve_image(root: Path, relative: str) -> Path:
 
 
 class ImageFolder:
-    """A folder of images, to resolve many paths: where folders lie is looked up once."""
+    """A folder of images, for many paths: links in folders of the path are followed once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -341,191 +448,83 @@ class ImageFolder:
             "copy the file into the image folder or pass a folder that holds both"
         )
 
+    def absence(self, relative: str) -> Absent | None:
+        """Return why there is no regular file at a path, or None; the file is not opened."""
+        try:
+            regular = stat.S_ISREG(os.stat(self.resolve(relative)).st_mode)  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            regular = False
+        except ManifestError as error:
+            return Absent(relative, str(error), outside=True)
+        except OSError as error:  # a name too long, a folder that may not be entered, a loop
+            return Absent(relative, (error.strerror or str(error)).lower())
+        return None if regular else Absent(relative)
+
     def _folder(self, folder: str) -> str:
-        found = self._folders.get(folder)
-        if found is None:
-            if len(self._folders) == _FOLDERS_KEPT:
+        real = self._folders.get(folder)
+        if real is None:
+            if len(self._folders) == _FOLDERS_KNOWN:
                 self._folders.clear()
-            found = os.path.realpath(os.path.join(self._base, folder))  # noqa: PTH118
-            self._folders[folder] = found
-        return found
-
-
-def _scan(path: Path) -> Iterator[tuple[str, int, Record | list[str]]]:
-    """Yield (where, line, record or its problems) for every record of the file."""
-    try:
-        with path.open("rb") as file:
-            start = _first_character(path, file)
-            file.seek(0)
-            empty = True
-            for where, line, raw in (
-                _array_items(path, file) if start == b"[" else _json_lines(path, file)
-            ):
-                empty = False
-                yield where, line, read_record(raw, line)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ManifestError(f"{path}: cannot be read: {reason.lower()}") from None
-    if empty:
-        raise ManifestError(f"{path}: holds no records; {_SHAPE}")
-
-
-def _first_character(path: Path, file: BinaryIO) -> bytes:
-    head = file.read(4)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ManifestError(f"{path}: is UTF-16, a manifest is UTF-8; save it as UTF-8")
-    file.seek(len(_BOM) if head.startswith(_BOM) else 0)
-    for block in iter(lambda: file.read(1 << 16), b""):
-        if text := block.lstrip():
-            return text[:1]
-    return b""
-
-
-def _json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, object]]:
-    """Yield (where, line, value); a value that cannot be read is a ValueError that says why."""
-    first = True
-    for line, data in enumerate(file, start=1):
-        stripped = (data.removeprefix(_BOM) if line == 1 else data).strip()
-        if not stripped:
-            continue
-        if b"\0" in stripped:
-            raise ManifestError(f"{path}: line {line}: holds a NUL byte; this is no text file")
-        value = _parse(stripped)
-        if first and isinstance(value, _CutOffError):
-            # Pretty-printed JSON: every further line would be one more misleading problem.
-            raise ManifestError(f"{path}: line {line}: {value}; {_SHAPE}")
-        first = False
-        yield f"line {line}", line, value
-
-
-def _array_items(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, object]]:
-    items = _parse(file.read().removeprefix(_BOM))
-    if not isinstance(items, list):
-        raise ManifestError(f"{path}: {items}; {_SHAPE}")
-    for number, item in enumerate(items, start=1):
-        yield f"item {number}", number, item
-        items[number - 1] = None  # the record holds what it needs
-
-
-class _CutOffError(ValueError):
-    """JSON that ends before its value does."""
-
-
-def _parse(data: bytes) -> object:
-    """Return the JSON value of `data`, or (not raise) a ValueError that says what is wrong."""
-    try:
-        text = data.decode("utf-8")
-        return _DECODER.decode(text)
-    except UnicodeDecodeError as error:
-        return ValueError(f"is not UTF-8 at byte {error.start + 1}; save the file as UTF-8")
-    except json.JSONDecodeError as error:
-        kind = _CutOffError if error.pos >= len(text.rstrip()) else ValueError
-        at = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}"
-        return kind(f"is not valid JSON at {at}: {_uncapitalised(error.msg)}")
-    except RecursionError:
-        return ValueError("is nested too deeply to be a record")
-    except ValueError as error:  # a number with more digits than Python converts, NaN
-        reason = _uncapitalised(str(error).partition(";")[0])
-        return ValueError(f"is not valid JSON: {reason}")
-
-
-def _uncapitalised(text: str) -> str:
-    """A sentence of Python's as the end of one's own; names within it stay as they are."""
-    return text[:1].lower() + text[1:]
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"the value {name} is no JSON number")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would make one a line
-
-
-def _error(path: Path, problems: list[str], total: int) -> ManifestError:
-    shown = tuple(problems[:PROBLEMS_SHOWN])
-    if total == 1:
-        return ManifestError(f"{path}: {shown[0]}", shown)
-    listed = "".join(f"\n  {problem}" for problem in shown)
-    more = f"\n  and {total - len(shown)} more" if total > len(shown) else ""
-    return ManifestError(f"{path}: {total} problems{listed}{more}", shown, total)
-
-
-Member = TypeVar("Member")
-
-_TOLD_EVERY = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Absent:
-    """Why there is no file at a path; as text, one line for a message.
-
-    Attributes:
-        path: as in the manifest.
-        reason: what stands in the way, empty where there just is no such file.
-        outside: whether the path leads out of the folder.
-    """
-
-    path: str
-    reason: str = ""
-    outside: bool = False
-
-    def __str__(self) -> str:
-        """Return the reason where it names the path, else the path, with the reason if any."""
-        if self.outside:
-            return self.reason
-        return shorten(self.path) + (f": {self.reason}" if self.reason else "")
+            real = os.path.realpath(os.path.join(self._base, folder))  # noqa: PTH118
+            self._folders[folder] = real
+        return real
 
 
 def image_paths(records: Iterable[Record]) -> list[str]:
-    """Every image of a manifest once, in its order."""
+    """Return every image of a manifest once, in its order."""
     return list(dict.fromkeys(path for record in records for path in record.images))
 
 
 def find_images(
     root: Path, paths: Iterable[str], tell: Callable[[int], object] | None = None
 ) -> tuple[list[str], dict[str, Absent]]:
-    """Say which images are files in a folder, and of the others why not.
+    """Sort images into those that are files in a folder and those that are not.
 
     Args:
         root: the folder.
         paths: relative to it.
-        tell: called now and then with how many more paths were looked at.
+        tell: called now and then with how many more paths were checked.
 
     Returns:
-        those that are there, in order; and a map from the others to why they are not.
+        those that are there, in order; and the others, each with the reason.
     """
     folder = ImageFolder(root)
     there: list[str] = []
     absent: dict[str, Absent] = {}
     count = 0
     for count, path in enumerate(paths, start=1):
-        problem = _problem(folder, path)
-        if problem is None:
-            there.append(path)
+        if absence := folder.absence(path):
+            absent[path] = absence
         else:
-            absent[path] = problem
-        if tell is not None and count % _TOLD_EVERY == 0:
-            tell(_TOLD_EVERY)
+            there.append(path)
+        if tell is not None and count % _PROGRESS_EVERY == 0:
+            tell(_PROGRESS_EVERY)
     if tell is not None:
-        tell(count % _TOLD_EVERY)
+        tell(count % _PROGRESS_EVERY)
     return there, absent
 
 
-def _problem(folder: ImageFolder, path: str) -> Absent | None:
-    try:
-        found = stat.S_ISREG(os.stat(folder.resolve(path)).st_mode)  # noqa: PTH116
-    except (FileNotFoundError, NotADirectoryError):
-        found = False
-    except ManifestError as error:
-        return Absent(path, str(error), outside=True)
-    except OSError as error:  # a name too long, a folder that may not be entered, a loop of links
-        return Absent(path, (error.strerror or str(error)).lower())
-    return None if found else Absent(path)
-
-
 def even(members: Sequence[Member], count: int | None) -> list[Member]:
-    """Evenly spread members of a list, the first and the last included; None takes all."""
+    """Return evenly spread members of a list, the first and the last included; None takes all."""
     if count is None or len(members) <= count:
         return list(members)
     steps = max(1, count - 1)
     return [members[k * (len(members) - 1) // steps] for k in range(count)]
+
+
+def shorten(text: str, limit: int = 120) -> str:
+    """Return text fit for one line of a message: printable and not too long."""
+    return printable(text[:limit]) + "..." * (len(text) > limit)
+
+
+def printable(text: str) -> str:
+    r"""Return text that a terminal shows as it is, in one line; control characters are escaped.
+
+    A line break becomes `\n`, an escape `\x1b`, half a character `\ud800`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

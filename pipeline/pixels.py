@@ -7,7 +7,7 @@ The rules, the same wherever medalign reads an image:
 - Grey of more than 8 bits, integer or floating, is stretched linearly from the image's own
   minimum to its maximum (0 to 255, halves rounded up); one value throughout becomes 0; NaN and
   infinity are refused. Colour, and grey with alpha, of 16 bits keeps its high byte, as in Pillow.
-- Transparency is composited on black, or on white if asked for.
+- Transparency is composited on black, or on white with `alpha="white"`.
 - The EXIF orientation is applied. Of an MPO (a camera's JPEG with extra pictures) the main
   picture is read; any other file of several frames or pages is refused.
 - DICOM is known by its magic or its name; `dicom.py` has its rules.
@@ -34,6 +34,48 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from .bit_depth import UnfitPixelsError, stretch
 from .dicom import decode_dicom, is_dicom
+
+Alpha = Literal["black", "white"]
+MAX_PIXELS = 178_956_970
+"""Largest image read by default, in pixels: where Pillow sees a decompression bomb."""
+MAX_SIDE = 65_535
+"""Longest side read, in pixels: that of JPEG and DICOM. Padding makes a square of it."""
+
+_FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "PPM", "JPEG2000")
+_DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # TIFF tags
+
+
+class PixelsError(ValueError):
+    """Say that one file cannot be read as an image.
+
+    Attributes:
+        path: the file, as it was named to the reader.
+        reason: what is wrong with it.
+    """
+
+    exit_code = 1  # a file that cannot be read is no wrong command
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["PixelsError"], tuple[str, str]]:
+        return PixelsError, (self.path, self.reason)  # so that it crosses processes
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """Hold the pixels of a file and its identity.
+
+    Attributes:
+        rgb: uint8 [H, W, 3], not writable.
+        sha256: hex digest of the file's bytes.
+    """
+
+    rgb: NDArray[np.uint8]
+    sha256: str
 
 
 class _Strict:
@@ -75,49 +117,6 @@ class _Strict:
 
 strict_decoding = _Strict()
 """The one context under which this process decodes."""
-
-
-Alpha = Literal["black", "white"]
-MAX_PIXELS = 178_956_970
-"""Largest image read unless said otherwise, in pixels: where Pillow sees a decompression bomb."""
-MAX_SIDE = 65_535
-"""Longest side read, in pixels: that of JPEG and DICOM. Padding makes a square of it."""
-
-_FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "PPM", "JPEG2000")
-_DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-_PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # TIFF tags
-
-
-class PixelsError(ValueError):
-    """Say that one file cannot be read as an image.
-
-    Attributes:
-        path: the file, as it was named to the reader.
-        reason: what is wrong with it.
-    """
-
-    exit_code = 1  # a file that cannot be read is no wrong command
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type["PixelsError"], tuple[str, str]]:
-        return PixelsError, (self.path, self.reason)  # so that it crosses processes
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedImage:
-    """Hold the pixels of a file and its identity.
-
-    Attributes:
-        rgb: uint8 [H, W, 3], not writable.
-        sha256: hex digest of the file's bytes.
-    """
-
-    rgb: NDArray[np.uint8]
-    sha256: str
 
 
 def read_image(path: Path, *, alpha: Alpha = "black", max_pixels: int = MAX_PIXELS) -> DecodedImage:
@@ -272,9 +271,9 @@ def _deep_grey(image: Image.Image, alpha: Alpha) -> NDArray[np.uint8]:
     opaque = ... if key is None else values != key
     grey = np.full(values.shape, 255 if alpha == "white" else 0, np.uint8)
     if values[opaque].size:
-        shown = stretch(values[opaque])
+        levels = stretch(values[opaque])
         # Pillow inverts white-is-zero of 8 bits only.
-        grey[opaque] = 255 - shown if tags.get(_PHOTOMETRIC) == 0 else shown
+        grey[opaque] = 255 - levels if tags.get(_PHOTOMETRIC) == 0 else levels
     return np.repeat(grey[..., None], 3, axis=2)
 
 

@@ -16,16 +16,16 @@ from .decode import Unreadable, hash_files
 from .manifest import ManifestError, checked_records
 from .pixels import PixelsError
 
-_FILES_A_TASK = 16
+_FILES_A_TASK = 16  # hashing a small file takes less time than passing it to a worker
 
 
 class BuildError(ValueError):
-    """A cache that cannot be built as asked."""
+    """A cache that cannot be built with these options, images or folders."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestImages:
-    """What a manifest asks of a cache.
+    """The images that a manifest names.
 
     Attributes:
         records: number of records.
@@ -58,14 +58,14 @@ def list_images(manifest: Path) -> ManifestImages:
 
 
 def to_hash(store: Storage, known: PlanChain, paths: Sequence[str], *, rehash: bool) -> list[str]:
-    """Return the paths whose files have to be read before the store can take them.
+    """Return the paths whose files must be read before the store can take them.
 
-    Those are images that the store does not know, and those that failed: perhaps they were
-    restored meanwhile.
+    These are images that the store does not know, and those that failed, which may have been
+    restored since.
 
     Args:
         store: the cache.
-        known: what was planned for it up to now.
+        known: its plan up to now.
         paths: distinct manifest paths.
         rehash: read known images too, in case their bytes changed.
     """
@@ -90,9 +90,9 @@ def make_plan(
         root: folder that the paths are relative to.
         paths: distinct manifest paths.
         workers: processes that read the files.
-        progress: told of every file.
+        progress: advances with every file.
         strict: stop at the first file that cannot be read.
-        known: paths that have a row already; it stays if their file cannot be read now.
+        known: paths that have a row already, which stays if their file cannot be read now.
 
     Raises:
         PixelsError: with `strict`, a file cannot be read.
@@ -105,8 +105,8 @@ def make_plan(
     tasks = [paths[i : i + _FILES_A_TASK] for i in range(0, len(paths), _FILES_A_TASK)]
     results = workers.map(partial(hash_files, root), tasks, ahead=4 * max(1, workers.count))
     with progress.stage("hashing", total=len(paths)):
-        found = itertools.chain.from_iterable(results)
-        for path, digest in zip(paths, found, strict=True):
+        digests = itertools.chain.from_iterable(results)
+        for path, digest in zip(paths, digests, strict=True):
             if not isinstance(digest, Unreadable):
                 path_rows[path] = rows.setdefault(digest, len(rows))
             elif strict:

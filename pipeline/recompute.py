@@ -1,10 +1,9 @@
 """Recompute some rows of a cache with the expert, and judge what the cache holds by that.
 
-A digest says that bytes are as they were written; only the expert can say that they were right.
-How far apart the two may be is in `drift`.
+A digest proves that bytes are as they were written; only the expert can prove that they were right.
+The tolerance is what computing in another dtype or on another device, and storing, may change.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,24 +24,57 @@ from ..teacher_cache.schema import CacheCard
 from .build_options import library_versions
 from .decode import Source, Square, View, read_squares
 from .encode import look, on_grid
-from .experts import DtypeName, Expert, ExpertError, dtype_name, load_asked
+from .experts import DtypeName, Expert, dtype_name, load_asked
 from .geometry import GeometryName
 from .pixels import Alpha
-from .weights import listed
+from .weights import ExpertError, listed
 
+ROWS = 16
+"""How many rows are recomputed by default."""
+
+_BATCH = 8  # not the build's: what another batch size rounds is within the tolerance
+# Unit vectors at an angle of 0.008 have a cosine of 1 - 0.008 ** 2 / 2.
 _FLOAT32 = Tolerance(cosine=1 - 0.008**2 / 2, gram=0.008, attention=0.01)
 _BFLOAT16 = Tolerance(cosine=1 - 0.12**2 / 2, gram=0.08, attention=0.18)
 _COMPUTING = {"float32": _FLOAT32}
 _STORING = Tolerance(cosine=1 - 2.0**-23, gram=2.0**-10, attention=0.0)
+_WAY_OUT = "give --images DIR, --weights PATH or --expert NAME, or do without with --recompute 0"
+
+
+class CertificateError(ValueError):
+    """Rows that cannot be recomputed: not this expert, or no image is there."""
 
 
 class DriftError(RuntimeError):
     """Recomputed rows are not those that the cache holds."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recheck:
+    """How to recompute rows; None stands for what the last build used.
+
+    Attributes:
+        rows: how many.
+        seed: which ones.
+        images: folder that image paths are relative to.
+        expert: as `cache build --expert` takes it.
+        weights: checkpoint file or folder.
+        device: `auto`, `cpu`, `cuda`, ...
+        dtype: None for the one that the cache was computed in.
+    """
+
+    rows: int
+    seed: int = 0
+    images: Path | None = None
+    expert: str | None = None
+    weights: Path | None = None
+    device: str = "auto"
+    dtype: DtypeName | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the expert says of one image today.
+    """What the expert gives for one image now.
 
     Attributes:
         patches: [N, b] float32, unit rows on the student's grid.
@@ -60,79 +92,6 @@ class Seen:
         """Return the cosine similarity of all patches, [N, N]."""
         gram: NDArray[np.float32] = self.patches @ self.patches.T
         return gram
-
-
-def base_tolerance(card: CacheCard, *dtypes: str, errors: GramErrors | None = None) -> Tolerance:
-    """Return what rows of a cache may be off when recomputed in `dtypes`: computing plus storing.
-
-    The coarsest of them and of the card's own counts; an unknown one is as coarse as bfloat16.
-    `errors` are those that a cache of codec `gram` measured when it was written.
-    """
-    computing = _FLOAT32
-    for dtype in (card.dtype, *dtypes):
-        computing = computing.looser(_COMPUTING.get(dtype, _BFLOAT16))
-    storing = _STORING if errors is None else replace(_STORING, gram=errors.largest)
-    return Tolerance(
-        cosine=computing.cosine + storing.cosine - 1,
-        gram=computing.gram + storing.gram,
-        attention=computing.attention + storing.attention,
-    )
-
-
-def compare(row: TeacherRow, seen: Seen) -> Deviation:
-    """Return how far a stored row is from what the expert says now, over its image patches."""
-    both = row.valid & seen.valid
-    other = []
-    if different := int((row.valid != seen.valid).sum()):
-        other.append(f"{different} patches changed between image and padding")
-    if row.source_size != seen.source_size:
-        was, now = ("x".join(map(str, size)) for size in (row.source_size, seen.source_size))
-        other.append(f"the image had {was} pixels and has {now}")
-    gram = np.abs(row.gram() - seen.gram())[np.ix_(both, both)]
-    attention = np.abs(row.attention - seen.attention)[both]
-    largest = max(row.attention[both].max(initial=0), seen.attention[both].max(initial=0), 1e-30)
-    return Deviation(
-        cosine=(
-            _least_cosine(row.features[both], seen.patches[both]) if row.code is None else None
-        ),
-        gram=float(gram.max(initial=0)),
-        attention=float(attention.max(initial=0)),
-        attention_share=float(attention.max(initial=0) / largest),
-        other=", ".join(other),
-    )
-
-
-def _least_cosine(stored: NDArray[np.float16], seen: NDArray[np.float32]) -> float:
-    # In float64: near 1 a float32 would round the difference away.
-    a, b = stored.astype(np.float64), seen.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines = np.einsum("nb,nb->n", a, b) / np.maximum(lengths, 1e-30)
-    return min(1.0, float(cosines.min(initial=1)))
-
-
-def refuse_drift(cache: TeacherCache, found: Certificate) -> None:
-    """Refuse a cache whose rows are not what the expert says.
-
-    Raises:
-        DriftError: names the worst row, its image, and every number that is outside.
-    """
-    if wrong := found.outside():
-        raise DriftError(
-            f"{cache.store}: row {found.worst_row} ({found.worst_path}) is not what the expert "
-            f"says of this image now: {'; '.join(wrong)}. Reading images or the expert works in "
-            "another way than when the cache was built, or its rows were altered; build it again "
-            "into a new folder"
-        )
-
-
-ROWS = 16
-"""How many rows are recomputed unless said otherwise."""
-
-_BATCH = 8
-
-
-class CertificateError(ValueError):
-    """Rows that cannot be recomputed: not this expert, or no image is there."""
 
 
 def recompute(
@@ -156,38 +115,39 @@ def recompute(
         expert: the one that the cache was built with, on any device, in any dtype.
         rows: how many, at most as many as hold data.
         seed: which ones.
-        progress: told of every row.
+        progress: advances with every row.
 
     Raises:
-        CertificateError: another expert, or not one image of the drawn rows is there.
+        CertificateError: another expert, or no image of the drawn rows is there.
         ExpertError: the expert gave NaN or infinity.
         TeacherCacheError: a row is damaged.
     """
     check_expert(cache, expert)
     drawn = _draw(cache, rows, seed)
-    tolerance = _tolerance(cache, str(expert.dtype).removeprefix("torch."))
+    dtype = str(expert.dtype).removeprefix("torch.")
+    tolerance = _tolerance(cache, dtype)
     skipped: list[Skipped] = []
     compared: list[tuple[int, str, Deviation]] = []
     progress = progress or NoProgress()
     with progress.stage("recomputing", total=len(drawn)):
-        found = _find(cache, images, expert, drawn, skipped)
-        while batch := list(itertools.islice(found, _BATCH)):
-            for (row, path, _), seen in zip(batch, _see(cache, expert, batch), strict=True):
-                compared.append((row, path, compare(cache[row], seen)))
+        squares = _read_images(cache, images, expert, drawn, skipped)
+        while batch := list(itertools.islice(squares, _BATCH)):
+            for (row, path, _), now in zip(batch, _see(cache, expert, batch), strict=True):
+                compared.append((row, path, compare(cache[row], now)))
             progress.advance(len(batch))
     if not compared:
         raise CertificateError(_nothing_to_compare(cache, images, skipped))
-    worst = max(compared, key=lambda each: each[2].used(tolerance))
+    worst_row, worst_path, _ = max(compared, key=lambda result: result[2].used(tolerance))
     return Certificate(
         rows=tuple(row for row, _, _ in compared),
         seed=seed,
         skipped=tuple(skipped),
         deviation=_worst([deviation for _, _, deviation in compared]),
-        worst_row=worst[0],
-        worst_path=worst[1],
+        worst_row=worst_row,
+        worst_path=worst_path,
         tolerance=tolerance,
         device=_device_name(expert.device),
-        dtype=str(expert.dtype).removeprefix("torch."),
+        dtype=dtype,
         versions=library_versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -207,11 +167,57 @@ def certifier(
     """
 
     def certify(cache: TeacherCache) -> Mapping[str, Any]:
-        found = recompute(cache, images, expert, rows=rows, seed=seed, progress=progress)
-        refuse_drift(cache, found)
-        return found.to_json()
+        certificate = recompute(cache, images, expert, rows=rows, seed=seed, progress=progress)
+        refuse_drift(cache, certificate)
+        return certificate.to_json()
 
     return certify
+
+
+def refuse_drift(cache: TeacherCache, certificate: Certificate) -> None:
+    """Refuse a cache whose rows are not what the expert gives.
+
+    Raises:
+        DriftError: names the worst row, its image, and every number that is outside.
+    """
+    if wrong := certificate.outside():
+        raise DriftError(
+            f"{cache.store}: row {certificate.worst_row} ({certificate.worst_path}) is not what "
+            f"the expert gives for this image now: {'; '.join(wrong)}. Images are read, or the "
+            "expert computes, in another way than when the cache was built, or its rows were "
+            "altered; build it again into a new folder"
+        )
+
+
+def images_and_expert(cache: TeacherCache, recheck: Recheck) -> tuple[Path, Expert]:
+    """Return the image folder of a cache and its expert, loaded and checked against the card.
+
+    Raises:
+        CertificateError: either is not there, or it is another expert; names options that help.
+    """
+    origin = load_origin(cache.store)
+    images = recheck.images or (Path(origin.images) if origin else None)
+    if images is None:
+        raise CertificateError(f"{cache.store} does not say where its images are: {_WAY_OUT}")
+    if not images.is_dir():
+        raise CertificateError(f"{images}, where the images were, is no folder: {_WAY_OUT}")
+    name, weights = recheck.expert, recheck.weights
+    if name is None:
+        name = origin.expert if origin else cache.card.expert.name
+        weights = weights or (Path(origin.weights) if origin and origin.weights else None)
+    card = cache.card
+    try:
+        expert = load_asked(
+            name,
+            weights,
+            card.expert.features,
+            recheck.device,
+            recheck.dtype or dtype_name(card.dtype),
+        )
+    except ExpertError as error:
+        raise CertificateError(f"{error}: {_WAY_OUT}") from error
+    check_expert(cache, expert)
+    return images, expert
 
 
 def check_expert(cache: TeacherCache, expert: Expert) -> None:
@@ -220,33 +226,10 @@ def check_expert(cache: TeacherCache, expert: Expert) -> None:
     Raises:
         CertificateError: names both sides of every difference.
     """
-    named = dataclasses.replace(expert.card, name=cache.card.expert.name)
-    theirs = dataclasses.replace(cache.card, expert=named)
-    wrong = cache.card.differences(theirs)
-    if wrong:
-        listed_ = "; ".join(each.replace("asked for", "in the expert given") for each in wrong)
-        raise CertificateError(f"{cache.store} was built with another expert: {listed_}")
-
-
-def _worst(deviations: Sequence[Deviation]) -> Deviation:
-    cosines = [each.cosine for each in deviations if each.cosine is not None]
-    return Deviation(
-        cosine=min(cosines) if cosines else None,
-        gram=max(each.gram for each in deviations),
-        attention=max(each.attention for each in deviations),
-        attention_share=max(each.attention_share for each in deviations),
-        other=next((each.other for each in deviations if each.other), ""),
-    )
-
-
-def _tolerance(cache: TeacherCache, dtype: str) -> Tolerance:
-    recorded = read_certificate(cache.certificate)
-    if recorded is None:
-        return base_tolerance(cache.card, dtype, errors=cache.gram_errors)
-    if dtype in (recorded.dtype, cache.card.dtype):
-        return recorded.tolerance
-    base = base_tolerance(cache.card, dtype, errors=cache.gram_errors)
-    return recorded.tolerance.looser(base)
+    renamed = replace(expert.card, name=cache.card.expert.name)
+    if differences := cache.card.differences(replace(cache.card, expert=renamed)):
+        lines = "; ".join(line.replace("asked for", "in this expert") for line in differences)
+        raise CertificateError(f"{cache.store} was built with another expert: {lines}")
 
 
 def _draw(cache: TeacherCache, count: int, seed: int) -> list[int]:
@@ -261,14 +244,14 @@ def _draw(cache: TeacherCache, count: int, seed: int) -> list[int]:
     return drawn
 
 
-def _find(
+def _read_images(
     cache: TeacherCache,
     images: Path,
     expert: Expert,
     rows: Sequence[int],
     skipped: list[Skipped],
 ) -> Iterator[tuple[int, str, Square]]:
-    """Yield (row, path, square) of rows whose image is there; put the others into `skipped`."""
+    """Yield (row, path, square) of rows whose image is there; append the others to `skipped`."""
     card = cache.card
     view = View(
         root=images,
@@ -282,7 +265,7 @@ def _find(
     for row in rows:
         sources = [Source(path, cache.sha256_of(row)) for path in paths[row]]
         reasons = []
-        for source in sources:  # all hold one content, so any that is still there will do
+        for source in sources:  # all had the same bytes, so the first that can be read will do
             square = read_squares(view, [source])[0]
             if isinstance(square, Square):
                 yield row, source.path, square
@@ -297,14 +280,14 @@ def _see(
     cache: TeacherCache, expert: Expert, batch: Sequence[tuple[int, str, Square]]
 ) -> Iterator[Seen]:
     squares = [square for _, _, square in batch]
-    found = on_grid(look(expert, [square.rgb for square in squares]), cache.card)
-    patches, attention = (each.cpu().numpy() for each in found)
+    output = on_grid(look(expert, [square.rgb for square in squares]), cache.card)
+    patches, attention = (tensor.cpu().numpy() for tensor in output)
     finite = np.isfinite(patches).all(axis=(1, 2)) & np.isfinite(attention).all(axis=1)
     if not finite.all():
         broken = [path for (_, path, _), good in zip(batch, finite, strict=True) if not good]
         raise ExpertError(f"the expert gave NaN or infinity for {listed(broken)}")
-    for one, weights, square in zip(patches, attention, squares, strict=True):
-        yield Seen(one, weights, square.valid, square.source_size)
+    for features, weights, square in zip(patches, attention, squares, strict=True):
+        yield Seen(features, weights, square.valid, square.source_size)
 
 
 def _nothing_to_compare(cache: TeacherCache, images: Path, skipped: Sequence[Skipped]) -> str:
@@ -320,54 +303,68 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-_WAY_OUT = "give --images DIR, --weights PATH or --expert NAME, or do without with --recompute 0"
+def compare(row: TeacherRow, now: Seen) -> Deviation:
+    """Return how far a stored row is from what the expert gives now, over its image patches."""
+    both = row.valid & now.valid
+    other = []
+    if different := int((row.valid != now.valid).sum()):
+        other.append(f"{different} patches changed between image and padding")
+    if row.source_size != now.source_size:
+        before, after = ("x".join(map(str, size)) for size in (row.source_size, now.source_size))
+        other.append(f"the image had {before} pixels and has {after}")
+    gram = np.abs(row.gram() - now.gram())[np.ix_(both, both)]
+    attention = np.abs(row.attention - now.attention)[both]
+    largest = max(row.attention[both].max(initial=0), now.attention[both].max(initial=0), 1e-30)
+    return Deviation(
+        cosine=(_least_cosine(row.features[both], now.patches[both]) if row.code is None else None),
+        gram=float(gram.max(initial=0)),
+        attention=float(attention.max(initial=0)),
+        attention_share=float(attention.max(initial=0) / largest),
+        other=", ".join(other),
+    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recheck:
-    """How rows are to be recomputed; None stands for what the last build went by.
+def _least_cosine(stored: NDArray[np.float16], patches: NDArray[np.float32]) -> float:
+    # In float64: near 1 a float32 would round the difference away.
+    a, b = stored.astype(np.float64), patches.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = np.einsum("nb,nb->n", a, b) / np.maximum(lengths, 1e-30)
+    return min(1.0, float(cosines.min(initial=1)))
 
-    Attributes:
-        rows: how many.
-        seed: which ones.
-        images: folder that image paths are relative to.
-        expert: as `cache build --expert` takes it.
-        weights: checkpoint file or folder.
-        device: `auto`, `cpu`, `cuda`, ...
-        dtype: None for the one that the cache was computed in.
+
+def _worst(deviations: Sequence[Deviation]) -> Deviation:
+    cosines = [deviation.cosine for deviation in deviations if deviation.cosine is not None]
+    return Deviation(
+        cosine=min(cosines) if cosines else None,
+        gram=max(deviation.gram for deviation in deviations),
+        attention=max(deviation.attention for deviation in deviations),
+        attention_share=max(deviation.attention_share for deviation in deviations),
+        other=next((deviation.other for deviation in deviations if deviation.other), ""),
+    )
+
+
+def _tolerance(cache: TeacherCache, dtype: str) -> Tolerance:
+    recorded = read_certificate(cache.certificate)
+    if recorded is None:
+        return base_tolerance(cache.card, dtype, errors=cache.gram_errors)
+    if dtype in (recorded.dtype, cache.card.dtype):
+        return recorded.tolerance
+    base = base_tolerance(cache.card, dtype, errors=cache.gram_errors)
+    return recorded.tolerance.looser(base)
+
+
+def base_tolerance(card: CacheCard, *dtypes: str, errors: GramErrors | None = None) -> Tolerance:
+    """Return what rows of a cache may be off when recomputed in `dtypes`: computing plus storing.
+
+    The coarsest of them and of the card's own counts; an unknown one is as coarse as bfloat16.
+    `errors` are those that a cache of codec `gram` measured when it was written.
     """
-
-    rows: int
-    seed: int = 0
-    images: Path | None = None
-    expert: str | None = None
-    weights: Path | None = None
-    device: str = "auto"
-    dtype: DtypeName | None = None
-
-
-def images_and_expert(cache: TeacherCache, asked: Recheck) -> tuple[Path, Expert]:
-    """Return the image folder of a cache and its expert, loaded and checked against the card.
-
-    Raises:
-        CertificateError: either is not there, or it is another expert; says which options help.
-    """
-    origin = load_origin(cache.store)
-    images = asked.images or (Path(origin.images) if origin else None)
-    if images is None:
-        raise CertificateError(f"{cache.store} does not say where its images are: {_WAY_OUT}")
-    if not images.is_dir():
-        raise CertificateError(f"{images}, where the images were, is no folder: {_WAY_OUT}")
-    name, weights = asked.expert, asked.weights
-    if name is None:
-        name = origin.expert if origin else cache.card.expert.name
-        weights = weights or (Path(origin.weights) if origin and origin.weights else None)
-    card = cache.card
-    try:
-        expert = load_asked(
-            name, weights, card.expert.features, asked.device, asked.dtype or dtype_name(card.dtype)
-        )
-    except ExpertError as error:
-        raise CertificateError(f"{error}: {_WAY_OUT}") from error
-    check_expert(cache, expert)
-    return images, expert
+    computing = _FLOAT32
+    for dtype in (card.dtype, *dtypes):
+        computing = computing.looser(_COMPUTING.get(dtype, _BFLOAT16))
+    storing = _STORING if errors is None else replace(_STORING, gram=errors.largest)
+    return Tolerance(
+        cosine=computing.cosine + storing.cosine - 1,
+        gram=computing.gram + storing.gram,
+        attention=computing.attention + storing.attention,
+    )

@@ -1,4 +1,4 @@
-"""What an expert says of a batch, and how that comes to the student's patch grid."""
+"""What an expert gives for a batch, and how it is brought to the student's patch grid."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ INTERPOLATION = "bilinear, align_corners=False"
 
 @dataclass(frozen=True, slots=True)
 class ExpertOutput:
-    """What an expert says of a batch, on its own patch grid.
+    """What an expert gives for a batch, on its own patch grid.
 
     Attributes:
         patches: features [B, M, b] in the dtype the expert computes in.
@@ -42,7 +42,7 @@ def resample(patches: Tensor, source: PatchGrid, target: PatchGrid) -> Tensor:
 def to_grid(
     output: ExpertOutput, source: PatchGrid, target: PatchGrid, *, normalise_before: bool
 ) -> tuple[Tensor, Tensor]:
-    """Bring what an expert says to the student's grid (Eq. 2), as unit vectors.
+    """Bring what an expert gives to the student's grid (Eq. 2), as unit vectors.
 
     The order of normalising and interpolating changes the numbers and differs between
     experts in the authors' code, so the expert's card carries it.

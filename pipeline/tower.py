@@ -327,7 +327,9 @@ def _in_projection(
 def _build(config: TowerConfig, name: str) -> Any:
     timm_name = str(config.vision.get("timm_model_name") or "")
     if ":" in timm_name:
-        raise ExpertError(f"{name}: timm tower {timm_name!r} names a hub, which is never asked")
+        raise ExpertError(
+            f"{name}: timm tower {timm_name!r} names a hub; nothing is downloaded here"
+        )
     builder = _function(_BUILDER, _BUILDER_OPTIONS)
     try:
         vision = open_clip.CLIPVisionCfg(**config.vision)

@@ -17,14 +17,14 @@ _LISTED = 4
 
 
 class ExpertError(ValueError):
-    """An expert that cannot be had as asked: unknown name, missing or unfit weights."""
+    """An expert that cannot be loaded: unknown name, missing or unfit weights."""
 
 
 def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint file that `path` names: the file itself, or the one in a folder.
 
     Raises:
-        ExpertError: nothing is there, or a folder holds none or several.
+        ExpertError: nothing lies there, or a folder holds no checkpoint or several.
     """
     if path.is_file():
         return path
@@ -33,10 +33,10 @@ def find_checkpoint(path: Path) -> Path:
     for name in CHECKPOINT_NAMES:
         if (path / name).is_file():
             return path / name
-    found = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(file.name for file in found) or "none"
+    files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+    if len(files) == 1:
+        return files[0]
+    names = ", ".join(file.name for file in files) or "none"
     raise ExpertError(
         f"{path}: expected {' or '.join(CHECKPOINT_NAMES)} in this folder, found {names}; "
         "give --weights the file itself"
@@ -106,7 +106,7 @@ def _load_torch_file(path: Path) -> Any:
             warnings.simplefilter("ignore")  # torch warns of TorchScript before it refuses it
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises a dozen kinds here, some of them private
-        # The rest of torch's text recommends to load it all the same.
+        # The end of torch's text recommends weights_only=False, which would run code of the file.
         reason = str(error).partition("\n")[0].partition(". In PyTorch")[0] or type(error).__name__
         raise ExpertError(
             f"{path}: not a torch file of plain tensors; one that must run code to be read, or "

@@ -18,8 +18,7 @@ from .plan_file import has_plan, load_plans
 from .reader import InFlight, TeacherCache
 from .schema import CacheCard, Failure, Plan, TeacherCacheError
 from .seal import seal
-from .storage.local import LocalStorage, Storage, open_storage
-from .storage.open_files import keep_open
+from .storage.local import LocalStorage, Storage, keep_open, open_storage
 from .storage.untrusted import within
 from .writer import TeacherCacheWriter
 
@@ -159,7 +158,7 @@ class _Source:
 
     def paths(self) -> dict[str, int | None]:
         """Return the row of every path, None where its image could not be read at all."""
-        rows = zip(self.index.paths(), self.index.path_rows().tolist(), strict=True)
+        rows = zip(self.index.paths, self.index.path_rows().tolist(), strict=True)
         return {**dict.fromkeys(self.unreadable), **dict(rows)}
 
     def readers(self) -> dict[str, RowReader]:

@@ -164,6 +164,14 @@ class PlanChain:
         """Return the row of an image content (SHA-256, hex)."""
         return self._rows.get(bytes.fromhex(digest))
 
+    def path_row(self, path: str) -> int | None:
+        """Return the row of a manifest path."""
+        return self.paths.get(path)
+
+    def path_rows(self) -> npt.NDArray[np.int32]:
+        """Return the row of every path, in the order of `paths`."""
+        return np.fromiter(self.paths.values(), np.int32, len(self.paths))
+
     def content_table(self) -> npt.NDArray[np.uint8]:
         """Return the digests of all rows as [extent, 32]; holes hold zeros."""
         table = np.zeros((self.layout.extent, DIGEST_BYTES), np.uint8)

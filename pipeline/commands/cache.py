@@ -126,8 +126,8 @@ def build_command(
             from ...runtime.progress import ConsoleProgress
             from ...teacher_cache.storage.local import open_storage
             from ...teacher_cache.writer import TeacherCacheWriter, check_begun
-            from ..build import BuildOptions, build, check_folders
-            from ..build_options import with_options
+            from ..build import build, check_folders
+            from ..build_options import BuildOptions, with_options
             from ..experts import describe, load_asked
 
         check_folders(manifest, images, out)  # before a gigabyte of weights is read

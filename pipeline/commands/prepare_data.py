@@ -81,10 +81,10 @@ def prepare_command(
     from rich.console import Console
 
     from ...runtime.progress import ConsoleProgress
-    from ..datasets.prepare import Asked, prepare
+    from ..datasets.prepare import PrepareOptions, prepare
     from ..datasets.registry import find_data_set
 
-    settings = Asked(
+    settings = PrepareOptions(
         images=images,
         seed=seed,
         val_fraction=val_fraction,

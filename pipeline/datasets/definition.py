@@ -60,7 +60,7 @@ class LeftOut:
         reason: the same words for the same reason, since they are counted by it; no path.
         by_rule: the set's rule asks for it (another language); otherwise something is wrong with
             the item, and the command ends with exit code 1.
-        image: path of the image at fault; distinct ones are counted, and it is not shown.
+        image: path of the image at fault; the report counts distinct ones and names none.
     """
 
     where: str
@@ -73,7 +73,7 @@ Item = Sample | LeftOut
 
 
 class DataSetError(ValueError):
-    """Say what is wrong with the folder of a data set, or with what was asked of it."""
+    """Say what is wrong with the folder of a data set, or with the options for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,10 +153,6 @@ class Choice:
     help: str
 
 
-def _as_it_is(item: Item) -> Item:
-    return item
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Hold where a reader finds a data set.
@@ -175,7 +171,7 @@ class Source:
     layout: Layout
     images: Path
     progress: Progress = field(default_factory=NoProgress)
-    usable: Callable[[Item], Item] = _as_it_is
+    usable: Callable[[Item], Item] = lambda item: item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,8 +191,8 @@ class DataSet:
             source as a whole cannot be read. The mapping holds every choice's value.
         choices: what a user may choose.
         fractions: of the seeded cut, for samples that come without a split; the rest is train.
-        private: no text of its files is ever told; that may stand where a path should, so paths
-            are not told either.
+        private: no text of its files is shown; text may stand where a path should, so paths are
+            not shown either.
     """
 
     name: str
@@ -223,16 +219,16 @@ def find_layout(data_set: DataSet, folder: Path) -> tuple[Path, Layout]:
         kind = "is a file, name the folder" if folder.exists() else "is not there"
         raise DataSetError(f"{folder}: {kind}; it should be the folder of {data_set.title}")
     for level in ([folder], _folders_in(folder)):
-        found = [
+        forms = [
             (root, layout)
             for root in level
             for layout in data_set.layouts
             if not _missing(root, layout)
         ]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            listed = "".join(f"\n  {root}: {layout.name}" for root, layout in found)
+        if len(forms) == 1:
+            return forms[0]
+        if forms:
+            listed = "".join(f"\n  {root}: {layout.name}" for root, layout in forms)
             raise DataSetError(
                 f"{folder}: holds {data_set.title} more than once; name one folder, or move the "
                 f"files of one form into a folder of their own{listed}"
@@ -245,24 +241,24 @@ def files_of(root: Path, layout: Layout) -> list[Path]:
     return sorted({path for pattern in layout.files for path in _matches(root, pattern)})
 
 
-def image_folder(data_set: DataSet, root: Path, layout: Layout, asked: Path | None) -> Path | None:
+def image_folder(data_set: DataSet, root: Path, layout: Layout, images: Path | None) -> Path | None:
     """Return the folder that holds the images; None where they are inside the set's files.
 
     Raises:
-        DataSetError: the folder is not there, or was asked for where there is none.
+        DataSetError: the folder is not there, or `images` (--images) names one for nothing.
     """
     if layout.images is None:
-        if asked is not None:
+        if images is not None:
             raise DataSetError(
                 f"{root}: {layout.name}: the images are inside these files and are written out; "
                 "leave --images away"
             )
         return None
-    folder = root / layout.images if asked is None else asked
+    folder = root / layout.images if images is None else images
     if folder.is_dir():
         return folder
     archive = root / layout.archive if layout.archive else None
-    if asked is None and archive is not None and archive.is_file():
+    if images is None and archive is not None and archive.is_file():
         raise DataSetError(f"{archive}: is still packed; unpack it into {root} and run again")
     raise DataSetError(
         f"{folder}: no such folder; the images of {data_set.title} should lie there, "

@@ -1,7 +1,7 @@
 """MIMIC-CXR reports: chest X-rays with their findings, as R2Gen or PhysioNet hand them out.
 
-No text of a report leaves this file but inside a sample: what is said about an item (where,
-reason, errors, progress) is a file, a number or an id.
+No text of a report leaves this file but inside a sample: labels, reasons, errors and progress
+hold files, numbers and ids only.
 """
 
 import csv
@@ -30,12 +30,14 @@ from .definition import (
     Split,
 )
 from .formats import as_text
-from .iu_xray import ANNOTATION, read_annotation
-from .same_text import QUESTION
+from .iu_xray import ANNOTATION, QUESTION, read_annotation
 from .split import SAMPLE, SAMPLE_SEED, take
 
-_SPLIT, _METADATA = "mimic-cxr-2.0.0-split.csv*", "mimic-cxr-2.0.0-metadata.csv*"
+Section = Literal["findings", "impression"]
+
+_SPLIT_TABLE, _METADATA = "mimic-cxr-2.0.0-split.csv*", "mimic-cxr-2.0.0-metadata.csv*"
 _SPLITS: Final[Mapping[str, Split]] = {"train": "train", "validate": "val", "test": "test"}
+_FRONTAL: Final = ("AP", "PA")
 _DICOM_ID: Final = re.compile(r"[0-9A-Za-z-]+")
 _TEXTS: Final = ("mimic-cxr-reports/files", "mimic-cxr/files", "mimic-cxr/2*/files")
 
@@ -44,15 +46,37 @@ def _tree(version: str) -> Layout:
     folder = f"mimic-cxr-jpg/{version}"
     return Layout(
         name=f"PhysioNet, both folders, mimic-cxr-jpg {version}",
-        files=(f"{folder}/{_SPLIT}", f"{folder}/{_METADATA}"),
+        files=(f"{folder}/{_SPLIT_TABLE}", f"{folder}/{_METADATA}"),
         images=f"{folder}/files",
     )
 
 
-LAYOUTS: Final = (
+_PHYSIONET: Final = (
     _tree("2.0.0"),
     _tree("2.1.0"),
-    Layout(name="PhysioNet, mimic-cxr-jpg alone", files=(_SPLIT, _METADATA), images="files"),
+    Layout(name="PhysioNet, mimic-cxr-jpg alone", files=(_SPLIT_TABLE, _METADATA), images="files"),
+)
+
+_FINAL: Final = re.compile(r"^[ \t]*FINAL REPORT[ \t]*$", re.MULTILINE)
+_IMPRESSION: Final = r"(?:IMPRESSION|CONCLUSION)(?:S|\(S\))?"
+_FINDINGS: Final = rf"FINDING(?:S|\(S\))?(?:[ ]*(?:AND|/|&)[ ]*(?:{_IMPRESSION}))?"
+_BEFORE: Final = (
+    r"(?:EXAM|(?:TYPE OF )?EXAMINATION|TYPE OF EXAM|STUDY|PROCEDURE|(?:CLINICAL )?INDICATION|"
+    r"CLINICAL (?:HISTORY|INFORMATION)|(?:PATIENT )?HISTORY|REASON FOR (?:EXAM|EXAMINATION|STUDY)|"
+    r"TECHNIQUE|COMPARISONS?(?: (?:STUDY|EXAM|FILM))?|REFERENCE EXAM)(?:S|\(S\))?"
+)
+_AFTER: Final = r"(?:RECOMMENDATION|NOTIFICATION)(?:S|\(S\))?|SUMMARY|WET READ"
+_HEADING: Final = re.compile(
+    # The words before it name the view: "PORTABLE CHEST FINDINGS:".
+    rf"^[ \t]*(?:(?:[A-Z,()-]+[ ]){{0,5}}(?=F)(?P<findings>(?i:{_FINDINGS}))[ \t]*:"
+    rf"|(?=[A-Z])(?P<impression>(?i:{_IMPRESSION}))[ \t]*:"
+    rf"|(?=[A-Z])(?i:{_AFTER})[ \t]*:"
+    rf"|(?:{_BEFORE})[ \t]*:"
+    r"|(?:FINAL )?ADDENDUM\b[^:\n]*:?"
+    r"|DR\.(?:[ \t]+[A-Z_.,-]+)*[ \t]*$)"  # who signed
+    r"|(?<=[.?!_])[ \t]+(?:"
+    rf"(?P<findings_>{_FINDINGS})|(?P<impression_>{_IMPRESSION})|{_AFTER}|{_BEFORE})[ \t]*:",
+    re.MULTILINE,
 )
 
 
@@ -81,94 +105,135 @@ class Shot:
         return f"{self.folder}/s{self.study}.txt"
 
 
-def read_shots(root: Path, layout: Layout, *, views: Sequence[str]) -> Iterator[Shot | LeftOut]:
+def _read(source: Source, choices: Mapping[str, str]) -> Iterator[Item]:
+    if source.layout is ANNOTATION:
+        yield from _from_annotation(source, choices)
+    else:
+        yield from _from_physionet(source, choices)
+
+
+def _from_annotation(source: Source, choices: Mapping[str, str]) -> Iterator[Item]:
+    train = defaultdict[str, list[Item]](list)
+    for label, split, item in read_annotation(source.root / "annotation.json", mimic=True):
+        sample = _annotated(label, split, item, choices["question"])
+        if split == "train":
+            train[as_text(item.get("subject_id"))].append(sample)
+        else:
+            yield sample
+    yield from take(train, iter, choices, source.usable)
+
+
+def _annotated(label: str, split: Split, item: Mapping[str, Any], question: str) -> Item:
+    paths = item.get("image_path")
+    report = " ".join(as_text(item.get("report")).split())
+    if not report:
+        return LeftOut(where=label, reason="its report is blank")
+    own, patient, study = (as_text(item.get(name)) for name in ("id", "subject_id", "study_id"))
+    # Messages show ids; text of a report that stands in their place must stay out of them.
+    numbers = all(_is_number(text) for text in (patient, study) if text)
+    if not numbers or (own and not _DICOM_ID.fullmatch(own)):
+        return LeftOut(where=label, reason="its id, subject_id or study_id is none of MIMIC-CXR")
+    return Sample(
+        where=label,
+        id=own or None,
+        split=split,
+        images=tuple(as_text(path) for path in (paths if isinstance(paths, list) else [paths])),
+        question=question,
+        answer=report,
+        report=report,
+        modality="X-ray",
+        patient=patient or None,
+        study=study or None,
+    )
+
+
+def _from_physionet(source: Source, choices: Mapping[str, str]) -> Iterator[Item]:
+    texts = _find_texts(source.root, choices["texts"])
+    views = _FRONTAL if choices["views"] == "frontal" else ()
+    patients: dict[Split, dict[str, list[Shot]]] = {"train": {}, "val": {}, "test": {}}
+    for shot in _read_shots(source.root, source.layout, views=views):
+        if isinstance(shot, LeftOut):
+            yield shot
+        else:
+            patients[shot.split].setdefault(shot.patient, []).append(shot)
+    total = sum(len(shots) for groups in patients.values() for shots in groups.values())
+    read = partial(_of_patient, texts, choices["question"])
+    with source.progress.stage("reading reports", total=total):
+        for split, groups in patients.items():
+            sampled = choices if split == "train" else {**choices, SAMPLE.name: SAMPLE.default}
+            for item in take(groups, read, sampled, source.usable):
+                yield item
+                source.progress.advance(1)
+
+
+def _of_patient(texts: Path, question: str, shots: Sequence[Shot]) -> Iterator[Item]:
+    """Yield an item for each image of one patient; each text is read once."""
+    sections: dict[str, tuple[Section, str] | LeftOut] = {}
+    for shot in shots:
+        if shot.text not in sections:
+            sections[shot.text] = _read_section(texts, shot.text)
+        section = sections[shot.text]
+        yield section if isinstance(section, LeftOut) else _sample(shot, *section, question)
+
+
+def _sample(shot: Shot, section: Section, report: str, question: str) -> Sample:
+    return Sample(
+        where=shot.image,
+        id=shot.dicom,
+        split=shot.split,
+        images=(shot.image,),
+        question=question,
+        answer=report,
+        report=report,
+        modality="X-ray",
+        patient=shot.patient,
+        study=shot.study,
+        extra={"section": section},
+    )
+
+
+def _read_shots(root: Path, layout: Layout, *, views: Sequence[str]) -> Iterator[Shot | LeftOut]:
     """Yield the rows of the split table.
 
     Args:
         root: the set's folder.
-        layout: one of `LAYOUTS`.
-        views: values of ViewPosition that are kept; () keeps all.
+        layout: one of `_PHYSIONET`.
+        views: values of ViewPosition to read; () reads all.
 
     Raises:
         DataSetError: a table lacks a column, or is there twice.
     """
     split, metadata = (_only(root, pattern) for pattern in layout.files)
-    kept = None
+    of_views = None
     if views:
         rows = _rows(metadata, "dicom_id", "ViewPosition")
-        kept = {dicom for _, (dicom, view) in rows if view in views}
+        of_views = {dicom for _, (dicom, view) in rows if view in views}
     for line, row in _rows(split, "dicom_id", "study_id", "subject_id", "split"):
         dicom, study, patient, name = row
-        where = f"{split.name} line {line}"
-        ids = is_number(study) and is_number(patient) and is_dicom_id(dicom)
+        label = f"{split.name} line {line}"
+        ids = _is_number(study) and _is_number(patient) and _DICOM_ID.fullmatch(dicom)
         if name not in _SPLITS or not ids:
-            yield LeftOut(where=where, reason="its row in the split table is not as it should be")
-        elif kept is not None and dicom not in kept:
-            yield LeftOut(where=where, reason=f"its view is not {' or '.join(views)}", by_rule=True)
+            yield LeftOut(where=label, reason="its row in the split table is not as it should be")
+        elif of_views is not None and dicom not in of_views:
+            yield LeftOut(where=label, reason=f"its view is not {' or '.join(views)}", by_rule=True)
         else:
             yield Shot(dicom, study, patient, _SPLITS[name])
 
 
-def is_number(text: str) -> bool:
+def _is_number(text: str) -> bool:
     """Return whether a text can be the number of a patient or a study."""
     return text.isascii() and text.isdecimal()
 
 
-def is_dicom_id(text: str) -> bool:
-    """Return whether a text can be the id of an image."""
-    return _DICOM_ID.fullmatch(text) is not None
-
-
-def find_texts(root: Path, asked: str) -> Path:
-    """Return the folder of the texts, which holds p10 to p19.
-
-    Args:
-        root: the set's folder.
-        asked: that folder, or "auto" to look in `root` and in the two folders around it.
-
-    Raises:
-        DataSetError: it is not there.
-    """
-    if asked != "auto":
-        if Path(asked).is_dir():
-            return Path(asked)
-        looked = asked
-    else:
-        for base in (root, *root.absolute().parents[:2]):
-            if found := [path for each in _TEXTS for path in sorted(base.glob(each))]:
-                return found[-1]
-        looked = f"{' or '.join(_TEXTS)} in {root} or around it"
-    raise DataSetError(
-        f"{looked}: no such folder; reports are a download of their own (mimic-cxr, or "
-        "mimic-cxr-reports.zip): pass --choose texts=DIR with the folder that holds p10 to p19"
-    )
-
-
-def read_text(texts: Path, relative: str) -> str | LeftOut:
-    """Return a report, or why it cannot be read."""
-    where = relative
-    try:
-        return resolve_image(texts, relative).read_bytes().decode("utf-8")
-    except ManifestError:
-        return LeftOut(where=where, reason="its report leads out of their folder through a link")
-    except FileNotFoundError:
-        return LeftOut(where=where, reason="its report is not there")
-    except OSError as error:
-        reason = (error.strerror or "no reason given").lower()
-        return LeftOut(where=where, reason=f"its report cannot be read: {reason}")
-    except UnicodeDecodeError:
-        return LeftOut(where=where, reason="its report is not UTF-8")
-
-
 def _only(root: Path, pattern: str) -> Path:
-    found = sorted(
+    paths = [
         path
         for path in root.glob(pattern)
         if path.suffix in (".csv", ".gz") and path.name[0] != "."
-    )
-    if len(found) != 1:
-        raise DataSetError(f"{root / pattern}: must be one file, found {len(found)}")
-    return found[0]
+    ]
+    if len(paths) != 1:
+        raise DataSetError(f"{root / pattern}: must be one file, found {len(paths)}")
+    return paths[0]
 
 
 def _rows(path: Path, *columns: str) -> Iterator[tuple[int, list[str]]]:
@@ -191,29 +256,47 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8-sig", newline="")
 
 
-Section = Literal["findings", "impression"]
+def _find_texts(root: Path, choice: str) -> Path:
+    """Return the folder of the texts, which holds p10 to p19.
 
-_FINAL: Final = re.compile(r"^[ \t]*FINAL REPORT[ \t]*$", re.MULTILINE)
-_IMPRESSION: Final = r"(?:IMPRESSION|CONCLUSION)(?:S|\(S\))?"
-_FINDINGS: Final = rf"FINDING(?:S|\(S\))?(?:[ ]*(?:AND|/|&)[ ]*(?:{_IMPRESSION}))?"
-_BEFORE: Final = (
-    r"(?:EXAM|(?:TYPE OF )?EXAMINATION|TYPE OF EXAM|STUDY|PROCEDURE|(?:CLINICAL )?INDICATION|"
-    r"CLINICAL (?:HISTORY|INFORMATION)|(?:PATIENT )?HISTORY|REASON FOR (?:EXAM|EXAMINATION|STUDY)|"
-    r"TECHNIQUE|COMPARISONS?(?: (?:STUDY|EXAM|FILM))?|REFERENCE EXAM)(?:S|\(S\))?"
-)
-_AFTER: Final = r"(?:RECOMMENDATION|NOTIFICATION)(?:S|\(S\))?|SUMMARY|WET READ"
-_HEADING: Final = re.compile(
-    # The words before it tell the view: "PORTABLE CHEST FINDINGS:".
-    rf"^[ \t]*(?:(?:[A-Z,()-]+[ ]){{0,5}}(?=F)(?P<findings>(?i:{_FINDINGS}))[ \t]*:"
-    rf"|(?=[A-Z])(?P<impression>(?i:{_IMPRESSION}))[ \t]*:"
-    rf"|(?=[A-Z])(?i:{_AFTER})[ \t]*:"
-    rf"|(?:{_BEFORE})[ \t]*:"
-    r"|(?:FINAL )?ADDENDUM\b[^:\n]*:?"
-    r"|DR\.(?:[ \t]+[A-Z_.,-]+)*[ \t]*$)"  # who signed
-    r"|(?<=[.?!_])[ \t]+(?:"
-    rf"(?P<findings_>{_FINDINGS})|(?P<impression_>{_IMPRESSION})|{_AFTER}|{_BEFORE})[ \t]*:",
-    re.MULTILINE,
-)
+    Args:
+        root: the set's folder.
+        choice: that folder, or "auto" to look in `root` and in the two folders around it.
+
+    Raises:
+        DataSetError: it is not there.
+    """
+    if choice != "auto":
+        if Path(choice).is_dir():
+            return Path(choice)
+        looked = choice
+    else:
+        for base in (root, *root.absolute().parents[:2]):
+            if folders := [path for pattern in _TEXTS for path in sorted(base.glob(pattern))]:
+                return folders[-1]  # the newest version
+        looked = f"{' or '.join(_TEXTS)} in {root} or around it"
+    raise DataSetError(
+        f"{looked}: no such folder; reports are a download of their own (mimic-cxr, or "
+        "mimic-cxr-reports.zip): pass --choose texts=DIR with the folder that holds p10 to p19"
+    )
+
+
+def _read_section(texts: Path, path: str) -> tuple[Section, str] | LeftOut:
+    """Return the findings or impression of a study's text, or why there are none."""
+    try:
+        text = resolve_image(texts, path).read_bytes().decode("utf-8")
+    except ManifestError:
+        reason = "its report leads out of their folder through a link"
+    except FileNotFoundError:
+        reason = "its report is not there"
+    except OSError as error:
+        reason = f"its report cannot be read: {(error.strerror or 'no reason given').lower()}"
+    except UnicodeDecodeError:
+        reason = "its report is not UTF-8"
+    else:
+        none = "its report has neither findings nor an impression"
+        return find_section(text) or LeftOut(where=path, reason=none, by_rule=True)
+    return LeftOut(where=path, reason=reason)
 
 
 def find_section(text: str) -> tuple[Section, str] | None:
@@ -223,122 +306,23 @@ def find_section(text: str) -> tuple[Section, str] | None:
     several sections of one kind the first that holds text counts: an addendum's come later.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    starts = [found.end() for found in _FINAL.finditer(text)] or [0]
-    return next((found for start in reversed(starts) if (found := _find(text[start:]))), None)
+    starts = [line.end() for line in _FINAL.finditer(text)] or [0]
+    sections = (_first_section(text[start:]) for start in reversed(starts))
+    return next((section for section in sections if section), None)
 
 
-def _find(body: str) -> tuple[Section, str] | None:
+def _first_section(body: str) -> tuple[Section, str] | None:
     headings = list(_HEADING.finditer(body))
     ends = [heading.start() for heading in headings[1:]] + [len(body)]
-    found: dict[str, str] = {}
+    contents: dict[str, str] = {}
     for heading, end in zip(headings, ends[: len(headings)], strict=True):
         content = " ".join(body[heading.end() : end].split())
         if heading.lastgroup and content:
-            found.setdefault(heading.lastgroup.rstrip("_"), content)
+            contents.setdefault(heading.lastgroup.rstrip("_"), content)
     for kind in ("findings", "impression"):
-        if kind in found:
-            return kind, found[kind]
+        if kind in contents:
+            return kind, contents[kind]
     return None
-
-
-_FRONTAL: Final = ("AP", "PA")
-
-
-def _read(source: Source, choices: Mapping[str, str]) -> Iterator[Item]:
-    if source.layout is ANNOTATION:
-        yield from _from_annotation(source, choices)
-    else:
-        yield from _from_physionet(source, choices)
-
-
-def _from_annotation(source: Source, choices: Mapping[str, str]) -> Iterator[Item]:
-    train = defaultdict[str, list[Item]](list)
-    for where, split, item in read_annotation(source.root / "annotation.json", mimic=True):
-        found = _annotated(where, split, item, choices["question"])
-        if split == "train":
-            train[as_text(item.get("subject_id"))].append(found)
-        else:
-            yield found
-    yield from take(train, iter, choices, source.usable)
-
-
-def _annotated(where: str, split: Split, item: Mapping[str, Any], question: str) -> Item:
-    paths = item.get("image_path")
-    report = " ".join(as_text(item.get("report")).split())
-    if not report:
-        return LeftOut(where=where, reason="its report is blank")
-    own, patient, study = (as_text(item.get(each)) for each in ("id", "subject_id", "study_id"))
-    # Ids are told; text of a report that stands in their place must not be.
-    numbers = all(is_number(each) for each in (patient, study) if each)
-    if not numbers or (own and not is_dicom_id(own)):
-        return LeftOut(where=where, reason="its id, subject_id or study_id is none of MIMIC-CXR")
-    return Sample(
-        where=where,
-        id=own or None,
-        split=split,
-        images=tuple(as_text(path) for path in (paths if isinstance(paths, list) else [paths])),
-        question=question,
-        answer=report,
-        report=report,
-        modality="X-ray",
-        patient=patient or None,
-        study=study or None,
-    )
-
-
-def _from_physionet(source: Source, choices: Mapping[str, str]) -> Iterator[Item]:
-    texts = find_texts(source.root, choices["texts"])
-    views = _FRONTAL if choices["views"] == "frontal" else ()
-    patients: dict[Split, dict[str, list[Shot]]] = {"train": {}, "val": {}, "test": {}}
-    for found in read_shots(source.root, source.layout, views=views):
-        if isinstance(found, LeftOut):
-            yield found
-        else:
-            patients[found.split].setdefault(found.patient, []).append(found)
-    total = sum(len(shots) for named in patients.values() for shots in named.values())
-    read = partial(_of_patient, texts, choices["question"])
-    with source.progress.stage("reading reports", total=total):
-        for split, named in patients.items():
-            asked = choices if split == "train" else {**choices, SAMPLE.name: SAMPLE.default}
-            for item in take(named, read, asked, source.usable):
-                yield item
-                source.progress.advance(1)
-
-
-def _of_patient(texts: Path, question: str, shots: Sequence[Shot]) -> Iterator[Item]:
-    """Yield an item for each image of one patient; each text is read once."""
-    known: dict[str, tuple[str, str] | LeftOut] = {}
-    for shot in shots:
-        if shot.text not in known:
-            known[shot.text] = _section(texts, shot)
-        yield _shown(shot, known[shot.text], question)
-
-
-def _section(texts: Path, shot: Shot) -> tuple[str, str] | LeftOut:
-    text = read_text(texts, shot.text)
-    if isinstance(text, LeftOut):
-        return text
-    why = "its report has neither findings nor an impression"
-    return find_section(text) or LeftOut(where=shot.text, reason=why, by_rule=True)
-
-
-def _shown(shot: Shot, found: tuple[str, str] | LeftOut, question: str) -> Item:
-    if isinstance(found, LeftOut):
-        return found
-    section, report = found
-    return Sample(
-        where=shot.image,
-        id=shot.dicom,
-        split=shot.split,
-        images=(shot.image,),
-        question=question,
-        answer=report,
-        report=report,
-        modality="X-ray",
-        patient=shot.patient,
-        study=shot.study,
-        extra={"section": section},
-    )
 
 
 MIMIC_CXR_REPORT: Final = DataSet(
@@ -346,7 +330,7 @@ MIMIC_CXR_REPORT: Final = DataSet(
     title="MIMIC-CXR reports",
     licence="PhysioNet-Credentialed-Health-Data-1.5.0",
     terms="credentialed access: neither images, reports nor these manifests may be passed on",
-    layouts=(ANNOTATION, *LAYOUTS),
+    layouts=(ANNOTATION, *_PHYSIONET),
     published=(
         Published(
             name="R2Gen",
@@ -367,7 +351,7 @@ MIMIC_CXR_REPORT: Final = DataSet(
                 "val": Counts(images=2991),
                 "test": Counts(images=5159),
             },
-            layouts=tuple(layout.name for layout in LAYOUTS),
+            layouts=tuple(layout.name for layout in _PHYSIONET),
             choices={"sample": "all", "views": "all"},
         ),
     ),
@@ -379,7 +363,7 @@ MIMIC_CXR_REPORT: Final = DataSet(
             name="views",
             default="frontal",
             values=("frontal", "all"),
-            help="frontal keeps ViewPosition AP and PA; R2Gen's file does not tell views",
+            help="frontal keeps ViewPosition AP and PA; R2Gen's file names no views",
         ),
         Choice(
             name="texts",

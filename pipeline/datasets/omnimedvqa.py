@@ -1,6 +1,6 @@
 """OmniMedVQA: multiple-choice questions about images of 73 data sets."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +16,7 @@ from .definition import (
     Sample,
     Source,
 )
-from .formats import as_text, kept, read_items
-from .same_text import plain_words
+from .formats import as_text, fields_of, plain_words, read_items
 
 _PARTS: Final = {"open": "Open-access", "restricted": "Restricted-access"}
 _EXTRA: Final = ("dataset", "question_id", "question_type")
@@ -30,23 +29,23 @@ def _read(source: Source, choices: Mapping[str, str]) -> Iterator[Item]:
     if not files:
         raise DataSetError(f"{folder}: no JSON file in {' or '.join(parts)}; see --choose access=")
     for path in files:
-        for where, item in read_items(path):
-            yield _sample(item, f"{path.parent.name}/{where}", path)
+        for label, item in read_items(path):
+            yield _sample(item, f"{path.parent.name}/{label}", path)
 
 
-def _sample(item: Mapping[str, Any], where: str, path: Path) -> Item:
+def _sample(item: Mapping[str, Any], label: str, path: Path) -> Item:
     options = _options(item)
     if len(options) < 2:
-        return LeftOut(where=where, reason="it has fewer than two options")
+        return LeftOut(where=label, reason="it has fewer than two options")
     answer = as_text(item.get("gt_answer")).strip()
     alike = [option for option in options if plain_words(option) == plain_words(answer)]
     meant = [option for option in options if option == answer] or alike
     if len(meant) != 1:
         how = "none" if not meant else "several"
-        return LeftOut(where=where, reason=f"its answer is {how} of its options")
+        return LeftOut(where=label, reason=f"its answer is {how} of its options")
     own = as_text(item.get("question_id"))
     return Sample(
-        where=where,
+        where=label,
         # Subsets number their questions by themselves.
         id="_".join(f"{path.stem} {own}".split()) if own else None,
         split=None,
@@ -57,14 +56,14 @@ def _sample(item: Mapping[str, Any], where: str, path: Path) -> Item:
         options=options,
         # One item of `Chest CT Scan.json` has the other name.
         modality=as_text(item.get("modality_type") or item.get("modality")) or None,
-        extra=kept(item, _EXTRA),
+        extra=fields_of(item, _EXTRA),
     )
 
 
 def _options(item: Mapping[str, Any]) -> tuple[str, ...]:
     """Return options A to D; C and D are absent where there are fewer."""
-    found: Sequence[str] = [as_text(item.get(f"option_{letter}")).strip() for letter in "ABCD"]
-    return tuple(option for option in found if option)
+    options = (as_text(item.get(f"option_{letter}")).strip() for letter in "ABCD")
+    return tuple(option for option in options if option)
 
 
 OMNIMEDVQA: Final = DataSet(

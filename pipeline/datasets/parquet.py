@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from ...runtime.files import Draft, sha256_file
 from .definition import SPLITS, DataSetError, Item, Layout, LeftOut, Sample, Source, Split, files_of
-from .formats import as_text
-from .same_text import yes_no_type
+from .formats import as_text, yes_no_type
 
 _SPLITS: Final[dict[str, Split]] = {"train": "train", "validation": "val", "test": "test"}
 _SHARD: Final = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b")
@@ -82,30 +81,29 @@ def _refuse_strangers(files: Sequence[Path]) -> None:
 
 
 def _shards(paths: Sequence[Path]) -> dict[Split, list[Path]]:
-    """Return the files of each split, sure that none is missing."""
-    found: dict[Split, dict[int, Path]] = defaultdict(dict)
+    """Return the files of each split, certain that none is missing."""
+    shards: dict[Split, dict[int, Path]] = defaultdict(dict)
     counts: dict[Split, int] = {}
     for path in paths:
         named = _SHARD.match(path.name)
         if named is None:
             raise DataSetError(f"{path}: must be named like train-00000-of-00001.parquet")
         split, number = _SPLITS[named["split"]], int(named["number"])
-        if number in found[split] or counts.setdefault(split, int(named["count"])) != int(
-            named["count"]
-        ):
+        count = int(named["count"])
+        if number in shards[split] or counts.setdefault(split, count) != count:
             raise DataSetError(
                 f"{path}: does not belong to the other files of its split; keep the files of one "
                 "download only"
             )
-        found[split][number] = path
-    for split, numbered in found.items():
+        shards[split][number] = path
+    for split, numbered in shards.items():
         if missing := sorted(set(range(counts[split])) - numbered.keys()):
             first = next(iter(numbered.values()))
             raise DataSetError(
                 f"{first.parent}: file {missing[0]:05d} of {counts[split]:05d} of {split} is "
                 "missing; finish the download"
             )
-    return {split: [numbered[n] for n in sorted(numbered)] for split, numbered in found.items()}
+    return {split: [numbered[n] for n in sorted(numbered)] for split, numbered in shards.items()}
 
 
 def _open(path: Path) -> Any:
@@ -144,9 +142,9 @@ def _rows(path: Path, table: Any) -> Iterator[dict[str, Any] | None]:
             raise DataSetError(f"{path}: {_why(error)}") from None
         if batch is None:
             return
-        for place in range(batch.num_rows):
-            try:
-                yield batch.slice(place, 1).to_pylist()[0]
+        for index in range(batch.num_rows):
+            try:  # row by row: one that is broken would take its batch along
+                yield batch.slice(index, 1).to_pylist()[0]
             except UnicodeDecodeError:
                 yield None
 
@@ -156,15 +154,15 @@ def _why(error: Exception) -> str:
     return f"cannot be read as Parquet ({reason.lower()}); download it again"
 
 
-def _sample(row: dict[str, Any] | None, where: str, split: Split, images: "_Images") -> Item:
+def _sample(row: dict[str, Any] | None, label: str, split: Split, images: "_Images") -> Item:
     if row is None:
-        return LeftOut(where=where, reason="its text is not UTF-8")
+        return LeftOut(where=label, reason="its text is not UTF-8")
     image, answer = row["image"], as_text(row["answer"])
     data = image.get("bytes") if isinstance(image, dict) else None
     if not data or not isinstance(data, bytes):
-        return LeftOut(where=where, reason="the file does not hold its image")
+        return LeftOut(where=label, reason="the file does not hold its image")
     return Sample(
-        where=where,
+        where=label,
         split=split,
         images=(images.write(data, as_text(image.get("path"))),),
         question=as_text(row["question"]),
@@ -198,5 +196,5 @@ def _ending(data: bytes, named: str) -> str:
     for head, ending in _ENDINGS:
         if data.startswith(head):
             return ending
-    told = _NAMED_ENDING.search(named.lower())
-    return told[1] if told else "img"
+    ending_of_name = _NAMED_ENDING.search(named.lower())
+    return ending_of_name[1] if ending_of_name else "img"

@@ -17,10 +17,9 @@ from .definition import (
     Source,
     Split,
 )
-from .formats import as_text
+from .formats import as_text, yes_no_type
 from .parquet import parquet_layouts, read_parquet
 from .plain_pickle import read_plain_pickle
-from .same_text import yes_no_type
 
 _OFFICIAL: Final = Layout(
     name="official release",
@@ -45,20 +44,20 @@ def _read_split(source: Source, split: Split) -> Iterator[Item]:
         raise DataSetError(f"{path}: must be a list of questions; is this the set's own file?")
     files = _files_by_name(source.images / split)
     for number, item in enumerate(items, start=1):
-        where = f"{path.name} item {number}"
-        if not isinstance(item, dict):
-            yield LeftOut(where=where, reason="it is no dict of image, question and answer")
-            continue
-        yield _sample(item, where, split, files)
+        label = f"{path.name} item {number}"
+        if isinstance(item, dict):
+            yield _sample(item, label, split, files)
+        else:
+            yield LeftOut(where=label, reason="it is no dict of image, question and answer")
 
 
-def _sample(item: Mapping[Any, Any], where: str, split: Split, files: Mapping[str, str]) -> Item:
+def _sample(item: Mapping[Any, Any], label: str, split: Split, files: Mapping[str, str]) -> Item:
     stem, answer = as_text(item.get("image")), as_text(item.get("answer"))
     named = stem if stem.endswith(".jpg") else f"{stem}.jpg"
     if not stem:
-        return LeftOut(where=where, reason="it names no image")
+        return LeftOut(where=label, reason="it names no image")
     return Sample(
-        where=where,
+        where=label,
         split=split,
         images=(f"{split}/{files.get(stem, named)}",),
         question=as_text(item.get("question")),

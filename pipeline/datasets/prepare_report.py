@@ -14,15 +14,16 @@ from ..manifest import shorten
 from .definition import SPLITS, Counts, DataSet, LeftOut, Published, Sample, Split
 from .split import Cut
 
-SHOWN = 20
-"""How many examples of one kind the report lists; the rest are counted."""
+REPORT = "report.json"
+"""Its name in the output folder."""
 
-_WHERE = 300  # characters: a file, an item and the path of an image
+_EXAMPLES = 20
+_LABEL_LENGTH = 300  # a file, an item and the path of an image
 
 
 @dataclass(slots=True)
 class Listed:
-    """Count occurrences and the images they are about, and keep the first few of them."""
+    """Count occurrences and the images they are about, and list the first 20 of them."""
 
     count: int = 0
     first: list[Any] = field(default_factory=list)
@@ -33,7 +34,7 @@ class Listed:
         self.count += 1
         if image is not None:
             self.images.add(image)
-        if len(self.first) < SHOWN:
+        if len(self.first) < _EXAMPLES:
             self.first.append(example)
 
     def to_json(self) -> dict[str, Any]:
@@ -44,7 +45,7 @@ class Listed:
 
 @dataclass(slots=True)
 class LeftOuts:
-    """Count what was left out, by reason."""
+    """Count the items that became no record, by reason."""
 
     by_rule: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     unusable: dict[str, Listed] = field(default_factory=lambda: defaultdict(Listed))
@@ -54,100 +55,16 @@ class LeftOuts:
         if item.by_rule:
             self.by_rule[item.reason] += 1
         else:
-            self.unusable[item.reason].add(shorten(item.where, _WHERE), item.image)
+            self.unusable[item.reason].add(shorten(item.where, _LABEL_LENGTH), item.image)
 
-    def told(self) -> str:
-        """Return every reason with its number and first item, each on a line that is set in."""
+    def listed(self) -> str:
+        """Return each reason with its count and first item, on an indented line of its own."""
         lines = [
-            f"{plural(listed.count, 'item')}: {why} ({listed.first[0]})"
-            for why, listed in self.unusable.items()
+            f"{plural(items.count, 'item')}: {why} ({items.first[0]})"
+            for why, items in self.unusable.items()
         ]
         lines += [f"{plural(count, 'item')}: {why}" for why, count in self.by_rule.items()]
-        return "".join(f"\n  {each}" for each in lines)
-
-
-@dataclass(slots=True)
-class _OfSplit:
-    records: int = 0
-    open: int = 0
-    closed: int = 0
-    images: set[str] = field(default_factory=set)
-
-
-class Tally:
-    """Counts the records of a run, and finds the ones that say the same or the opposite."""
-
-    def __init__(self) -> None:
-        self._splits: dict[Split, _OfSplit] = defaultdict(_OfSplit)
-        # Digests, not texts: a set may have hundreds of thousands of reports.
-        self._triplets: dict[bytes, tuple[str, Split]] = {}
-        self._answers: dict[bytes, tuple[str, Split, bytes]] = {}
-        self._licences = Counter[str]()
-        self.same = Listed()
-        self.same_across = Listed()
-        self.contradictions = Listed()
-
-    def add(self, sample: Sample, split: Split, id_: str, licence: str) -> None:
-        """Count a record."""
-        self._licences[licence] += 1
-        counts = self._splits[split]
-        counts.records += 1
-        counts.open += sample.answer_type == "OPEN"
-        counts.closed += sample.answer_type == "CLOSED"
-        counts.images.update(sample.images)
-        self._look_for_same(sample, split, id_)
-        if sample.report is None:
-            self._look_for_contradiction(sample, split, id_)
-
-    def counts(self) -> Iterator[tuple[str, Counts]]:
-        """Yield (split, its counts) of the splits that have records, then of all together."""
-        there = [split for split in SPLITS if split in self._splits]
-        for split in there:
-            yield split, _counts([self._splits[split]])
-        yield "total", self.joined(there)
-
-    def licences(self) -> dict[str, int]:
-        """Return how many records each licence has, by name."""
-        return dict(sorted(self._licences.items()))
-
-    def joined(self, splits: Iterable[Split]) -> Counts:
-        """Return the counts of several splits together."""
-        return _counts([self._splits[split] for split in splits if split in self._splits])
-
-    def _look_for_same(self, sample: Sample, split: Split, id_: str) -> None:
-        said = (*sample.images, sample.question.strip(), sample.answer.strip())
-        first, first_split = self._triplets.setdefault(_digest(said), (id_, split))
-        if first == id_:
-            return
-        (self.same if first_split == split else self.same_across).add([first, id_])
-
-    def _look_for_contradiction(self, sample: Sample, split: Split, id_: str) -> None:
-        asked = _digest((*sample.images, _plain(sample.question), *sample.options))
-        answer = _digest((_plain(sample.answer),))
-        first, _, first_answer = self._answers.setdefault(asked, (id_, split, answer))
-        if first_answer != answer:
-            self.contradictions.add([first, id_])
-
-
-def _counts(splits: list[_OfSplit]) -> Counts:
-    return Counts(
-        records=sum(split.records for split in splits),
-        open=sum(split.open for split in splits),
-        closed=sum(split.closed for split in splits),
-        images=len(set[str]().union(*(split.images for split in splits))),
-    )
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".?! ")
-
-
-def _digest(texts: tuple[str, ...]) -> bytes:
-    return hashlib.blake2b("\0".join(texts).encode(), digest_size=16).digest()
-
-
-REPORT = "report.json"
-"""Its name in the output folder."""
+        return "".join(f"\n  {line}" for line in lines)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +92,82 @@ class Facts:
     left_out: LeftOuts
 
 
+@dataclass(slots=True)
+class _OfSplit:
+    records: int = 0
+    open: int = 0
+    closed: int = 0
+    images: set[str] = field(default_factory=set)
+
+
+class Tally:
+    """Counts the records of a run, and finds those that repeat or contradict one another."""
+
+    def __init__(self) -> None:
+        self._splits: dict[Split, _OfSplit] = defaultdict(_OfSplit)
+        # Digests, not texts: a set may have hundreds of thousands of reports.
+        self._triplets: dict[bytes, tuple[str, Split]] = {}
+        self._answers: dict[bytes, tuple[str, bytes]] = {}
+        self._licences = Counter[str]()
+        self.same = Listed()
+        self.same_across = Listed()
+        self.contradictions = Listed()
+
+    def add(self, sample: Sample, split: Split, id_: str, licence: str) -> None:
+        """Count a record."""
+        self._licences[licence] += 1
+        counts = self._splits[split]
+        counts.records += 1
+        counts.open += sample.answer_type == "OPEN"
+        counts.closed += sample.answer_type == "CLOSED"
+        counts.images.update(sample.images)
+        self._count_repeat(sample, split, id_)
+        if sample.report is None:
+            self._count_contradiction(sample, id_)
+
+    def counts(self) -> Iterator[tuple[str, Counts]]:
+        """Yield (split, its counts) of the splits that have records, then of all together."""
+        for split in SPLITS:
+            if split in self._splits:
+                yield split, self.joined([split])
+        yield "total", self.joined(SPLITS)
+
+    def licences(self) -> dict[str, int]:
+        """Return how many records each licence has, by name."""
+        return dict(sorted(self._licences.items()))
+
+    def joined(self, splits: Iterable[Split]) -> Counts:
+        """Return the counts of several splits together."""
+        parts = [self._splits[split] for split in splits if split in self._splits]
+        return Counts(
+            records=sum(part.records for part in parts),
+            open=sum(part.open for part in parts),
+            closed=sum(part.closed for part in parts),
+            images=len(set[str]().union(*(part.images for part in parts))),
+        )
+
+    def _count_repeat(self, sample: Sample, split: Split, id_: str) -> None:
+        triplet = _digest((*sample.images, sample.question.strip(), sample.answer.strip()))
+        first, first_split = self._triplets.setdefault(triplet, (id_, split))
+        if first != id_:
+            (self.same if first_split == split else self.same_across).add([first, id_])
+
+    def _count_contradiction(self, sample: Sample, id_: str) -> None:
+        question = _digest((*sample.images, _plain(sample.question), *sample.options))
+        answer = _digest((_plain(sample.answer),))
+        first, first_answer = self._answers.setdefault(question, (id_, answer))
+        if first_answer != answer:
+            self.contradictions.add([first, id_])
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".?! ")
+
+
+def _digest(texts: tuple[str, ...]) -> bytes:
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=16).digest()
+
+
 def report_of(
     facts: Facts, tally: Tally, repeated: Listed, outputs: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -187,9 +180,9 @@ def report_of(
         outputs: SHA-256 of the manifests, by name.
     """
     data_set = facts.data_set
-    found = dict(tally.counts())
+    counts = dict(tally.counts())
     # What the set calls train is train and val together where val was cut out of it.
-    official = {**found, "train": tally.joined(("train", "val"))} if facts.cut.of_train else found
+    official = {**counts, "train": tally.joined(("train", "val"))} if facts.cut.of_train else counts
     return {
         "data_set": data_set.name,
         "title": data_set.title,
@@ -202,8 +195,8 @@ def report_of(
             "terms": data_set.terms,
             "records": tally.licences(),
         },
-        "splits": _splits(facts, found),
-        "counts": {split: asdict(counts) for split, counts in found.items()},
+        "splits": _splits(facts, counts),
+        "counts": {split: asdict(numbers) for split, numbers in counts.items()},
         "published": list(_published(facts, official)),
         "left_out": {
             "by_rule": dict(facts.left_out.by_rule),
@@ -227,7 +220,7 @@ def report_text(report: Mapping[str, Any]) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
-def _splits(facts: Facts, found: Mapping[str, Counts]) -> dict[str, Any]:
+def _splits(facts: Facts, counts: Mapping[str, Counts]) -> dict[str, Any]:
     cut = None
     if facts.cut.fractions:
         cut = {
@@ -237,29 +230,29 @@ def _splits(facts: Facts, found: Mapping[str, Counts]) -> dict[str, Any]:
             "of": "train" if facts.cut.of_train else "all",
             "rule": "by a hash of seed and group (patient, else study, else content of an image)",
         }
-    absent = [split for split in SPLITS if split not in found]
+    absent = [split for split in SPLITS if split not in counts]
     return {"rule": facts.data_set.split_rule, "cut": cut, "absent": absent}
 
 
-def _published(facts: Facts, found: Mapping[str, Counts]) -> Iterator[dict[str, Any]]:
+def _published(facts: Facts, counts: Mapping[str, Counts]) -> Iterator[dict[str, Any]]:
     for published in facts.data_set.published:
         if published.fits(facts.made_from["layout"], facts.choices):
             yield {
                 "name": published.name,
                 "source": published.source,
-                "counts": {split: _known(counts) for split, counts in published.counts.items()},
-                "found_minus_published": _differences(published, found),
+                "counts": {split: _known(numbers) for split, numbers in published.counts.items()},
+                "found_minus_published": _differences(published, counts),
             }
 
 
-def _differences(published: Published, found: Mapping[str, Counts]) -> dict[str, dict[str, int]]:
+def _differences(published: Published, counts: Mapping[str, Counts]) -> dict[str, dict[str, int]]:
     nothing = asdict(Counts(records=0, open=0, closed=0, images=0))
     return {
         split: {
-            name: (asdict(found[split]) if split in found else nothing)[name] - count
-            for name, count in _known(counts).items()
+            name: (asdict(counts[split]) if split in counts else nothing)[name] - count
+            for name, count in _known(numbers).items()
         }
-        for split, counts in published.counts.items()
+        for split, numbers in published.counts.items()
     }
 
 

@@ -16,8 +16,8 @@ from .definition import (
     Source,
     Split,
 )
-from .formats import answer_type, as_text, kept, read_items
-from .prepare import LEADS_OUT, file_problem
+from .formats import answer_type, as_text, fields_of, read_items
+from .records import LEADS_OUT, file_problem
 
 _RELEASE: Final = Layout(
     name="Slake1.0 release",
@@ -44,28 +44,29 @@ _MASK: Final = "mask.png"
 def _read(source: Source, choices: Mapping[str, str]) -> Iterator[Item]:
     masks: dict[str, str | None] = {}
     for name in source.layout.files:
-        for where, item in read_items(source.root / name):
+        for label, item in read_items(source.root / name):
             language = item.get("q_lang")
             if choices["language"] not in ("all", language):
-                told = language if language in ("en", "zh") else "unknown"
-                yield LeftOut(where=where, reason=f"language {told}", by_rule=told != "unknown")
+                known = language in ("en", "zh")  # text of an item stays out of messages
+                reason = f"language {language if known else 'unknown'}"
+                yield LeftOut(where=label, reason=reason, by_rule=known)
                 continue
             image = as_text(item.get("img_name"))
             mask = (PurePosixPath(image).parent / _MASK).as_posix()
             if mask not in masks:
                 masks[mask] = file_problem(source.images, mask)
             if masks[mask] == LEADS_OUT and file_problem(source.images, image) is None:
-                yield LeftOut(where=f"{where}: {mask}", reason=f"its mask {LEADS_OUT}", image=image)
+                yield LeftOut(where=f"{label}: {mask}", reason=f"its mask {LEADS_OUT}", image=image)
                 continue
-            yield _sample(item, where, _SPLITS[name], None if masks[mask] else mask)
+            yield _sample(item, label, _SPLITS[name], None if masks[mask] else mask)
 
 
-def _sample(item: Mapping[str, Any], where: str, split: Split, mask: str | None) -> Item:
+def _sample(item: Mapping[str, Any], label: str, split: Split, mask: str | None) -> Item:
     kind = answer_type(item)
     if kind is None:
-        return LeftOut(where=where, reason="its answer_type is neither OPEN nor CLOSED")
+        return LeftOut(where=label, reason="its answer_type is neither OPEN nor CLOSED")
     return Sample(
-        where=where,
+        where=label,
         id=as_text(item.get("qid")) or None,
         split=split,
         images=(as_text(item.get("img_name")),),
@@ -74,7 +75,7 @@ def _sample(item: Mapping[str, Any], where: str, split: Split, mask: str | None)
         answer_type=kind,
         modality=as_text(item.get("modality")) or None,
         mask=mask,
-        extra=kept(item, _EXTRA),
+        extra=fields_of(item, _EXTRA),
     )
 
 

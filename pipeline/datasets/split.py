@@ -1,7 +1,7 @@
-"""Cut samples into splits: by group, seeded, and without looking at how many there are.
+"""Cut samples into splits by group, and sample training patients: seeded, whatever their number.
 
-Each group's place follows from a hash of the seed and the group's name alone, so samples that are
-added later move nothing that was cut before.
+A group's split, and a patient's place in the order, follow from a hash of the seed and the name
+alone, so samples that are added later move nothing that was cut before.
 """
 
 import hashlib
@@ -12,7 +12,19 @@ from typing import Final, TypeVar
 from .definition import Choice, DataSetError, Item, LeftOut, Sample, Split
 
 Contents = Callable[[Sequence[str]], Mapping[str, str]]
-"""Gives the content of images, by path; those that cannot be read are left away."""
+"""Gives a digest of each image's content, by path; images that cannot be read are missing."""
+
+SAMPLE: Final = Choice(
+    name="sample",
+    default="all",
+    values=(),
+    help="how many records of train are taken, patient by patient in a seeded order, or all",
+)
+SAMPLE_SEED: Final = Choice(
+    name="sample_seed", default="0", values=(), help="which patients come first in that order"
+)
+
+Group = TypeVar("Group", bound=Sized)
 
 _CUT: tuple[Split, ...] = ("test", "val")  # test first: another share of val leaves it as it was
 
@@ -37,7 +49,7 @@ class Cut:
 def cut_samples(
     samples: Sequence[Sample],
     fractions: Mapping[Split, float],
-    wanted: Mapping[Split, float],
+    chosen: Mapping[Split, float],
     seed: int,
     contents: Contents,
 ) -> Cut:
@@ -46,21 +58,21 @@ def cut_samples(
     Args:
         samples: as the set has them.
         fractions: the set's, for samples that come without a split.
-        wanted: the user's, which count before the set's. Where every sample has a split, they
+        chosen: the user's, which count before the set's. Where every sample has a split, they
             are cut out of train.
         seed: of the cut.
-        contents: asked about images of samples that name neither patient nor study.
+        contents: called for images of samples that name neither patient nor study.
     """
     whole = all(sample.split is not None for sample in samples)
-    movable: Split | None = "train" if wanted and whole else None
-    places = [place for place, sample in enumerate(samples) if sample.split == movable]
-    if not places:
+    movable: Split | None = "train" if chosen and whole else None
+    indices = [index for index, sample in enumerate(samples) if sample.split == movable]
+    if not indices:
         return Cut(samples=samples, fractions={}, groups=0, of_train=False)
-    used = wanted if whole else {**fractions, **wanted}
-    groups = groups_of([samples[place] for place in places], contents)
+    used = chosen if whole else {**fractions, **chosen}
+    groups = groups_of([samples[index] for index in indices], contents)
     cut = list(samples)
-    for place, group in zip(places, groups, strict=True):
-        cut[place] = replace(samples[place], split=split_of(group, used, seed))
+    for index, group in zip(indices, groups, strict=True):
+        cut[index] = replace(samples[index], split=split_of(group, used, seed))
     return Cut(samples=cut, fractions=used, groups=len(set(groups)), of_train=whole)
 
 
@@ -73,10 +85,10 @@ def split_of(group: str, fractions: Mapping[Split, float], seed: int) -> Split:
         seed: any whole number.
     """
     digest = hashlib.sha256(f"{seed}\0{group}".encode()).digest()
-    place, limit = int.from_bytes(digest[:8]), 0.0
+    number, limit = int.from_bytes(digest[:8]), 0.0
     for split in _CUT:
         limit += fractions.get(split, 0.0)
-        if place < limit * 2**64:
+        if number < limit * 2**64:
             return split
     return "train"
 
@@ -123,26 +135,13 @@ def _top(above: dict[str, str], name: str) -> str:
     return name
 
 
-SAMPLE: Final = Choice(
-    name="sample",
-    default="all",
-    values=(),
-    help="how many records of train are taken, patient by patient in a seeded order, or all",
-)
-SAMPLE_SEED: Final = Choice(
-    name="sample_seed", default="0", values=(), help="which patients come first in that order"
-)
-
-Group = TypeVar("Group", bound=Sized)
-
-
 def take(
     patients: Mapping[str, Group],
     read: Callable[[Group], Iterator[Item]],
     choices: Mapping[str, str],
     usable: Callable[[Item], Item],
 ) -> Iterator[Item]:
-    """Yield the items of as many patients as are asked for; the others as left out by rule.
+    """Yield the items of as many patients as the sample takes; the others as left out by rule.
 
     Args:
         patients: what each patient has, by name.
@@ -152,22 +151,22 @@ def take(
         usable: returns a sample that can be used; only these count.
 
     Raises:
-        DataSetError: the number of records is none.
+        DataSetError: the sample is no number of records.
     """
-    wanted = _size(choices[SAMPLE.name])
-    if wanted is None:
+    missing = _size(choices[SAMPLE.name])
+    if missing is None:
         for group in patients.values():
             yield from read(group)
         return
     for name in _seeded(patients, choices[SAMPLE_SEED.name]):
-        left = len(patients[name])
-        for item in map(usable, read(patients[name])) if wanted else ():
+        unread = len(patients[name])
+        for item in map(usable, read(patients[name])) if missing else ():
             yield item
-            left -= 1
-            wanted -= isinstance(item, Sample)
-            if wanted == 0:
+            unread -= 1
+            missing -= isinstance(item, Sample)
+            if missing == 0:
                 break
-        for _ in range(left):
+        for _ in range(unread):
             yield LeftOut(where=name, reason="record of train not in the sample", by_rule=True)
 
 
@@ -180,9 +179,9 @@ def _size(text: str) -> int | None:
 
 
 def _seeded(patients: Mapping[str, Group], seed: str) -> list[str]:
-    """Order by a hash: who is added later moves nobody before another."""
+    """Order by a hash: patients that are added later leave the order of the others unchanged."""
 
-    def place(name: str) -> bytes:
+    def key(name: str) -> bytes:
         return hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogatepass")).digest()
 
-    return sorted(patients, key=place)
+    return sorted(patients, key=key)

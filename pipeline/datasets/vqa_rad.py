@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from .definition import Counts, DataSet, Item, Layout, LeftOut, Published, Sample, Source, Split
-from .formats import answer_type, as_text, kept, read_items
+from .formats import answer_type, as_text, fields_of, read_items
 from .parquet import parquet_layouts, read_parquet
 
 _OSF_FILE: Final = "VQA_RAD Dataset Public.json"
@@ -36,23 +36,23 @@ def _read(source: Source, _choices: Mapping[str, str]) -> Iterator[Item]:
         yield from read_parquet(source)
     elif source.layout == _REPACK:
         for name, split in _FILES.items():
-            for where, item in read_items(source.root / name):
-                yield _sample(item, where, split)
+            for label, item in read_items(source.root / name):
+                yield _sample(item, label, split)
     else:
-        for where, item in read_items(source.root / _OSF_FILE):
-            phrase = as_text(item.get("phrase_type")).strip()
+        for label, item in read_items(source.root / _OSF_FILE):
+            phrase = as_text(item.get("phrase_type")).strip()  # some end in a blank
             if phrase in _PHRASES:
-                yield _sample(item, where, _PHRASES[phrase])
+                yield _sample(item, label, _PHRASES[phrase])
             else:
-                yield LeftOut(where=where, reason="its phrase_type names no split")
+                yield LeftOut(where=label, reason="its phrase_type names no split")
 
 
-def _sample(item: Mapping[str, Any], where: str, split: Split) -> Item:
+def _sample(item: Mapping[str, Any], label: str, split: Split) -> Item:
     kind = answer_type(item)
     if kind is None:
-        return LeftOut(where=where, reason="its answer_type is neither OPEN nor CLOSED")
+        return LeftOut(where=label, reason="its answer_type is neither OPEN nor CLOSED")
     return Sample(
-        where=where,
+        where=label,
         id=as_text(item.get("qid")).strip() or None,
         split=split,
         images=(as_text(item.get("image_name")).strip(),),
@@ -60,7 +60,7 @@ def _sample(item: Mapping[str, Any], where: str, split: Split) -> Item:
         answer=as_text(item.get("answer")),
         answer_type=kind,
         study=as_text(item.get("image_case_url")).strip() or None,
-        extra=kept(item, _EXTRA),
+        extra=fields_of(item, _EXTRA),
     )
 
 

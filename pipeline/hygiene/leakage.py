@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.progress import Progress
-from ..datasets.same_text import plain_words
+from ..datasets.formats import plain_words
 from ..manifest import IMAGE_PLACEHOLDER, Record, checked_records, find_images
 from .near_duplicates import Fingerprint, near_images
 

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from ..schema import PatchGrid, TeacherCacheError
 from ..storage.untrusted import DamagedError
-from .code import GramCode, reached
+from .code import GramCode, GramError, GramTarget, norms_of, reached
 from .entropy import MAX_CLASS, Int16, Reader, Runs, pack, stream, unpack, words
 from .factors import (
     Factors,
@@ -42,7 +42,6 @@ from .factors import (
     triangle,
     triangle_scale,
 )
-from .target import GramError, GramTarget, norms_of
 
 _VERSION = 1
 _FACTORS, _TRIANGLE = 1, 2

@@ -13,9 +13,11 @@ from open_clip import model as open_clip_model
 from PIL import Image
 from torch import nn
 
-from medalign.pipeline.build import BuildOptions, BuildReport, build
-from medalign.pipeline.experts import Expert, demo_weights, load_expert, to_grid
+from medalign.pipeline.build import BuildReport, build
+from medalign.pipeline.build_options import BuildOptions
+from medalign.pipeline.experts import Expert, demo_weights, load_expert
 from medalign.pipeline.geometry import GeometryName, apply_geometry
+from medalign.pipeline.resample import to_grid
 from medalign.pipeline.tower import Tower, TowerConfig
 from medalign.pipeline.weights import weights_sha256
 from medalign.teacher_cache.schema import ExpertCard, PatchGrid

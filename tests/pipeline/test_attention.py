@@ -6,8 +6,8 @@ from timm.layers import Attention as TimmAttention  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medalign.pipeline.experts import ExpertError
 from medalign.pipeline.tower import QueryKey, class_attention, query_key
+from medalign.pipeline.weights import ExpertError
 
 
 def seen_weights(query: Tensor, keys: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from medalign.pipeline.experts import Expert, ExpertOutput
+from medalign.pipeline.experts import Expert
 from medalign.pipeline.geometry import valid_patches
+from medalign.pipeline.resample import ExpertOutput
 from medalign.runtime.parts import Part
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import PatchGrid

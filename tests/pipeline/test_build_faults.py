@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 
 from medalign.pipeline.encode import ImageCode, Patches, code_image
-from medalign.pipeline.experts import Expert, ExpertError, ExpertOutput
+from medalign.pipeline.experts import Expert
 from medalign.pipeline.pixels import PixelsError
+from medalign.pipeline.resample import ExpertOutput
+from medalign.pipeline.weights import ExpertError
 from medalign.runtime.processes import WorkerDiedError
 from medalign.teacher_cache.audit import status, verify
 from medalign.teacher_cache.commits import CommitLog

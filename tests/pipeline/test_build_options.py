@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from medalign.pipeline import experts as asked_expert
-from medalign.pipeline.build import BuildError
 from medalign.pipeline.commands.cache import cache
+from medalign.pipeline.planning import BuildError
 from medalign.runtime.arguments import ArgumentError
 from medalign.teacher_cache.schema import TeacherCacheError
 from medalign.teacher_cache.writer import TeacherCacheWriter

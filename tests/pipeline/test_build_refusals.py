@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from medalign.pipeline.build import BuildError, BuildOptions
+from medalign.pipeline.build_options import BuildOptions
 from medalign.pipeline.manifest import ManifestError
+from medalign.pipeline.planning import BuildError
 from medalign.teacher_cache.schema import PatchGrid, TeacherCacheError
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medalign.pipeline.experts import Expert, ExpertError, ExpertOutput, demo_weights
+from medalign.pipeline.experts import Expert, demo_weights
 from medalign.pipeline.recompute import (
     CertificateError,
     DriftError,
@@ -19,8 +19,9 @@ from medalign.pipeline.recompute import (
     recompute,
     refuse_drift,
 )
+from medalign.pipeline.resample import ExpertOutput
 from medalign.pipeline.tower import Tower, TowerConfig
-from medalign.pipeline.weights import weights_sha256
+from medalign.pipeline.weights import ExpertError, weights_sha256
 from medalign.teacher_cache.audit import status, verify
 from medalign.teacher_cache.certificate import Certificate
 from medalign.teacher_cache.reader import TeacherCache, TeacherRow
@@ -113,7 +114,7 @@ def test_weights_that_lie_about_their_digest_are_found_by_their_numbers(
 ) -> None:
     job.build()
     other_weights.card = job.expert.card
-    with pytest.raises(DriftError, match=r"row \d \(\d\.png\) is not what the expert says"):
+    with pytest.raises(DriftError, match=r"row \d \(\d\.png\) is not what the expert gives"):
         seal(job.store, certify=certifier(job.root, other_weights))
     assert status(job.store).state == "building"
 

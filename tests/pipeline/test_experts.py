@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from medalign.pipeline.experts import Expert, ExpertError, load_expert, to_grid
+from medalign.pipeline.experts import Expert, load_expert
+from medalign.pipeline.resample import to_grid
+from medalign.pipeline.weights import ExpertError
 from medalign.teacher_cache.schema import PatchGrid
 
 

@@ -4,7 +4,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from medalign.pipeline.experts import ExpertOutput, to_grid
+from medalign.pipeline.resample import ExpertOutput, to_grid
 from medalign.teacher_cache.schema import PatchGrid
 
 

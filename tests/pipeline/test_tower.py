@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medalign.pipeline.experts import Expert, ExpertError, load_expert
+from medalign.pipeline.experts import Expert, load_expert
 from medalign.pipeline.tower import Tower, check_open_clip, named_config
+from medalign.pipeline.weights import ExpertError
 from medalign.teacher_cache.schema import PatchGrid
 
 SMALL_TIMM = {

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from medalign.pipeline.experts import ExpertError, load_expert
-from medalign.pipeline.weights import weights_sha256
+from medalign.pipeline.experts import load_expert
+from medalign.pipeline.weights import ExpertError, weights_sha256
 
 
 def test_the_same_weights_in_another_file_format_have_the_same_identity(

@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from medalign.teacher_cache.audit import info, verify
-from medalign.teacher_cache.gram.target import GramError
+from medalign.teacher_cache.gram.code import GramError
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Failure, TeacherCacheError
 from medalign.teacher_cache.seal import seal

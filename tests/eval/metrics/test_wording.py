@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from medalign.eval.metrics.definitions import vqa_definitions
 from medalign.eval.metrics.wording import llava_med_text, llava_med_words, strict_words
-from medalign.pipeline.datasets.same_text import plain_words
+from medalign.pipeline.datasets.formats import plain_words
 
 # Answers that differ in signs, punctuation and case only.
 SIGNED = """HER2+|HER2 +|her2 (+).|HER2|HER2 -|HER2-|Her2 (-)|HER2- positive

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from medalign.pipeline.datasets.prepare import Asked, Prepared, prepare
+from medalign.pipeline.datasets.prepare import Prepared, PrepareOptions, prepare
 from medalign.pipeline.datasets.registry import DATA_SETS
 
 _JPEG = b"\xff\xd8\xff\xe0made up"
@@ -196,7 +196,7 @@ def prepared(tmp_path: Path) -> Callable[..., Prepared]:
     """`prepared("slake", folder, seed=1, ...)`: prepare into tmp_path / "out"."""
 
     def run(name: str, folder: Path, **asked: Any) -> Prepared:
-        return prepare(DATA_SETS[name], folder, tmp_path / "out", Asked(**asked))
+        return prepare(DATA_SETS[name], folder, tmp_path / "out", PrepareOptions(**asked))
 
     return run
 

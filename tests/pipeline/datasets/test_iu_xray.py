@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from medalign.pipeline.datasets.definition import DataSetError
-from medalign.pipeline.datasets.iu_xray import patient_of, study_of
-from medalign.pipeline.datasets.prepare import Asked, Prepared, prepare
+from medalign.pipeline.datasets.formats import leading_yes_no
+from medalign.pipeline.datasets.iu_xray import QUESTION, patient_of, study_of
+from medalign.pipeline.datasets.prepare import Prepared, PrepareOptions, prepare
 from medalign.pipeline.datasets.registry import DATA_SETS
-from medalign.pipeline.datasets.same_text import QUESTION, leading_yes_no
 from medalign.pipeline.hygiene.leakage import find_leaks, read_side
 from medalign.runtime.progress import NoProgress
 
@@ -185,9 +185,11 @@ def test_questions_and_reports_name_patients_and_studies_alike(
     root, reports = cares(*questions), r2gen(test=[study("CXR3_IM-0001"), study("CXR99_IM-0001")])
     asked_of, told_of = tmp_path / "vqa", tmp_path / "reports"
     images = reports / "images"
-    asks = prepare(DATA_SETS["iu-xray-vqa"], root, asked_of, Asked(images=images, test_fraction=0))
+    asks = prepare(
+        DATA_SETS["iu-xray-vqa"], root, asked_of, PrepareOptions(images=images, test_fraction=0)
+    )
     assert asks.report["splits"]["absent"] == ["val", "test"]
-    prepare(DATA_SETS["iu-xray-report"], reports, told_of, Asked())
+    prepare(DATA_SETS["iu-xray-report"], reports, told_of, PrepareOptions())
     train, test = (
         read_side(path, None) for path in (asked_of / "train.jsonl", told_of / "test.jsonl")
     )

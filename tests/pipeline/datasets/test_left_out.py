@@ -11,7 +11,7 @@ from rich.console import Console
 
 from medalign.pipeline.commands.prepare_data import show
 from medalign.pipeline.datasets.definition import DataSetError
-from medalign.pipeline.datasets.prepare import Asked, Prepared, prepare
+from medalign.pipeline.datasets.prepare import Prepared, PrepareOptions, prepare
 from medalign.pipeline.datasets.registry import DATA_SETS
 
 Folder = Callable[..., Path]
@@ -165,7 +165,7 @@ def test_looking_for_images_and_reading_them_is_told(
 ) -> None:
     items = [rad_item(k, f"synpic{k % 3}.jpg", image_case_url="") for k in range(9)]
     told = Told()
-    asked = Asked(val_fraction=0.5)
+    asked = PrepareOptions(val_fraction=0.5)
     prepare(DATA_SETS["vqa-rad"], rad_osf(items), tmp_path / "out", asked, told)
     assert told.stages == {
         "looking for images": [3, 3],

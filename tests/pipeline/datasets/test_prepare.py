@@ -20,7 +20,7 @@ from medalign.pipeline.datasets.definition import (
     Sample,
     Source,
 )
-from medalign.pipeline.datasets.prepare import Asked, Prepared, prepare
+from medalign.pipeline.datasets.prepare import Prepared, PrepareOptions, prepare
 from medalign.pipeline.manifest import resolve_image
 from medalign.runtime.files import Draft
 
@@ -354,7 +354,7 @@ def test_a_report_sets_found_beside_published(root: Path, tmp_path: Path) -> Non
         ),
         choices=(Choice(name="kind", default="a", values=("a", "b"), help=""),),
     )
-    report = prepare(data_set, root, tmp_path / "out", Asked()).report
+    report = prepare(data_set, root, tmp_path / "out", PrepareOptions()).report
     assert report["counts"] == {
         "train": {"records": 2, "open": 1, "closed": 1, "images": 2},
         "test": {"records": 1, "open": 0, "closed": 1, "images": 1},
@@ -373,7 +373,7 @@ def test_an_image_behind_a_link_that_leads_out_is_left_out(root: Path, tmp_path:
     (root / "link.png").symlink_to(tmp_path / "elsewhere.png")
     (root / "inside.png").symlink_to(root / "a.png")
     items = [sample(1, images=("inside.png",)), sample(2, images=("a.png", "link.png"))]
-    report = prepare(invented(items), root, tmp_path / "out", Asked()).report
+    report = prepare(invented(items), root, tmp_path / "out", PrepareOptions()).report
     assert report["left_out"]["unusable"] == {
         "its image leads out of the image folder through a link": {
             "count": 1,
@@ -385,7 +385,7 @@ def test_an_image_behind_a_link_that_leads_out_is_left_out(root: Path, tmp_path:
 
 def test_no_more_than_twenty_examples_are_listed(root: Path, tmp_path: Path) -> None:
     gone = [sample(number, images=(f"{number}.png",)) for number in range(2, 32)]
-    report = prepare(invented([sample(1), *gone]), root, tmp_path / "out", Asked()).report
+    report = prepare(invented([sample(1), *gone]), root, tmp_path / "out", PrepareOptions()).report
     listed = report["left_out"]["unusable"]["its image is not there"]
     assert listed["count"] == 30
     assert listed["first"] == [f"list.txt item {n}: {n}.png" for n in range(2, 22)]
@@ -393,7 +393,7 @@ def test_no_more_than_twenty_examples_are_listed(root: Path, tmp_path: Path) -> 
 
 def test_ids_of_the_set_that_repeat_are_numbered(root: Path, tmp_path: Path, lines: Lines) -> None:
     items = [sample(n, id=id_) for n, id_ in enumerate(("1", "1", "1_2", "1", "2"))]
-    done = prepare(invented(items), root, tmp_path / "out", Asked())
+    done = prepare(invented(items), root, tmp_path / "out", PrepareOptions())
     ids = [line["id"] for line in lines(done.out / "train.jsonl")]
     assert ids == ["invented_1", "invented_1_2", "invented_1_2_2", "invented_1_3", "invented_2"]
     assert done.report["ids"]["repeated"]["first"] == ids[1:4]
@@ -405,7 +405,7 @@ def test_a_set_of_which_nothing_can_be_used_is_an_error(root: Path, tmp_path: Pa
         LeftOut(where="list.txt item 2", reason="language zh", by_rule=True),
     ]
     with pytest.raises(DataSetError) as refused:
-        prepare(invented(items), root, tmp_path / "out", Asked())
+        prepare(invented(items), root, tmp_path / "out", PrepareOptions())
     assert str(refused.value).splitlines() == [
         f"{root}: no sample can be used",
         "  1 item: its image is not there (list.txt item 1: gone.png)",
@@ -424,7 +424,7 @@ def test_nothing_that_a_sample_says_reaches_a_report(root: Path, tmp_path: Path)
         sample(6, question="secret", answer="secret <image>"),
         sample(7, question="secret", options=("secret",)),
     ]
-    done = prepare(invented(items), root, tmp_path / "out", Asked())
+    done = prepare(invented(items), root, tmp_path / "out", PrepareOptions())
     assert done.report["counts"]["total"]["records"] == 3
     assert done.problems == 4
     assert "secret" not in (done.out / "report.json").read_text()
@@ -443,7 +443,7 @@ def test_samples_without_a_split_are_cut_and_the_rule_is_written_down(
         sample(n, split=None, patient=f"p{n // 3}", images=(f"{n // 3}.png",)) for n in range(300)
     ]
     data_set = invented(items, fractions={"val": 0.1, "test": 0.2})
-    done = prepare(data_set, root, tmp_path / "out", Asked(seed=5, val_fraction=0.3))
+    done = prepare(data_set, root, tmp_path / "out", PrepareOptions(seed=5, val_fraction=0.3))
     assert done.report["splits"]["cut"] == {
         "seed": 5,
         "fractions": {"val": 0.3, "test": 0.2},
@@ -458,7 +458,7 @@ def test_samples_without_a_split_are_cut_and_the_rule_is_written_down(
     assert sum(len(each) for each in patients) == 100
     assert len(set().union(*patients)) == 100
     with pytest.raises(DataSetError, match="leave nothing to train on"):
-        prepare(data_set, root, tmp_path / "out2", Asked(val_fraction=0.9))
+        prepare(data_set, root, tmp_path / "out2", PrepareOptions(val_fraction=0.9))
 
 
 def test_published_train_is_compared_with_what_val_was_cut_out_of(
@@ -472,7 +472,7 @@ def test_published_train_is_compared_with_what_val_was_cut_out_of(
             Published(name="one", source="", counts={"train": Counts(records=80, images=40)}),
         ),
     )
-    report = prepare(data_set, root, tmp_path / "out", Asked(val_fraction=0.5)).report
+    report = prepare(data_set, root, tmp_path / "out", PrepareOptions(val_fraction=0.5)).report
     assert 0 < report["counts"]["train"]["records"] < 80
     assert report["published"][0]["found_minus_published"] == {"train": {"records": 0, "images": 0}}
     assert report["splits"]["cut"]["of"] == "train"
@@ -489,7 +489,7 @@ def test_several_images_options_and_a_report_stand_where_training_and_scoring_lo
         sample(2, answer="Heart normal.", report="Heart normal.", answer_type=None, study="s1"),
         sample(3, licence="MIT", extra={"organ": "heart", "split": "other"}),
     ]
-    done = prepare(invented(items), root, tmp_path / "out", Asked())
+    done = prepare(invented(items), root, tmp_path / "out", PrepareOptions())
     choice, report, other = lines(done.out / "train.jsonl")
     assert choice["image"] == ["a.png", "b.png"]
     assert choice["conversations"][0]["value"] == (

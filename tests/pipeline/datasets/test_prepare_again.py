@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from medalign.pipeline.datasets import prepare as usable
+from medalign.pipeline.datasets import records
 from medalign.pipeline.datasets.definition import DataSetError
 from medalign.pipeline.datasets.prepare import Prepared
 
@@ -27,7 +27,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def look(*_: Any) -> str:
         raise AssertionError
 
-    monkeypatch.setattr(usable, "file_problem", look)
+    monkeypatch.setattr(records, "file_problem", look)
 
 
 def test_another_image_folder_does_not_take_records_away(

@@ -176,7 +176,7 @@ def test_sigterm_leaves_nothing_half_and_the_same_command_goes_on(
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert said == f"stopped; whole files in {out} stay, run the same command again\n"
+    assert said == f"medalign: stopped; whole files in {out} stay, run the same command again\n"
     assert list(out.iterdir()) == []
     assert run("pathvqa", root, "--out", out).exit_code == 0
     assert json.loads((out / "report.json").read_text())["counts"]["total"]["records"] == 3

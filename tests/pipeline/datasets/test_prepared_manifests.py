@@ -11,7 +11,8 @@ from PIL import Image
 
 from medalign.eval.predictions import gold
 from medalign.eval.score import score
-from medalign.pipeline.build import BuildOptions, build
+from medalign.pipeline.build import build
+from medalign.pipeline.build_options import BuildOptions
 from medalign.pipeline.datasets.prepare import Prepared
 from medalign.pipeline.experts import Expert
 from medalign.pipeline.manifest import read_manifest

@@ -1,6 +1,6 @@
 import pytest
 
-from medalign.pipeline.datasets.same_text import leading_yes_no, plain_words
+from medalign.pipeline.datasets.formats import leading_yes_no, plain_words
 
 
 @pytest.mark.parametrize(
