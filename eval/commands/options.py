@@ -90,12 +90,12 @@ def refuse_repeats(name: str, paths: Sequence[Path]) -> None:
         known.add(path.resolve())
 
 
-def print_problems(problems: Sequence[str], where: str) -> None:
+def print_problems(problems: Sequence[str], output: str) -> None:
     """Print the first problems of a figure or report, and exit with 1 if there is one."""
     for problem in problems[:10]:
         typer.echo(problem, err=True)
     if problems:
-        typer.echo(f"{len(problems)} things are missing from the {where}", err=True)
+        typer.echo(f"{len(problems)} things are missing from the {output}", err=True)
         raise typer.Exit(1)
 
 
