@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final, NoReturn, cast
 
 import typer
 from typer.core import TyperGroup
@@ -22,7 +22,7 @@ from .eval.commands.eval import app as eval_app
 from .eval.commands.figures import cache_show
 from .pipeline.commands.cache import cache
 from .pipeline.commands.prepare_data import data
-from .runtime.arguments import ArgumentError, did_you_mean, expected, flag, label
+from .runtime.arguments import did_you_mean, expected, flag, label
 from .runtime.signals import REPEATED, handled_by
 from .trainer.commands.doctor import doctor
 from .trainer.commands.export import export
@@ -50,20 +50,16 @@ class Interrupted(Exception):  # noqa: N818 - no error
 
 
 class Commands(TyperGroup):
-    """The commands, with interruptions and wrong usage left for `main` to print."""
+    """The commands, with wrong usage in one line and interruptions left for `main` to print."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the command line.
-
-        Raises:
-            ArgumentError: it is no such command, or it lacks or misspells something.
-        """
+        """Run the command line; wrong usage is one line and exit code 2, as all wrong input."""
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
         except _USAGE_ERROR as error:
             if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed by now
                 raise SystemExit(2) from None
-            raise ArgumentError(_usage(error, extra.get("args") or sys.argv[1:])) from error
+            _fail(_usage(error, extra.get("args") or sys.argv[1:]), 2)
         raise SystemExit(code)
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
@@ -246,7 +242,7 @@ def _explain(error: Exception) -> str:
     return ""
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     with suppress(OSError):  # after SIGHUP the terminal may be gone
         typer.echo(f"medalign: {message}", err=True)
     raise SystemExit(code)

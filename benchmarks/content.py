@@ -24,7 +24,7 @@ from PIL import Image
 def pictures(folder: Path) -> dict[str, Path]:
     """Write one image of each kind; smooth content with some noise, as X-rays have."""
     rng = np.random.default_rng(0)
-    found = {}
+    results = {}
     for name, (width, height), file, quality in (
         ("JPEG 2544x3056, quality 95", (2544, 3056), "a.jpg", 95),
         ("JPEG 1024x853, quality 90", (1024, 853), "b.jpg", 90),
@@ -34,9 +34,9 @@ def pictures(folder: Path) -> dict[str, Path]:
         coarse = Image.fromarray(rng.integers(0, 256, (40, 48), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((width, height)), np.float32)
         noisy = (smooth + rng.normal(0, 3, smooth.shape)).clip(0, 255).astype(np.uint8)
-        found[name] = folder / file
-        Image.fromarray(noisy).save(found[name], quality=quality)
-    return found
+        results[name] = folder / file
+        Image.fromarray(noisy).save(results[name], quality=quality)
+    return results
 
 
 def milliseconds(call: Callable[[], object], rounds: int) -> float:
@@ -52,7 +52,7 @@ def milliseconds(call: Callable[[], object], rounds: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
-    given = parser.parse_args()
+    options = parser.parse_args()
     from medalign.pipeline.pixels import read_image
 
     lines = []
@@ -61,8 +61,8 @@ def main() -> None:
         print("|---|---|---|---|---|")
         for name, path in pictures(Path(scratch)).items():
             data = path.read_bytes()
-            whole = milliseconds(partial(read_image, path), given.rounds)
-            check = milliseconds(partial(hashlib.sha256, data), given.rounds)
+            whole = milliseconds(partial(read_image, path), options.rounds)
+            check = milliseconds(partial(hashlib.sha256, data), options.rounds)
             size = len(data) / 1e3
             print(f"| {name} | {size:.0f} | {whole:.2f} | {check:.2f} | {check / whole:.1%} |")
             lines.append({"image": name, "kb": size, "read_ms": whole, "check_ms": check})

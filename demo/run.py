@@ -41,19 +41,19 @@ PLAIN = ("loss.alpha=0", "loss.beta=0", "loss.rotation=false")
 
 
 class DemoError(ValueError):
-    """The demo cannot write where it was told to."""
+    """The demo's folder holds something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """One of the two runs, and what it came to.
+    """One of the two runs, and its results.
 
     Attributes:
         name: `plain LoRA` or `MedAlign`.
         out: run folder.
         after: losses and attention on held-back records.
         scores: of its answers to them.
-        seconds: training took now, 0 when an earlier demo had finished it.
+        seconds: of training; 0 if an earlier demo had finished it.
     """
 
     name: str
@@ -65,12 +65,12 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """Everything the demo made.
+    """Results of the demo.
 
     Attributes:
-        out: folder with all of it.
+        out: folder with all of them.
         images, cache_bytes, cache_seconds: of the teacher cache.
-        gram_bytes: what a float32 similarity matrix per image would take instead.
+        gram_bytes: size of a float32 similarity matrix for each image, for comparison.
         before: the student before any training, on the held-back records.
         trained: plain LoRA and MedAlign.
     """
@@ -85,12 +85,12 @@ class Demo:
 
     @property
     def data(self) -> Path:
-        """Where its manifests, images and masks are."""
+        """Folder of manifests, images and masks."""
         return self.out / "data"
 
 
 def run_demo(out: Path, say: Say, report: Callable[[Step, int], None]) -> Demo:
-    """Do the whole job below `out`; what an earlier run left there is used again.
+    """Do the whole job below `out`; reuse the files of an earlier run.
 
     Raises:
         ValueError: `out` holds something else.
@@ -116,8 +116,8 @@ def run_demo(out: Path, say: Say, report: Callable[[Step, int], None]) -> Demo:
             raise KeyboardInterrupt  # a signal stopped it, with a checkpoint
         seconds = time.monotonic() - begun if result.last else 0.0
         if result.last is None:
-            say(f"train    {result.out} was finished before and is used again")
-        runs.append(_finished(name, out, folder, spec, cache, seconds, say))
+            say(f"train    {result.out} was finished before; reusing it")
+        runs.append(_evaluated(name, result.out, seconds, out, spec, cache, say))
     size = info(store)["size_bytes"]
     return Demo(
         out=out,
@@ -154,25 +154,29 @@ def _cache(data: Path, out: Path, say: Say) -> Path:
     origin = _origin(manifest, data, store, options)
     build(manifest, data, store, expert, options, origin=origin)
     sealed = seal(store, certify=certifier(data, expert))
-    again = "was sealed before and is used again" if sealed.already else "sealed"
-    say(f"cache    {store} {again}: {sealed.rows} images")
+    state = "was sealed before; reusing it" if sealed.already else "sealed"
+    say(f"cache    {store} {state}: {sealed.rows} images")
     return store
 
 
 def _origin(manifest: Path, data: Path, store: Path, options: BuildOptions) -> Origin:
-    """Let `medalign cache` find manifest, images and expert, as if it had built the cache."""
-    listed, images, out = (str(path.resolve()) for path in (manifest, data, store))
+    """Return the origin that lets `medalign cache` find manifest, images and expert again."""
+    records, images, out = (str(path.resolve()) for path in (manifest, data, store))
     words = ("--images", images, "--expert", "demo", "--out", out)
     rows = ("--shard-rows", str(options.shard_rows))
-    command = ("medalign", "cache", "build", listed, *words, *rows)
-    return Origin(command=command, manifest=listed, images=images, expert="demo")
+    command = ("medalign", "cache", "build", records, *words, *rows)
+    return Origin(command=command, manifest=records, images=images, expert="demo")
 
 
 def _claim(out: Path) -> None:
-    """Take an absent or empty folder, or one of an earlier demo; leave anything else alone."""
+    """Take an absent or empty folder, or one of an earlier demo; refuse any other.
+
+    Raises:
+        DemoError: it holds something else.
+    """
     mark = out / "demo.json"
     if out.exists() and not mark.is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise DemoError(f"{out} holds something else than an earlier demo; give another --out")
+        raise DemoError(f"{out} is not empty and holds no earlier demo; give another --out")
     make_folder(out)
     write_durably(mark, json.dumps({"medalign": __version__}).encode())
 
@@ -183,20 +187,20 @@ def _untrained(spec: StudentSpec) -> object:
     return model
 
 
-def _finished(
+def _evaluated(
     name: str,
+    run: Path,
+    seconds: float,
     out: Path,
-    folder: str,
     spec: StudentSpec,
     cache: TeacherCache,
-    seconds: float,
     say: Say,
 ) -> Trained:
-    run = out / "runs" / folder
-    predictions = out / "predictions" / f"{folder}.jsonl"
+    """Answer the held-back questions with a run, score the answers, and measure its losses."""
+    predictions = out / "predictions" / f"{run.name}.jsonl"
     data = out / "data"
     manifest = data / "test.jsonl"
-    done = generate(
+    answered = generate(
         Source(spec.path, run / "adapter"),
         manifest,
         data,
@@ -204,9 +208,9 @@ def _finished(
         Greedy(max_new_tokens=16),
         batch_size=6,
     )
-    say(f"answers  {predictions}: {done.answered} new, {done.reused} from before")
+    say(f"answers  {predictions}: {answered.answered} new, {answered.reused} from before")
     scores = score(predictions, manifest, "vqa")
-    write_result(out / "scores" / f"{folder}.json", result_json(scores))
+    write_result(out / "scores" / f"{run.name}.json", result_json(scores))
     model = load_student(load_base(spec.path, torch.float32), run / "adapter", probe=True)
     return Trained(
         name=name,
@@ -223,6 +227,6 @@ def _measure(model: object, spec: StudentSpec, data: Path, cache: TeacherCache) 
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:
-    """Read the steps that a run measured."""
+    """Read the steps of a run."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]

@@ -1,4 +1,4 @@
-"""What the demo shows: one table, loss curves, attention overlays."""
+"""Show the demo's results: a table, loss curves, attention overlays, a report."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..eval.alignment import mass_inside
 from ..eval.figures.figures import attention_overlay, loss_curves
+from ..eval.html_report.cards import question
 from ..eval.html_report.write import write_report
 from ..eval.source import Source
 from ..pipeline.geometry import apply_geometry, mask_patches
@@ -29,41 +30,37 @@ Float32 = npt.NDArray[np.float32]
 
 
 def table(demo: Demo) -> Table:
-    """Losses on held-back records and attention inside the masks, before and after."""
-    shown = Table(
+    """Return losses on held-back records and attention inside the masks, before and after."""
+    results = Table(
         title="held-back records, before and after training",
         title_justify="left",
         caption=_CAPTION,
         caption_justify="left",
     )
-    shown.add_column("")
+    results.add_column("")
     for column in ("expert", "before", *(run.name for run in demo.trained)):
-        shown.add_column(column, justify="right")
+        results.add_column(column, justify="right")
     after = [run.after for run in demo.trained]
-    for label, field in (
-        ("lm, nats", "lm"),
-        ("vis", "vis"),
-        ("att, nats", "att"),
-    ):
+    for label, field in (("lm, nats", "lm"), ("vis", "vis"), ("att, nats", "att")):
         values = [f"{getattr(measured, field):.4f}" for measured in (demo.before, *after)]
-        shown.add_row(label, "", *values)
+        results.add_row(label, "", *values)
     masks = _masks(demo)
     expert, *students = (
         f"{_mean_mass(maps, masks):.3f}"
         for maps in (_expert_maps(demo, masks), *(m.attention for m in (demo.before, *after)))
     )
     area = np.mean([mass_inside(valid.astype(np.float32), m, valid) for m, valid in masks.values()])
-    shown.add_row(f"mass in mask, even {area:.3f}", expert, *students)
-    shown.add_row("closed right, %", "", "", *(_closed(run) for run in demo.trained))
+    results.add_row(f"mass in mask, even {area:.3f}", expert, *students)
+    results.add_row("closed right, %", "", "", *(_closed(run) for run in demo.trained))
     seconds = [f"{run.seconds:.0f} s" if run.seconds else "reused" for run in demo.trained]
-    shown.add_row("time", f"{demo.cache_seconds:.0f} s, once", "", *seconds)
+    results.add_row("time", f"{demo.cache_seconds:.0f} s, once", "", *seconds)
     adapters = [f"{_bytes_of(run.out / 'adapter') / 2**20:.1f} MB" for run in demo.trained]
-    shown.add_row("size", f"{demo.cache_bytes / 2**20:.1f} MB", "", *adapters)
-    return shown
+    results.add_row("size", f"{demo.cache_bytes / 2**20:.1f} MB", "", *adapters)
+    return results
 
 
 def draw(demo: Demo) -> list[Path]:
-    """Write loss curves and an overlay per held-back image with a mask; return the files."""
+    """Write loss curves and an overlay for every held-back image with a mask; return the files."""
     curves = demo.out / "figures" / "loss_curves.png"
     loss_curves({run.name: metrics_of(run.out) for run in demo.trained}, curves)
     return [curves, *_overlays(demo)]
@@ -104,22 +101,22 @@ def _overlays(demo: Demo) -> Iterator[Path]:
             path,
             valid=valid,
             mask=covered,
-            title=f"{Path(image).name}: {_question(record)}",
+            title=f"{Path(image).name}: {question(record)}",
         )
         yield path
 
 
 def _masked_records(demo: Demo) -> list[tuple[Record, str]]:
-    """The first held-back record of every image that has a mask."""
-    found: dict[str, Record] = {}
+    """Return the first held-back record of every image that has a mask."""
+    first: dict[str, Record] = {}
     for record in read_manifest(demo.data / "test.jsonl"):
         if record.images and record.fields.get("mask"):
-            found.setdefault(record.images[0], record)
-    return [(record, image) for image, record in found.items()]
+            first.setdefault(record.images[0], record)
+    return [(record, image) for image, record in first.items()]
 
 
 def _masks(demo: Demo) -> dict[str, tuple[Float32, npt.NDArray[np.bool_]]]:
-    """Share of each patch inside the mask, and which patches are image, by record id."""
+    """Return each patch's share inside the mask, and which patches are image, by record id."""
     spec = read_student(demo.out / "student")
     cache = TeacherCache.open(demo.out / "cache")
     masks = {}
@@ -142,14 +139,9 @@ def _mean_mass(
 
 
 def _closed(run: Trained) -> str:
-    found = [
-        m for m in run.scores.metrics if m.name == "closed_accuracy" and m.protocol == "strict"
-    ]
-    return "-" if not found else f"{found[0].value:.0f} (n={found[0].n})"
-
-
-def _question(record: Record) -> str:
-    return record.conversations[0].text.removeprefix("<image>").strip()
+    scores = {metric.key: metric for metric in run.scores.metrics}
+    closed = scores.get(("strict", "closed_accuracy"))
+    return "-" if closed is None else f"{closed.value:.0f} (n={closed.n})"
 
 
 def _bytes_of(folder: Path) -> int:

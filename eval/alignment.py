@@ -1,4 +1,4 @@
-"""Both alignment losses of a student on held-out images, and where its question looks."""
+"""Measure both alignment losses of a student on held-out images, and its question's attention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What a student does on a set of records.
+    """Losses and attention of a student on a set of records.
 
     Attributes:
         lm: mean cross-entropy over answer tokens, in nats.
@@ -57,7 +57,7 @@ def measure(
         spec: of its folder.
         records: with images that the cache has.
         images: folder of the images.
-        cache: what the expert says of them.
+        cache: the expert's patches and attention.
         loss: kind and temperature of the attention loss.
         batch_size: records at a time.
 
@@ -86,9 +86,9 @@ def measure(
         )
         sums[1:] += torch.stack([vis.sum(), att.sum()]).double().cpu()
         count += len(vis)
-        maps_ok = teacher.look.cols_ok
+        valid = teacher.look.cols_ok  # None where no image has fewer patches than another
         for k, owner in enumerate(teacher.look.owner.tolist()):
-            row = tap.attention[k] if maps_ok is None else tap.attention[k][maps_ok[k]]
+            row = tap.attention[k] if valid is None else tap.attention[k][valid[k]]
             maps.setdefault(batch.ids[owner], row.float().cpu().numpy())
     lm_sum, vis_sum, att_sum = sums.tolist()
     return Measured(
@@ -100,7 +100,7 @@ def measure(
 
 
 def mass_inside(attention: Float32, covered: Float32, valid: npt.NDArray[np.bool_]) -> float:
-    """Share of an image's attention that falls inside a mask, padding left out.
+    """Return the share of an image's attention that falls inside a mask, without padding.
 
     Args:
         attention: [N], any scale.

@@ -100,12 +100,12 @@ def no_new_folder(text: str) -> str:
 
 
 def no_new_store(text: str) -> str:
-    """Say why no cache can be made at a path; of a URL nothing is said."""
+    """Say why no cache can be made at a path; nothing is known of a URL."""
     return "" if "://" in text else no_new_folder(text)
 
 
 def no_folder_of(**files: str) -> Problem:
-    """Make a check: the path is a folder of one of these kinds, told by a file that each has."""
+    """Make a check: the path is a folder of one of these kinds, each known by a file."""
     *kinds, last = (f"{kind} ({name})" for kind, name in files.items())
     nothing = f"is no {', '.join(kinds)}{' or ' * bool(kinds)}{last}"
 
@@ -148,27 +148,30 @@ def no_assignment(text: str) -> str:
 
 
 def argument(help: str, problem: Problem | None = None, **extra: Any) -> Any:  # noqa: A002
-    """Declare an argument whose value, or each of its values, is checked by `problem`."""
-    return typer.Argument(help=help, callback=_check(problem), **_completed(extra))
+    """Declare an argument; see `option`."""
+    return typer.Argument(help=help, **_declared(problem, **extra))
 
 
 def option(help: str, *names: str, problem: Problem | None = None, **extra: Any) -> Any:  # noqa: A002
-    """Declare an option whose value, or each of its values, is checked by `problem`."""
-    return typer.Option(*names, help=help, callback=_check(problem), **_completed(extra))
+    """Declare an option.
+
+    Args:
+        help: a short sentence; where a value is refused, it says what was expected.
+        names: where they do not follow from the parameter's name.
+        problem: checks the value, or each of its values.
+        extra: of typer; or `known`, the names that complete it, or `complete`, a completion.
+    """
+    return typer.Option(*names, help=help, **_declared(problem, **extra))
+
+
+def out_file(help: str, **extra: Any) -> Any:  # noqa: A002
+    """Declare `--out FILE`."""
+    return option(help, "--out", problem=no_new_file, **extra)
 
 
 def flag(help: str, *names: str, **extra: Any) -> Any:  # noqa: A002
     """Declare an option without a value."""
     return typer.Option(*names, help=help, **extra)
-
-
-def _starting_with(names: Names) -> Callable[[str], list[str]]:
-    """Make a completion of names; where none begins so, the shell offers files."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [name for name in names() if name.startswith(incomplete)]
-
-    return complete
 
 
 def label(parameter: Any) -> str:
@@ -199,10 +202,23 @@ def _check(problem: Problem | None) -> Callable[..., Any] | None:
     return check
 
 
-def _completed(extra: dict[str, Any]) -> dict[str, Any]:
-    """Complete names where there are some; else leave the word to the shell, which knows files."""
-    known = extra.pop("known", list)
-    return {"autocompletion": extra.pop("complete", _starting_with(known)), **extra}
+def _declared(
+    problem: Problem | None,
+    *,
+    known: Names = tuple,
+    complete: Callable[[str], list[str]] | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    def names(incomplete: str) -> list[str]:
+        return [name for name in known() if name.startswith(incomplete)]
+
+    if problem is not None:
+        # Without a name the shell completes files itself, and knows better about ~ and quotes
+        # than typer. An option with choices needs nothing: typer completes these.
+        extra["autocompletion"] = complete or names
+    elif complete is not None:
+        extra["autocompletion"] = complete
+    return {"callback": _check(problem), **extra}
 
 
 def _visible(character: str) -> str:
@@ -282,8 +298,6 @@ OutFolder = Annotated[Path, option("Folder to write to.", "--out", problem=no_ne
 Predictions = Annotated[Path, argument(_PREDICTIONS, no_file)]
 ManyPredictions = Annotated[list[Path], argument(_PREDICTIONS, no_file)]
 
-OutFile = Annotated[Path, option("File to write.", "--out", problem=no_new_file)]
-SomeOutFile = Annotated[Path | None, option("File to write.", "--out", problem=no_new_file)]
 
 Json = Annotated[bool, flag("Print JSON.", "--json")]
 Overwrite = Annotated[bool, flag("Replace what an earlier run wrote to --out.")]

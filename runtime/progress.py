@@ -146,6 +146,8 @@ class _Lines:
         self._console, self._what, self._unit = console, what, unit
         self._total, self._before, self._done = total, done, done
         self._begun = self._written = time.monotonic()
+        if unit == "bytes":  # of a stage of one huge file, the first line may come after minutes
+            self._print(f"{what}: {decimal(total)}")
 
     def advance(self, count: int) -> None:
         self._done += count
@@ -159,7 +161,9 @@ class _Lines:
             counts = f"{decimal(self._done)} of {decimal(self._total)}, {decimal(int(rate))}/s"
         else:
             counts = f"{self._done} of {self._total} {self._unit}, {rate:.1f} {self._unit}/s"
-        line = f"{self._what}: {counts}, {minutes:.0f} min left"
+        self._print(f"{self._what}: {counts}, {minutes:.0f} min left")
+
+    def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:

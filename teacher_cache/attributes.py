@@ -137,7 +137,7 @@ def load_attributes(store: Storage) -> Attributes | None:
     """Read the attributes of `store`; None when its build was killed before it wrote any.
 
     Raises:
-        TeacherCacheError: no store, somebody else's, damaged, or of another format.
+        TeacherCacheError: no store, of another program, damaged, or of another format.
     """
     if not store.exists():
         raise TeacherCacheError(f"{store} does not exist; `medalign cache build` makes a cache")

@@ -125,7 +125,7 @@ class _Inventory:
         return len(self.seal.unreadable) if self.seal else 0
 
     @property
-    def rows_left(self) -> int:
+    def pathless(self) -> int:
         """Failed rows of a sealed store that no path leads to."""
         return sum(fail.path is None for fail in self.seal.failures) if self.seal else 0
 
@@ -162,16 +162,16 @@ def _status(inventory: _Inventory) -> CacheStatus:
         states[shard] = state
         reasons |= failed
     by_state = {state: tuple(k for k in states if states[k] is state) for state in ShardState}
-    left = len(reasons.keys() - set(chain.paths.values())) if chain else inventory.rows_left
+    pathless = len(reasons.keys() - set(chain.paths.values())) if chain else inventory.pathless
     return CacheStatus(
         store=log.store,
         state=inventory.state,
         generations=len(log.layout.counts),
         rows=log.layout.rows,
-        rows_written=sum(len(log.rows_of(shard)) for shard in by_state[ShardState.COMPLETE]),
+        rows_written=sum(len(log.layout.rows_of(shard)) for shard in by_state[ShardState.COMPLETE]),
         rows_failed=len(reasons),
-        rows_left=left,
-        shards=log.shards,
+        rows_left=pathless,
+        shards=log.layout.shards,
         pending=by_state[ShardState.PENDING],
         damaged=by_state[ShardState.DAMAGED],
         failures=inventory.failures(reasons),
@@ -254,11 +254,11 @@ def _verify_sealed(
 
 
 def _shard_damages(log: CommitLog, sealed: int, progress: Progress | None) -> Iterator[Damage]:
-    for shard in range(log.shards):
+    for shard in range(log.layout.shards):
         if shard < sealed or log.state(shard) is not ShardState.PENDING:
             yield from shard_damages(log, [shard])
         if progress is not None:
-            progress(shard + 1, log.shards)
+            progress(shard + 1, log.layout.shards)
 
 
 def _summary_damages(log: CommitLog, index: StoredIndex, seal: Seal) -> Iterator[Damage]:

@@ -134,23 +134,10 @@ class CommitLog:
         """Return the log of all generations that are planned."""
         return cls(store, card, chain.layout, chain.digests)
 
-    @property
-    def shards(self) -> int:
-        """Number of shards."""
-        return self.layout.shards
-
     @cached_property
     def arrays(self) -> tuple[RowArray, ...]:
         """Arrays that every shard has a file of."""
         return row_arrays(self.card)
-
-    def rows_of(self, shard: int) -> range:
-        """Return the rows that `shard` holds.
-
-        Raises:
-            IndexError: there is no such shard.
-        """
-        return self.layout.rows_of(shard)
 
     def name_of(self, shard: int) -> str:
         """Return the name of the commit record of `shard`."""
@@ -172,7 +159,7 @@ class CommitLog:
                 name: [len(data), sha256]
                 for (name, data), sha256 in zip(files.items(), sums, strict=True)
             }
-        failed = np.array([row in failures for row in self.rows_of(shard)])[:, None]
+        failed = np.array([row in failures for row in self.layout.rows_of(shard)])[:, None]
         digests = np.where(failed, 0, row_digests).astype(np.uint8)
         fields = {
             **self._identity(shard),
@@ -197,7 +184,7 @@ class CommitLog:
             identity = self._identity(shard)
             if (recorded := {key: fields[key] for key in identity}) != identity:
                 raise TeacherCacheError(f"is not of this store: {recorded}, should be {identity}")
-            rows = self.rows_of(shard)
+            rows = self.layout.rows_of(shard)
             failures = _failures(fields["failures"], rows)
             return ShardRecord(
                 shard=shard,
@@ -223,7 +210,7 @@ class CommitLog:
             Shard, state, and why images of its rows could not be decoded if it is complete.
         """
         sizes = dict(self.store.files())
-        for shard in range(self.shards) if shards is None else shards:
+        for shard in range(self.layout.shards) if shards is None else shards:
             state, record = self._judge(shard, sizes.get)
             yield shard, state, record.failures if record else {}
 
@@ -238,10 +225,10 @@ class CommitLog:
     def unsealed(self) -> str:
         """Say that the store is not sealed, how far it is, and the commands that finish it."""
         complete = list(self.states().values()).count(ShardState.COMPLETE)
-        commands = finishing(self.store, written=complete == self.shards, sealed=False)
+        commands = finishing(self.store, written=complete == self.layout.shards, sealed=False)
         then = ", then ".join(f"`{command}`" for command in commands)
         return (
-            f"{self.store} is not sealed: {complete} of {self.shards} shards are complete; "
+            f"{self.store} is not sealed: {complete} of {self.layout.shards} shards are complete; "
             f"run {then}"
         )
 
@@ -255,7 +242,7 @@ class CommitLog:
         except TeacherCacheError as error:
             yield self.name_of(shard), str(error)
             return
-        rows = self.rows_of(shard)
+        rows = self.layout.rows_of(shard)
         for name, file in record.files.items():
             holds = f"rows {rows.start} to {rows.stop - 1}"
             if (size := self.store.size(name)) is None:
@@ -288,7 +275,7 @@ class CommitLog:
 
     def _identity(self, shard: int) -> dict[str, Any]:
         """Return what binds a record to this store, to its plan and to its shard."""
-        rows = self.rows_of(shard)
+        rows = self.layout.rows_of(shard)
         generation = self.layout.generation_of(shard)
         return {
             "format": FORMAT,

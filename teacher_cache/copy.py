@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from .attributes import Seal, load_attributes
+from .attributes import Seal
 from .commits import ROW_DIGEST_BYTES, Progress, row_digests_of
 from .format.arrays import row_arrays
 from .format.shard_file import RowReader
@@ -18,8 +18,7 @@ from .plan_file import has_plan, load_plans
 from .reader import InFlight, TeacherCache
 from .schema import CacheCard, Failure, Plan, TeacherCacheError
 from .seal import seal
-from .storage.local import LocalStorage, Storage, open_storage
-from .storage.open_files import keep_open
+from .storage.local import LocalStorage, Storage, keep_open, open_storage
 from .storage.untrusted import within
 from .writer import TeacherCacheWriter
 
@@ -143,11 +142,9 @@ class _Source:
     @classmethod
     def open(cls, store: Path | str | Storage) -> "_Source":
         store = open_storage(store)
-        TeacherCache.open(store)  # refuses what is not sealed or lies
-        attributes = load_attributes(store)
-        assert attributes is not None
-        assert attributes.seal is not None
-        return cls(store, attributes.card, attributes.seal, StoredIndex(store, attributes.seal))
+        cache = TeacherCache.open(store)  # refuses what is not sealed or lies
+        assert cache.seal is not None
+        return cls(store, cache.card, cache.seal, StoredIndex(store, cache.seal))
 
     @cached_property
     def reasons(self) -> Mapping[int, str]:
@@ -161,7 +158,7 @@ class _Source:
 
     def paths(self) -> dict[str, int | None]:
         """Return the row of every path, None where its image could not be read at all."""
-        rows = zip(self.index.paths(), self.index.path_rows().tolist(), strict=True)
+        rows = zip(self.index.paths, self.index.path_rows().tolist(), strict=True)
         return {**dict.fromkeys(self.unreadable), **dict(rows)}
 
     def readers(self) -> dict[str, RowReader]:

@@ -10,9 +10,9 @@ from .format.arrays import check_metadata, row_arrays
 from .generations import Layout
 from .index import StoredIndex
 from .origin import build_command, mend_command, seal_command
-from .plan_file import plan_digest, plan_name
+from .plan_file import plan_name
 from .schema import CacheCard, TeacherCacheError
-from .storage.local import Storage
+from .storage.local import Storage, sha256_of
 
 _SHOWN = 3
 
@@ -112,7 +112,7 @@ def plan_damages(store: Storage, seal: Seal, *, contents: bool = True) -> Iterat
         try:
             if store.size(name) is None:
                 reason = "is missing"
-            elif contents and plan_digest(store, generation) != sealed:
+            elif contents and sha256_of(store, name) != sealed:
                 reason = "does not match the seal"
         except (TeacherCacheError, OSError) as error:
             reason = str(error)

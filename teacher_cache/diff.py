@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .attributes import load_attributes
 from .commits import Progress
 from .index import StoredIndex
 from .plan_file import has_newer_plan, load_plans
@@ -165,17 +164,16 @@ class _Side:
     def __init__(self, store: Path | str | Storage) -> None:
         store = open_storage(store)
         self.cache = TeacherCache.open(store)
-        attributes = load_attributes(store)
-        assert attributes is not None
-        assert attributes.seal is not None
-        index = StoredIndex(store, attributes.seal)
+        seal = self.cache.seal
+        assert seal is not None
+        index = StoredIndex(store, seal)
         self.rows: Rows = self.cache.row_numbers()
         # As text numpy sorts them; all have one length, so that trailing zeros mean nothing.
         self.content = np.ascontiguousarray(index.load("content")[self.rows]).view("S32")[:, 0]
         self.digest = index.load("row_digest")[self.rows]
-        self.failed = np.isin(self.rows, list(attributes.seal.reasons))
+        self.failed = np.isin(self.rows, list(seal.reasons))
         self.unsealed = 0
-        if has_newer_plan(store, attributes.seal.generations):
+        if has_newer_plan(store, seal.generations):
             _, chain = load_plans(store)
             self.unsealed = chain.layout.rows - len(self.rows)
 

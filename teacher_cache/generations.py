@@ -65,7 +65,7 @@ class Layout:
         return self.shards * self.shard_rows
 
     def __contains__(self, row: int) -> bool:
-        """Say whether there is a row of this number; holes and numbers outside are none."""
+        """Return whether there is a row of this number; holes and numbers outside are none."""
         return 0 <= row < self.extent and row in self.spans[self._generation_of_row(row)]
 
     def rows_of(self, shard: int) -> range:
@@ -89,7 +89,7 @@ class Layout:
         return np.concatenate([np.arange(span.start, span.stop) for span in self.spans])
 
     def begins(self, other: Self) -> bool:
-        """Say whether `other` is this layout, or this one and more generations."""
+        """Return whether `other` is this layout, or this one and more generations."""
         mine = len(self.counts)
         return self.shard_rows == other.shard_rows and self.counts == other.counts[:mine]
 
@@ -163,6 +163,14 @@ class PlanChain:
     def content_row(self, digest: str) -> int | None:
         """Return the row of an image content (SHA-256, hex)."""
         return self._rows.get(bytes.fromhex(digest))
+
+    def path_row(self, path: str) -> int | None:
+        """Return the row of a manifest path."""
+        return self.paths.get(path)
+
+    def path_rows(self) -> npt.NDArray[np.int32]:
+        """Return the row of every path, in the order of `paths`."""
+        return np.fromiter(self.paths.values(), np.int32, len(self.paths))
 
     def content_table(self) -> npt.NDArray[np.uint8]:
         """Return the digests of all rows as [extent, 32]; holes hold zeros."""

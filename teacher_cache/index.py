@@ -36,7 +36,7 @@ _TEXT_ERRORS = "surrogatepass"  # a JSON manifest may hold half a surrogate pair
 
 
 class RowIndex(Protocol):
-    """Where rows are found."""
+    """Where rows are found: tables of a sealed store, or the `PlanChain` of an unsealed one."""
 
     def path_row(self, path: str) -> int | None:
         """Return the row of a manifest path."""
@@ -47,38 +47,12 @@ class RowIndex(Protocol):
     def content_of(self, row: int) -> str:
         """Return the SHA-256 (hex) of the image that `row` was made from."""
 
-    def paths(self) -> list[str]:
-        """Return every path that has a row, in manifest order."""
+    @property
+    def paths(self) -> Collection[str]:
+        """Every path that has a row, in manifest order."""
 
     def path_rows(self) -> Array:
         """Return the row of every path, int32, in the order of `paths`."""
-
-
-@dataclass(frozen=True)
-class PlanIndex:
-    """The index of a store that is still building: its plans."""
-
-    chain: PlanChain
-
-    def path_row(self, path: str) -> int | None:
-        """Return the row of a manifest path."""
-        return self.chain.paths.get(path)
-
-    def content_row(self, digest: str) -> int | None:
-        """Return the row of an image content (SHA-256, hex)."""
-        return self.chain.content_row(digest)
-
-    def content_of(self, row: int) -> str:
-        """Return the SHA-256 (hex) of the image that `row` was made from."""
-        return self.chain.content_of(row)
-
-    def paths(self) -> list[str]:
-        """Return every path that has a row, in manifest order."""
-        return list(self.chain.paths)
-
-    def path_rows(self) -> Array:
-        """Return the row of every path, int32, in the order of `paths`."""
-        return np.fromiter(self.chain.paths.values(), np.int32, len(self.chain.paths))
 
 
 @dataclass
@@ -120,8 +94,9 @@ class StoredIndex:
         """Return the SHA-256 (hex) of the image that `row` was made from."""
         return bytes(self._table("content")[row]).hex()
 
+    @property
     def paths(self) -> list[str]:
-        """Return every path that has a row, in manifest order."""
+        """Every path that has a row, in manifest order; decoded at every call."""
         text = self._table("path_text").tobytes()
         ends = self._table("path_end").tolist()
         starts = [0, *ends[:-1]]
@@ -133,7 +108,7 @@ class StoredIndex:
 
     def path_rows(self) -> Array:
         """Return the row of every path, int32, in the order of `paths`."""
-        words = path_words(self.paths())
+        words = path_words(self.paths)
         rows = np.empty(words.shape[1], np.int32)
         rows[np.lexsort((words[1], words[0]))] = self._table("path_hash_row")
         return rows
@@ -267,7 +242,7 @@ def path_words(paths: Iterable[str]) -> Words:
 
 
 def _are_rows(layout: Layout, numbers: Array) -> bool:
-    """Say whether there is a row of each of these numbers; holes are none."""
+    """Return whether there is a row of each of these numbers; holes are none."""
     if numbers.min() < 0 or numbers.max() >= layout.extent:
         return False
     exists = np.zeros(layout.extent, np.bool_)

@@ -1,8 +1,8 @@
 """Write every `zarr.json` of a store: the group, its row arrays and the index of a seal.
 
 zarr-python makes them, and this is the only file that imports it: what reads a store does not.
-A reader compares metadata whole with what the card makes of it, so a release of zarr-python that
-spells something else is refused here, before a store is written that nobody would open.
+A reader compares metadata whole with its own description, so a release of zarr-python that spells
+something else is refused here, before it writes a store that no reader opens.
 """
 
 import json

@@ -15,7 +15,7 @@ from .generations import (
     check_generation,
 )
 from .schema import FORMAT, CacheCard, Failure, TeacherCacheError
-from .storage.local import Storage, sha256_of
+from .storage.local import Storage
 from .storage.untrusted import (
     MAX_ROWS,
     check_int,
@@ -68,12 +68,12 @@ def publish_generation(
 
 
 def has_plan(store: Storage) -> bool:
-    """Say whether a build was ever begun at `store`."""
+    """Return whether a build was ever begun at `store`."""
     return store.size(plan_name(0)) is not None
 
 
 def has_newer_plan(store: Storage, generations: int) -> bool:
-    """Say whether `store` has more generations than these."""
+    """Return whether `store` has more generations than these."""
     return store.size(plan_name(generations)) is not None
 
 
@@ -92,11 +92,6 @@ def load_plans(store: Storage) -> tuple[CacheCard, PlanChain]:
     with within(f"{store}/{FOLDER}"):
         check_distinct(chain)
     return card, chain
-
-
-def plan_digest(store: Storage, generation: int) -> str:
-    """Return the SHA-256 (hex) of a plan's bytes."""
-    return sha256_of(store, plan_name(generation))
 
 
 def check_format(fields: Mapping[str, Any], source: str) -> None:

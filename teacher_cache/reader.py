@@ -16,16 +16,14 @@ from .attributes import Seal, State, load_attributes
 from .commits import CommitLog, ShardState, list_failures
 from .format.arrays import check_metadata, row_arrays
 from .format.shard_file import Ranges, RowReader, nothing_kept
-from .generations import Layout
-from .gram.code import GramCode
+from .generations import Layout, PlanChain
+from .gram.code import GramCode, GramError
 from .gram.codec import decode
 from .gram.gram_error import GRAM_ERROR, GramErrors, measured_errors, read_errors
-from .gram.target import GramError
-from .index import PlanIndex, RowIndex, StoredIndex
+from .index import RowIndex, StoredIndex
 from .plan_file import load_plans
 from .schema import CacheCard, Failure, TeacherCacheError
-from .storage.local import LocalStorage, Storage, open_storage
-from .storage.open_files import keep_open
+from .storage.local import LocalStorage, Storage, keep_open, open_storage
 from .storage.read_through import NEARBY_BYTES, NearbyFiles
 from .storage.untrusted import DamagedError, within
 
@@ -119,6 +117,7 @@ class TeacherCache:
     Attributes:
         store: where the cache lies.
         card: what the cache holds and where it came from.
+        seal: what it was sealed with; None while it is building.
         state: `sealed`, or `building` where that was allowed.
         content_hash: identity of what the cache holds; None while it is building.
         fingerprint: identity of the card.
@@ -135,13 +134,13 @@ class TeacherCache:
     ) -> None:
         self.store = store
         self.card = card
+        self.seal = seal
         self.state: State = "building" if seal is None else "sealed"
         self.content_hash = seal.content_hash if seal else None
         self.certificate = seal.certificate if seal else None
         self.fingerprint = card.fingerprint()
         self._log = log
         self._index = index
-        self._sealed_failures = seal.listed_failures if seal else ()
         self._sealed_errors = read_errors(seal.gram_error) if seal else None
         self._failed = {
             fail.row: f"{fail.path}: {fail.reason}" if fail.path else fail.reason
@@ -149,13 +148,13 @@ class TeacherCache:
             if fail.row is not None
         }
         self._unreadable = seal.unreadable if seal else {}
-        if isinstance(index, PlanIndex):
-            self._unreadable = {fail.path: fail.reason for fail in index.chain.failures}
+        if isinstance(index, PlanChain):
+            self._unreadable = {fail.path: fail.reason for fail in index.failures}
         # a shard of a building store may be written again, so its files are not kept open
         ranges: Ranges = store if seal is None else nearby or keep_open(store)
         forget = nearby.forget if nearby else nothing_kept
         self._readers = {
-            array.name: RowReader(ranges, array, log.rows_of, forget) for array in log.arrays
+            array.name: RowReader(ranges, array, log.layout.rows_of, forget) for array in log.arrays
         }
         self._flight = InFlight(1 if isinstance(store, LocalStorage) else _IN_FLIGHT)
         self._ready: set[int] = set()
@@ -200,7 +199,7 @@ class TeacherCache:
         if not allow_building:
             raise TeacherCacheError(log.unsealed())
         _check_arrays(store, card, chain.layout)
-        return cls(store, card, PlanIndex(chain), log)
+        return cls(store, card, chain, log)
 
     def __len__(self) -> int:
         """Return the number of rows: distinct image contents, decoded or not.
@@ -210,7 +209,7 @@ class TeacherCache:
         return self._log.layout.rows
 
     def __contains__(self, key: object) -> bool:
-        """Say whether `key` has a row to read: its image did not fail, its shard was committed.
+        """Return whether `key` has a row to read: its image did not fail, its shard was committed.
 
         Damage does not count: a damaged row is in the cache, and reading it is an error.
         """
@@ -327,12 +326,12 @@ class TeacherCache:
     @property
     def paths(self) -> list[str]:
         """Every manifest path that has a row, in manifest order."""
-        return self._index.paths()
+        return list(self._index.paths)
 
     def paths_of(self, rows: Collection[int]) -> dict[int, list[str]]:
         """Return the manifest paths that lead to each of `rows`, none for a replaced image's."""
         by_row: dict[int, list[str]] = {row: [] for row in rows}
-        leads_to, paths = self._index.path_rows(), self._index.paths()
+        leads_to, paths = self._index.path_rows(), self.paths
         for position in np.flatnonzero(np.isin(leads_to, list(by_row))).tolist():
             by_row[int(leads_to[position])].append(paths[position])
         return by_row
@@ -340,8 +339,8 @@ class TeacherCache:
     @property
     def failures(self) -> list[Failure]:
         """Images without a readable row, and why."""
-        if self.state == "sealed":
-            return list(self._sealed_failures)
+        if self.seal is not None:
+            return list(self.seal.listed_failures)
         _, chain = load_plans(self.store)
         return list_failures(chain, self._log.reasons())
 

@@ -199,7 +199,7 @@ class CacheCard:
         return hashlib.sha256(canonical_json(self.identity())).hexdigest()
 
     def differences(self, other: Self) -> list[str]:
-        """Name the fields in which `other` cannot go on with a store of this card."""
+        """Name the fields that keep a build with `other` from continuing a store of this card."""
         mine = {**self.identity(), "shard_rows": self.shard_rows}
         theirs = {**other.identity(), "shard_rows": other.shard_rows}
         return [
@@ -247,7 +247,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The images that somebody wants to be in a cache.
+    """The images that a cache is to hold.
 
     Attributes:
         content: SHA-256 (hex) of each image file, distinct, in order of first appearance in the

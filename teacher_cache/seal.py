@@ -18,7 +18,7 @@ from .commits import (
 from .damage import Damage, DamageFoundError, description_damages, incomplete_damages, plan_damages
 from .generations import PlanChain
 from .gram.gram_error import measured_errors
-from .index import PlanIndex, drop_tables, tables_of, values_digest
+from .index import drop_tables, tables_of, values_digest
 from .metadata import ensure_metadata, save_attributes, save_tables
 from .plan_file import has_newer_plan, load_plans
 from .reader import TeacherCache
@@ -90,7 +90,7 @@ def seal(
         raise TeacherCacheError(f"{store}: zarr.json does not fit the plan; delete it and build")
     log = CommitLog.of_chain(store, card, chain)
     sums = _checked_records(log, before, progress)
-    whole = TeacherCache(store, card, PlanIndex(chain), log)
+    whole = TeacherCache(store, card, chain, log)
     certificate = certify(whole) if certify else None
     errors = measured_errors(log)
     with explaining_disk_errors(store, "sealing"):
@@ -139,7 +139,7 @@ def reopen(store: Path | str | Storage, progress: Progress | None = None) -> lis
         raise DamageFoundError.of(store, list(plan_damages(store, sealed)))
     log = CommitLog.of_chain(store, card, chain)
     save_attributes(store, Attributes(card=card), replace=True)
-    for shard in _damaged(log, range(log.shards), progress):
+    for shard in _damaged(log, range(log.layout.shards), progress):
         log.forget(shard)
     return [shard for shard, state in log.states().items() if state is not ShardState.COMPLETE]
 
@@ -180,12 +180,12 @@ def _checked_records(log: CommitLog, before: Seal | None, progress: Progress | N
         error = DamageFoundError if ShardState.DAMAGED in states.values() else TeacherCacheError
         raise error(f"{log.unsealed()} (not complete: {_some(missing)})")
     sums, trusted = RecordSums(log.layout), 0
-    for shard in range(log.shards):
+    for shard in range(log.layout.shards):
         sums.add(log.record(shard))
         if before is not None and shard + 1 == before.layout.shards:
             # the earlier seal read these bytes; equal records say that they were not replaced
             trusted = before.layout.shards if sums.digest == before.records else 0
-    if damaged := _damaged(log, range(trusted, log.shards), progress):
+    if damaged := _damaged(log, range(trusted, log.layout.shards), progress):
         for shard in damaged:
             log.forget(shard)
         raise DamageFoundError(
@@ -199,7 +199,7 @@ def _refuse_changed(log: CommitLog, digest: str) -> None:
     """Refuse records that are not those of `digest` any more: `certify` may have taken minutes."""
     sums, changed = RecordSums(log.layout), f"{log.store} changed while it was sealed"
     try:
-        for shard in range(log.shards):
+        for shard in range(log.layout.shards):
             sums.add(log.record(shard))
     except TeacherCacheError as error:
         raise TeacherCacheError(f"{changed} ({error}); run the same command again") from error

@@ -122,7 +122,7 @@ def _replace_failed(
         if unseal_over(shard) and not _is_current(log, record):
             continue
         digests = record.row_digests.copy()
-        start = log.rows_of(shard).start
+        start = log.layout.rows_of(shard).start
         digests[[row - start for row in positions]] = row_digests_of(stored)[[*positions.values()]]
         reasons = {row: why for row, why in record.failures.items() if row not in positions}
         reasons |= {row: why for row, why in failed.items() if row in positions}
@@ -151,7 +151,7 @@ def _replaced(
     log: CommitLog, record: ShardRecord, positions: Mapping[int, int], stored: Arrays
 ) -> dict[str, bytes]:
     """Return the files of a shard with rows replaced by those at `positions` of `stored`."""
-    files, rows = {}, log.rows_of(record.shard)
+    files, rows = {}, log.layout.rows_of(record.shard)
     for array in log.arrays:
         name = array.file_of(record.shard)
         try:
@@ -242,7 +242,7 @@ class TeacherCacheWriter:
     @property
     def shards(self) -> int:
         """Number of shards; the last one of each generation may be short."""
-        return self._log.shards
+        return self._log.layout.shards
 
     def rows_of(self, shard: int) -> range:
         """Return the rows that `shard` holds.
@@ -250,7 +250,7 @@ class TeacherCacheWriter:
         Raises:
             IndexError: there is no such shard.
         """
-        return self._log.rows_of(shard)
+        return self._log.layout.rows_of(shard)
 
     def pending(self, part: int = 1, parts: int = 1) -> list[int]:
         """List the shards of `part` that are still to be written, damaged ones included.
@@ -385,7 +385,7 @@ class TeacherCacheWriter:
         self._seal = None
 
     def _unseal_over(self, shard: int) -> bool:
-        """Unseal if a seal, another process's included, covers `shard`; say whether it did."""
+        """Unseal if a seal, another process's included, covers `shard`; return whether it did."""
         attributes = load_attributes(self.store)
         self._seal = attributes.seal if attributes else None
         if shard >= self._sealed_shards:

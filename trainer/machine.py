@@ -35,13 +35,13 @@ def memory_bytes() -> int:
 
 
 def free_memory_bytes() -> int:
-    """Memory that programs can still take; all of it where the system does not say."""
+    """Memory that programs can still take; all of it where the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return memory_bytes()
-    found = {line.split(":")[0]: line.split()[1] for line in lines}
-    return min(memory_bytes(), int(found.get("MemAvailable", "0")) * 1024 or memory_bytes())
+    entries = {line.split(":")[0]: line.split()[1] for line in lines}
+    return min(memory_bytes(), int(entries.get("MemAvailable", "0")) * 1024 or memory_bytes())
 
 
 def free_disk_bytes(path: Path) -> int:
@@ -96,7 +96,7 @@ def counted(count: int, noun: str) -> str:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn safetensors' own error into what the file system said.
+    """Turn safetensors' own error into that of the file system.
 
     Args:
         folder: that is written to.
@@ -194,7 +194,7 @@ def quiet_libraries() -> None:
     # Tokenizers are used before worker processes are forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # On a CPU without AVX512 kernels it says at import that it goes on without them.
+    # It warns at import on a CPU without AVX512 kernels, which it does not need.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -23,6 +23,20 @@ from typing import Final, Literal
 Stage = Literal[0, 1, 2, 3]
 Offload = Literal["none", "optimizer", "all"]
 
+FP32: Final = 4
+NF4: Final = (4 + 0.127) / 8
+"""Bytes of a weight quantised to 4 bits [QLoRA]."""
+BUCKET: Final = 500_000_000
+"""Numbers in DeepSpeed's buffer for gradients on their way (`reduce_bucket_size`)."""
+LIVE: Final = 1_000_000_000
+"""Most gathered parameters that ZeRO 3 holds at once (`stage3_max_live_parameters`)."""
+CONTEXT: Final = 600_000_000
+"""Bytes that CUDA and its libraries take of a device before the first tensor; an assumption."""
+PEAK_OPERATIONS: Final = 989e12
+"""Dense bf16 operations a second of an H100 SXM, by its data sheet."""
+UTILISATION: Final = 0.4
+"""Share of them that a step is assumed to reach."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
@@ -129,21 +143,6 @@ class Settings:
     mask_bytes: int = 1
 
 
-FP32: Final = 4
-NF4: Final = (4 + 0.127) / 8
-"""Bytes of a weight quantised to 4 bits [QLoRA]."""
-BUCKET: Final = 500_000_000
-"""Numbers in DeepSpeed's buffer for gradients on their way (`reduce_bucket_size`)."""
-LIVE: Final = 1_000_000_000
-"""Most gathered parameters that ZeRO 3 holds at once (`stage3_max_live_parameters`)."""
-CONTEXT: Final = 600_000_000
-"""Bytes that CUDA and its libraries take of a device before the first tensor; an assumption."""
-PEAK_OPERATIONS: Final = 989e12
-"""Dense bf16 operations a second of an H100 SXM, by its data sheet."""
-UTILISATION: Final = 0.4
-"""Share of them that a step is assumed to reach."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """Bytes of one rank's device, by part.
@@ -174,12 +173,8 @@ class Memory:
 
 def estimate(parameters: Parameters, shape: Shape, load: Load, chosen: Settings) -> Memory:
     """Estimate the peak of one rank in a training step."""
-    held = states(parameters, chosen)
     return Memory(
-        frozen=held["frozen"],
-        trained=held["trained"],
-        gradients=held["gradients"],
-        optimiser=held["optimiser"],
+        **states(parameters, chosen),
         activations=kept_bytes(shape, load, chosen),
         teacher=load.teacher_bytes,
         rest=buffers(parameters, chosen) + workspace(shape, load, chosen) + CONTEXT,
@@ -199,13 +194,13 @@ def states(parameters: Parameters, chosen: Settings) -> dict[str, int]:
     copies = 0 if stage == 0 and e == FP32 else FP32
     away_optimiser = chosen.offload != "none"
     away_weights = chosen.offload == "all" and stage == 3
-    held = {
+    parts = {
         "frozen": 0 if away_weights else frozen / (world if stage == 3 else 1),
         "trained": 0 if away_weights else trained * e / (world if stage == 3 else 1),
         "gradients": trained * e / (world if stage >= 2 else 1),
         "optimiser": 0 if away_optimiser else trained * (8 + copies) / (world if stage else 1),
     }
-    return {name: round(value) for name, value in held.items()}
+    return {name: round(value) for name, value in parts.items()}
 
 
 def kept_bytes(shape: Shape, load: Load, chosen: Settings) -> int:
@@ -215,9 +210,10 @@ def kept_bytes(shape: Shape, load: Load, chosen: Settings) -> int:
     norm, the rotation's input, projector, logits of the answers and the losses.
     """
     cells, e = load.batch * load.tokens, chosen.number_bytes
-    kept = cells * shape.width * e if chosen.checkpointing else layer_bytes(shape, load, chosen)
+    layer = cells * shape.width * e if chosen.checkpointing else layer_bytes(shape, load, chosen)
     ends = cells * shape.width * (FP32 + e * chosen.rotation)
-    return shape.layers * kept + ends + head_bytes(shape, load, e) + loss_bytes(shape, load, chosen)
+    heads = head_bytes(shape, load, e) + loss_bytes(shape, load, chosen)
+    return shape.layers * layer + ends + heads
 
 
 def layer_bytes(shape: Shape, load: Load, chosen: Settings) -> int:

@@ -37,7 +37,7 @@ class Prepared:
     Attributes:
         recipe: complete, with the paths of the command line and the accumulation of these ranks.
         derived: precision, attention kernel, ZeRO stage and what else follows from it here.
-        student: what the student's folder says.
+        student: what the student's folder holds.
         cache: the sealed teacher cache, or None for plain LoRA.
         selection: records to train on.
         images: folder of the images.

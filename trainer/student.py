@@ -110,7 +110,7 @@ def add_adapter(
         raise StudentError(f"loss.layer is {layer}, the student has layers 0 to {layers - 1}")
     attach(base, layer, rotation=rotation)
     parts = {"visual_rotation": rotation, family_of(base).projector_name: projector}
-    carried = [name for name, wanted in parts.items() if wanted]
+    carried = [name for name, trained in parts.items() if trained]
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=cast(int, lora.alpha),
@@ -144,15 +144,15 @@ def load_student(base: Any, adapter: Path, *, probe: bool = False) -> Any:
             keys = list(file.keys())
     except SafetensorError as error:
         raise StudentError(f"{weights} is damaged: {first_line(error)}") from error
-    found = {int(hit[1]) for key in keys if (hit := re.search(r"layers\.(\d+)\.visual_rot", key))}
-    layer = next(iter(found), None)
+    rotated = {int(m[1]) for key in keys if (m := re.search(r"layers\.(\d+)\.visual_rot", key))}
+    layer = next(iter(rotated), None)
     if layer is None and probe:
         layer = read_identity(adapter)["recipe"]["loss"]["layer"]
     if layer is not None:
         layers = base.config.text_config.num_hidden_layers
         if layer >= layers:
             raise StudentError(f"{adapter} rotates layer {layer}, the student has {layers} layers")
-        attach(base, layer, rotation=bool(found), probe=probe)
+        attach(base, layer, rotation=bool(rotated), probe=probe)
     try:
         return PeftModel.from_pretrained(base, str(adapter), local_files_only=True).eval()
     except (RuntimeError, ValueError) as error:
@@ -227,7 +227,7 @@ _ADAPTER_README = """\
 # MedAlign adapter
 
 LoRA, multimodal projector and the rotation W of the visual tokens, trained with medalign.
-`medalign.json` says with which recipe and teacher cache.
+`medalign.json` holds the recipe and the identity of the teacher cache.
 
 Load it with medalign; plain `PeftModel.from_pretrained` drops W without a word:
 

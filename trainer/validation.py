@@ -59,10 +59,11 @@ class Validation:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
 class HeldOut:
     """Held-out conversations and when to measure them.
 
-    Args:
+    Attributes:
         samples: the records that `choose` gave.
         records: digest of them.
         recipe: of the run.
@@ -70,24 +71,21 @@ class HeldOut:
         pad_id: token for the padding.
     """
 
-    def __init__(
-        self, samples: Conversations, records: str, recipe: Recipe, steps: int, pad_id: int
-    ) -> None:
-        self._samples = samples
-        self.records = records
-        self._recipe = recipe
-        self._steps = steps
-        self._pad_id = pad_id
+    samples: Conversations
+    records: str
+    recipe: Recipe
+    steps: int
+    pad_id: int
 
     @property
     def contest(self) -> Contest | None:
         """What decides between checkpoints; None keeps no best one."""
-        by = self._recipe.validation.keep_best
+        by = self.recipe.validation.keep_best
         return None if by is None else Contest(by, self.records)
 
     def is_due(self, step: int) -> bool:
         """Whether to measure after an update."""
-        return step % self._recipe.validation.every == 0 or step == self._steps
+        return step % self.recipe.validation.every == 0 or step == self.steps
 
     def is_lacking(self, step: int, folder: RunFolder, ranks: Ranks) -> bool:
         """Whether a measurement was due at a step and is not in the run folder. All ranks.
@@ -127,7 +125,7 @@ class HeldOut:
         lm, vis, att, tokens, images, skipped = engine.ranks.sum(sums)
         lm /= tokens
         vis, att = vis / max(1, images), att / max(1, images)
-        weights = self._recipe.loss
+        weights = self.recipe.loss
         loss = lm + weights.alpha * vis + weights.beta * att
         return Validation(
             step=step,
@@ -135,7 +133,7 @@ class HeldOut:
             lm=_finite(lm),
             vis=_finite(vis) if images else None,
             att=_finite(att) if images else None,
-            samples=len(self._samples) - int(skipped),
+            samples=len(self.samples) - int(skipped),
             skipped=int(skipped),
             seconds=time.perf_counter() - begun,
             records=self.records,
@@ -168,16 +166,16 @@ class HeldOut:
 
     def _batches(self, ranks: Ranks) -> Generator[Batch]:
         order = HeldOutOrder(
-            samples=len(self._samples),
-            batch_size=self._recipe.data.batch_size,
+            samples=len(self.samples),
+            batch_size=self.recipe.data.batch_size,
             rank=ranks.rank,
             world=ranks.world,
         )
-        data = self._recipe.data
+        data = self.recipe.data
         return micro_batches(
-            Padded(self._samples),
+            Padded(self.samples),
             order,
-            self._pad_id,
+            self.pad_id,
             data.workers,
             prefetch=data.prefetch,
             start_method=data.start_method,

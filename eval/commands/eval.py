@@ -10,8 +10,13 @@ from .score import compare, report_texts, score, table
 app = typer.Typer(
     no_args_is_help=True, help="Answer questions with a student and score the answers."
 )
-app.command()(generate)
-app.command()(score)
+app.command(
+    epilog="Example: medalign eval generate runs/demo test.jsonl --images images "
+    "--out answers.jsonl"
+)(generate)
+app.command(
+    epilog="Example: medalign eval score answers.jsonl test.jsonl --task vqa --out scores.json"
+)(score)
 app.command()(compare)
 app.command()(table)
 app.command()(report)

@@ -9,8 +9,7 @@ from ..metrics.wording import strict_words
 from ..predictions import reference
 from .attention_maps import AttentionMap
 from .gather import Answers, Gathered
-from .images import Picture
-from .overlay import Figure, lay_out
+from .images import Figure, Picture, lay_out
 from .student_attention import StudentAttention
 
 _INLINE = (

@@ -34,13 +34,12 @@ class Answers:
     """One predictions file, scored.
 
     Attributes:
-        label: what the report calls it: its decoder, with the file's name where that is not
-            enough.
+        label: its name in the report: the decoder, with the file's name where decoders repeat.
         settings: of the decoder, as its first answer has them.
         pairs: one for each record, in the manifest's order.
-        scored: what they score, sample by sample.
-        scores: what a scores file says.
-        known: the scores file that `scores` are of; None if they were computed.
+        scored: their scores, sample by sample.
+        scores: content of their scores file.
+        known: the scores file that `scores` come from; None if they were computed.
     """
 
     label: str
@@ -76,7 +75,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gathered:
-    """Everything a report says of its predictions files.
+    """Everything that a report shows of its predictions files.
 
     Attributes:
         task: "vqa" or "report".

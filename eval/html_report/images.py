@@ -1,6 +1,6 @@
-"""The images of a report: read once each, made small, and what a teacher cache says of them."""
+"""The images of a report: read once, made small, with attention maps laid over them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -15,10 +15,10 @@ from ...pipeline.manifest import ManifestError, resolve_image
 from ...pipeline.pixels import Alpha, DecodedImage, PixelsError, read_image
 from ...teacher_cache.reader import TeacherCache
 from ...teacher_cache.schema import TeacherCacheError
-from .attention_maps import AttentionMap, Rectangle
+from .attention_maps import AttentionMap, Rectangle, common_top, heat_png, square_of
 
 EXPERT = "expert"
-"""What a report calls the attention that comes from a teacher cache."""
+"""Label of the attention that comes from a teacher cache."""
 
 _QUALITY = 85
 
@@ -50,6 +50,38 @@ class Picture:
         return Rectangle(0, 0, self.width, self.height)
 
 
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One map over an image.
+
+    Attributes:
+        map: the attention.
+        square: what its owner saw of the image, in source pixels.
+        heat: the map as PNG, one pixel for each patch.
+    """
+
+    map: AttentionMap
+    square: Rectangle
+    heat: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture with its maps, all on one scale.
+
+    Attributes:
+        picture: of an image that could be read.
+        layers: the maps by their numbers among all looks of the report.
+        frame: what is in view, in source pixels: the image, and padding where a square has some.
+        top: where the scale of the maps ends, in times even attention.
+    """
+
+    picture: Picture
+    layers: Mapping[int, Layer]
+    frame: Rectangle
+    top: float
+
+
 @dataclass(slots=True)
 class Pictures:
     """Reads every image once.
@@ -57,8 +89,8 @@ class Pictures:
     Attributes:
         root: folder of the images.
         side: longest side of a picture, in pixels.
-        alpha: colour behind transparent pixels where no cache says it.
-        cache: what the expert saw; None for no expert.
+        alpha: colour behind transparent pixels, unless the cache sets it.
+        cache: teacher cache of these images; None for no expert.
     """
 
     root: Path
@@ -120,6 +152,29 @@ class Pictures:
             grid=cache.card.grid,
             geometry=cast(GeometryName, cache.card.geometry),
         ), ()
+
+
+def lay_out(picture: Picture, maps: Mapping[int, AttentionMap]) -> Figure:
+    """Place the maps of an image over it.
+
+    Units are source pixels, so the picture and every map, whatever its geometry, are placed by the
+    same coordinates.
+
+    Args:
+        picture: of an image that could be read.
+        maps: attention to it, by its number among all looks of the report.
+    """
+    top = common_top(list(maps.values())) if maps else 0.0
+    layers = {
+        number: Layer(
+            one, square_of(one.geometry, picture.height, picture.width), heat_png(one, top)
+        )
+        for number, one in maps.items()
+    }
+    frame = picture.area
+    for layer in layers.values():
+        frame = frame.around(layer.square)
+    return Figure(picture, layers, frame, top)
 
 
 def small_jpeg(rgb: NDArray[np.uint8], side: int) -> bytes:

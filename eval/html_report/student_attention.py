@@ -1,4 +1,4 @@
-"""Where a student's question looks: layer l's attention to every image of the question."""
+"""Attention of a student's question to every image of the question, at layer l."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class QuestionAttention:
     Attributes:
         maps: [N] attention to each image of the question, in order.
         grids: of these.
-        problem: why there are none, or an empty string.
+        problem: the reason where there are none, or an empty string.
     """
 
     maps: tuple[Float32, ...] = ()
@@ -48,7 +48,7 @@ class StudentAttention:
     """A student's attention to the images of many records.
 
     Attributes:
-        label: what the report calls it.
+        label: name of the student in the report.
         geometry: how an image becomes what the student sees.
         questions: the first question of every record, by its id.
     """
@@ -143,7 +143,7 @@ def student_attention(
 
     Args:
         source: run, adapter or student.
-        label: what to call it.
+        label: name of the student.
         records: the questions.
         images: folder of the images.
         layer: l, counted from 0, of a student without an adapter; an adapter has its own.

@@ -12,6 +12,7 @@ from PIL import Image
 from ...pipeline.manifest import IMAGE_PLACEHOLDER, Record, Turn, read_manifest, resolve_image
 from ...pipeline.pixels import read_image
 from ..clusters import cluster_records
+from ..metrics.definitions import Key
 from ..metrics.report_text import (
     PROTOCOLS,
     Synonyms,
@@ -178,7 +179,7 @@ def score_question(doc: Doc, results: Sequence[str]) -> Scored:
 def score_report(doc: Doc, results: Sequence[str]) -> Scored:
     """Score one report by the metrics that need no model."""
     pair = _pair(doc, results)
-    values = {}
+    values: dict[Key, float] = {}
     for protocol in PROTOCOLS:
         text = clean_report(pair.prediction, protocol)
         values[protocol, "bleu"] = bleu(text, pair.reference)
@@ -229,7 +230,7 @@ def _pair(doc: Doc, results: Sequence[str]) -> Pair:
     return Pair(record=record_of(doc), reference=doc["answer"], prediction=text, missing=False)
 
 
-def _clustered(doc: Doc, values: Mapping[tuple[str, str], float]) -> Scored:
+def _clustered(doc: Doc, values: Mapping[Key, float]) -> Scored:
     return {
         metric_name(*key): {"score": value, "cluster": doc["cluster"]}
         for key, value in values.items()

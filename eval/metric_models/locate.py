@@ -218,11 +218,12 @@ def open_instruments(metrics: Collection[str], paths: InstrumentPaths) -> Instru
                 files[metric] = [path for path in models.values() if path is not None]
     if "radgraph" in metrics and paths.annotations:
         files["radgraph"] = list(paths.annotations)
-    radgraph = Annotations.open if paths.annotations else RadGraphReader.open
     return Instruments(
         bertscore=_open(files, "bertscore", partial(BertScorer.open, layer=paths.bertscore_layer)),
         chexbert=_open(files, "chexbert", Chexbert.open),
-        radgraph=_open(files, "radgraph", radgraph),
+        radgraph=_open(files, "radgraph", Annotations.open)
+        if paths.annotations
+        else _open(files, "radgraph", RadGraphReader.open),
         ratescore=_open(files, "ratescore", RateReader.open),
         missing=missing,
         files={metric: [identify(path) for path in own] for metric, own in files.items()},

@@ -24,7 +24,7 @@ from ..schema import CacheCard, TeacherCacheError
 from ..storage.local import Storage, read_json
 from ..storage.untrusted import MAX_ROWS, DamagedError, canonical_json, strict_fields, within
 
-_CRC_BYTES = 4
+CRC_BYTES = 4
 _INDEX_ENTRY_BYTES = 16
 _ABSENT = 2**64 - 1
 _METADATA_BYTES = 2**16
@@ -65,12 +65,12 @@ class RowArray:
     def chunk_limit(self) -> int:
         """Most bytes that a chunk may have on disk; exact where rows are not compressed."""
         slack = 0 if self.zstd_level is None else self.row_bytes // 128 + 1024
-        return self.row_bytes + slack + _CRC_BYTES
+        return self.row_bytes + slack + CRC_BYTES
 
     @property
     def index_bytes(self) -> int:
         """Bytes of the index that ends every shard file, its checksum included."""
-        return self.shard_rows * _INDEX_ENTRY_BYTES + _CRC_BYTES
+        return self.shard_rows * _INDEX_ENTRY_BYTES + CRC_BYTES
 
     def split(self, data: bytes, rows: int) -> list[bytes]:
         """Return the chunks of a shard file, one per row, for `assemble`.
@@ -79,10 +79,10 @@ class RowArray:
             DamagedError: the index or a chunk fails its checksum.
         """
         whole = np.frombuffer(data, np.uint8)
-        index = _checked(whole[-self.index_bytes :], "the index").view("<u8").reshape(-1, 2)
+        index = checked(whole[-self.index_bytes :], "the index").view("<u8").reshape(-1, 2)
         chunks = []
         for row, (start, length) in enumerate(index[:rows].tolist()):
-            _checked(whole[start : start + length], f"row {row} of the shard")
+            checked(whole[start : start + length], f"row {row} of the shard")
             chunks.append(data[start : start + length])
         return chunks
 
@@ -112,7 +112,7 @@ class RowArray:
         return rows * self.chunk_limit + self.index_bytes
 
     def may_have(self, size: int, rows: int) -> bool:
-        """Say whether a shard file of `rows` rows may have `size` bytes."""
+        """Return whether a shard file of `rows` rows may have `size` bytes."""
         most = self.file_bytes(rows)
         return size == most if self.zstd_level is None else self.index_bytes < size <= most
 
@@ -123,11 +123,11 @@ class RowArray:
     def chunk(self, row: Array) -> bytes:
         """Return the bytes of one row on disk, with its checksum."""
         data = self._body(row)
-        return b"".join((data, _crc(data)))
+        return b"".join((data, crc32c(data)))
 
     def assemble(self, chunks: Sequence[bytes]) -> bytes:
         """Return the bytes of a shard file that holds these chunks, one per row."""
-        return self._shard([memoryview(chunk)[:-_CRC_BYTES] for chunk in chunks])
+        return self._shard([memoryview(chunk)[:-CRC_BYTES] for chunk in chunks])
 
     def _body(self, row: Array) -> memoryview | bytes:
         data = _little(row)
@@ -138,11 +138,11 @@ class RowArray:
     def _shard(self, bodies: Sequence[memoryview | bytes]) -> bytes:
         # joined at once from views: fresh memory for 75 MB costs more than hashing them
         index = np.full((self.shard_rows, 2), _ABSENT, "<u8")
-        lengths = np.array([len(body) + _CRC_BYTES for body in bodies], "<u8")
+        lengths = np.array([len(body) + CRC_BYTES for body in bodies], "<u8")
         index[: len(bodies), 0] = np.cumsum(lengths) - lengths
         index[: len(bodies), 1] = lengths
-        parts = [part for body in bodies for part in (body, _crc(body))]
-        return b"".join((*parts, index.tobytes(), _crc(index.tobytes())))
+        parts = [part for body in bodies for part in (body, crc32c(body))]
+        return b"".join((*parts, index.tobytes(), crc32c(index.tobytes())))
 
 
 def row_arrays(card: CacheCard) -> tuple[RowArray, ...]:
@@ -179,7 +179,7 @@ def table_files(values: Array) -> dict[str, bytes]:
         padded = np.zeros(chunk, values.dtype)
         padded[tuple(map(slice, values[part].shape))] = values[part]
         data = _little(padded)
-        files[name] = b"".join((data, _crc(data)))
+        files[name] = b"".join((data, crc32c(data)))
     return files
 
 
@@ -193,12 +193,12 @@ def read_table(store: Storage, name: str, shape: tuple[int, ...], dtype: str) ->
     values = np.empty(shape, np.dtype(dtype).newbyteorder("<"))
     for chunk_name, part in _chunks(shape, chunk):
         file = f"{name}/{chunk_name}"
-        data = np.empty(math.prod(chunk) * values.itemsize + _CRC_BYTES, np.uint8)
+        data = np.empty(math.prod(chunk) * values.itemsize + CRC_BYTES, np.uint8)
         try:
             store.read_into(file, 0, data.data)
         except FileNotFoundError as error:
             raise TeacherCacheError(f"{store}/{file} is missing") from error
-        padded = _checked(data, f"{store}/{file}").view(values.dtype).reshape(chunk)
+        padded = checked(data, f"{store}/{file}").view(values.dtype).reshape(chunk)
         values[part] = padded[tuple(map(slice, values[part].shape))]
     return values.astype(dtype, copy=False)
 
@@ -206,7 +206,7 @@ def read_table(store: Storage, name: str, shape: tuple[int, ...], dtype: str) ->
 def table_file_bytes(shape: tuple[int, ...], dtype: str) -> Iterator[tuple[str, int]]:
     """Yield name and exact size of those files; edge chunks are padded to the chunk's shape."""
     chunk = _table_chunk(shape, dtype)
-    size = math.prod(chunk) * np.dtype(dtype).itemsize + _CRC_BYTES
+    size = math.prod(chunk) * np.dtype(dtype).itemsize + CRC_BYTES
     return ((name, size) for name, _ in _chunks(shape, chunk))
 
 
@@ -239,6 +239,23 @@ def check_metadata(
             # as text: True == 1 and 1.0 == 1 in Python, not in a zarr.json
             if key != "attributes" and canonical_json(actual) != canonical_json(value):
                 raise TeacherCacheError(f"{key} should be {value}, got {actual!r:.200}")
+
+
+def crc32c(data: bytes | memoryview) -> bytes:
+    """Return the CRC-32C of `data` as 4 bytes, little-endian."""
+    # google_crc32c takes arrays but no memoryview
+    return int(google_crc32c.value(np.frombuffer(data, np.uint8))).to_bytes(CRC_BYTES, "little")
+
+
+def checked(data: Array, what: str) -> Array:
+    """Return bytes without the CRC-32C that ends them.
+
+    Raises:
+        DamagedError: they do not match it; `what` is damaged.
+    """
+    if len(data) < CRC_BYTES or crc32c(data[:-CRC_BYTES].data) != data[-CRC_BYTES:].tobytes():
+        raise DamagedError(f"{what} does not match its checksum")
+    return data[:-CRC_BYTES]
 
 
 def _is_longer(shape: object, least: list[int]) -> bool:
@@ -278,18 +295,6 @@ def _little(values: Array) -> memoryview:
     return (
         np.ascontiguousarray(values, values.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
     )
-
-
-def _crc(data: bytes | memoryview) -> bytes:
-    # google_crc32c takes arrays but no memoryview
-    return int(google_crc32c.value(np.frombuffer(data, np.uint8))).to_bytes(_CRC_BYTES, "little")
-
-
-def _checked(data: Array, what: str) -> Array:
-    """Return bytes without the CRC-32C that ends them."""
-    if len(data) < _CRC_BYTES or _crc(data[:-_CRC_BYTES].data) != data[-_CRC_BYTES:].tobytes():
-        raise DamagedError(f"{what} does not match its checksum")
-    return data[:-_CRC_BYTES]
 
 
 def _chunks(

@@ -10,15 +10,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 from numcodecs import zstd
 
 from ..storage.untrusted import DamagedError, TeacherCacheError
-from .arrays import RowArray
+from .arrays import CRC_BYTES, RowArray, checked
 
-_CRC_BYTES = 4
 _CACHED_BYTES = 2**25
 _ZSTD_HEADER = 14
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -38,7 +36,7 @@ class Ranges(Protocol):
 
 
 def nothing_kept(_name: str) -> bool:
-    """Say that no copy of a file is kept nearby."""
+    """Return False: no copy of a file is kept nearby."""
     return False
 
 
@@ -92,7 +90,7 @@ class RowReader:
         Raises:
             DamagedError: it is not of one row, or holds what is not a finite number.
         """
-        body = chunk[:-_CRC_BYTES]
+        body = chunk[:-CRC_BYTES]
         if self._compressed:
             body = _decompressed(body, self._row_bytes)
         values = body.view(self._dtype)
@@ -127,7 +125,7 @@ class RowReader:
         start = ends[position - 1] if position else 0
         chunk = np.empty(ends[position] - start, np.uint8)
         self.storage.read_into(name, start, chunk.data)
-        _check_crc(chunk, "row")
+        checked(chunk, "its row")
         return chunk
 
     def _index(self, shard: int, name: str) -> Sequence[int]:
@@ -151,17 +149,17 @@ class RowReader:
             )
         index = np.empty(self.layout.index_bytes, np.uint8)
         self.storage.read_into(name, size - index.size, index.data)
-        _check_crc(index, "index")
-        ends = self._checked_ends(index[:-_CRC_BYTES].view("<u8").reshape(-1, 2), rows)
+        entries = checked(index, "its index").view("<u8").reshape(-1, 2)
+        ends = self._checked_ends(entries, rows)
         if ends[-1] != size - index.size:
             raise DamagedError(f"its rows end at {ends[-1]}, its index starts elsewhere")
         return ends
 
     def _checked_ends(self, index: npt.NDArray[np.uint64], rows: int) -> Sequence[int]:
         starts, lengths = index[:rows, 0], index[:rows, 1]
-        shortest = _CRC_BYTES + 1 if self._compressed else self._longest
+        shortest = CRC_BYTES + 1 if self._compressed else self._longest
         if lengths.min() < shortest or lengths.max() > self._longest:
-            raise DamagedError("its index holds rows that are shorter or longer than can be")
+            raise DamagedError("its index holds rows that are shorter or longer than a row can be")
         ends = np.cumsum(lengths)
         if (starts != ends - lengths).any() or (~index[rows:]).any():
             raise DamagedError(f"its index does not hold {rows} rows, one after another")
@@ -178,12 +176,6 @@ class RowReader:
         )
 
 
-def _check_crc(data: Bytes, what: str) -> None:
-    computed = google_crc32c.value(data[:-_CRC_BYTES])
-    if computed != int.from_bytes(data[-_CRC_BYTES:].tobytes(), "little"):
-        raise DamagedError(f"the checksum of its {what} does not fit")
-
-
 def _check_values(values: Array) -> None:
     """Refuse bytes that are no finite number, or neither true nor false.
 
@@ -194,7 +186,7 @@ def _check_values(values: Array) -> None:
     size = values.dtype.itemsize
     if values.dtype.kind == "b":
         if values.view(np.uint8).max() > 1:
-            raise DamagedError("it holds what is neither true nor false")
+            raise DamagedError("it holds values that are neither true nor false")
     elif values.dtype.kind == "f":
         bits = values.view(f"<u{size}")
         infinity = int(np.array(np.inf, values.dtype).view(bits.dtype))

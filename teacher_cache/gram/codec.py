@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from ..schema import PatchGrid, TeacherCacheError
 from ..storage.untrusted import DamagedError
-from .code import GramCode, reached
+from .code import GramCode, GramError, GramTarget, norms_of, reached
 from .entropy import MAX_CLASS, Int16, Reader, Runs, pack, stream, unpack, words
 from .factors import (
     Factors,
@@ -42,7 +42,6 @@ from .factors import (
     triangle,
     triangle_scale,
 )
-from .target import GramError, GramTarget, norms_of
 
 _VERSION = 1
 _FACTORS, _TRIANGLE = 1, 2
@@ -176,7 +175,7 @@ def _check(
             f"got {valid.dtype} {list(valid.shape)}"
         )
     if not 0 < max_error <= 1:  # false for NaN too
-        raise ValueError(f"the error allowed lies above 0 and is at most 1, got {max_error}")
+        raise ValueError(f"max_error takes more than 0 and at most 1, got {max_error}")
     if not valid.any():
         raise TeacherCacheError("no patch is valid, so there is nothing to code")
 

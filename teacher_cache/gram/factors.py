@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .code import GramTarget
 from .entropy import class_of
-from .target import GramTarget
 
 # Found by trial on features of a pretrained ViT; none of them decides correctness.
 _RIDGE = 4.0  # of the regression, in units of the error allowed

@@ -88,7 +88,7 @@ def measured_errors(log: CommitLog) -> GramErrors | None:
 
 
 def _of_shard(log: CommitLog, array: RowArray, shard: int) -> npt.NDArray[np.float32]:
-    rows = len(log.rows_of(shard))
+    rows = len(log.layout.rows_of(shard))
     data = log.store.read(array.file_of(shard), array.file_bytes(rows))
     chunks = array.split(data, rows)
     values = b"".join(chunk[: array.row_bytes] for chunk in chunks)

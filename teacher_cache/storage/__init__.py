@@ -1,1 +1,1 @@
-"""Where a store lies: a local folder, a URL, or a URL through a local cache."""
+"""Files of a store: in a local folder, behind a URL, or behind a URL with a local cache."""

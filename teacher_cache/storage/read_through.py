@@ -16,9 +16,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import google_crc32c
-
 from ...runtime.files import PARTIAL, Draft
+from ..format.arrays import CRC_BYTES, crc32c
 from ..format.shard_file import Ranges
 
 NEARBY_BYTES = 50 * 10**9
@@ -28,7 +27,6 @@ _BLOCK = 4096
 _IDLE_SECONDS = 3600.0
 _RECOUNT_SECONDS = 600.0
 _SIZE_BYTES = 8
-_CRC_BYTES = 4
 _ATTEMPTS = 2
 _MOST_SIZES = 100_000
 _TOTAL = "total"
@@ -75,7 +73,7 @@ class NearbyFiles:
             if size is None:
                 return None
             data = size.to_bytes(_SIZE_BYTES, "little")
-            self._keep(self._home / name / "size", data + _crc(data))
+            self._keep(self._home / name / "size", data + crc32c(data))
         if len(self._sizes) >= _MOST_SIZES:
             self._sizes.clear()
         self._sizes[name] = size
@@ -106,12 +104,12 @@ class NearbyFiles:
         return existed
 
     def _kept_size(self, name: str) -> int | None:
-        data = bytearray(_SIZE_BYTES + _CRC_BYTES)
+        data = bytearray(_SIZE_BYTES + CRC_BYTES)
         path = self._home / name / "size"
         if not _read_kept(path, len(data), 0, memoryview(data)):
             return None
         size = bytes(data[:_SIZE_BYTES])
-        return int.from_bytes(size, "little") if _crc(size) == data[_SIZE_BYTES:] else None
+        return int.from_bytes(size, "little") if crc32c(size) == data[_SIZE_BYTES:] else None
 
     def _keep(self, path: Path, data: bytes | memoryview) -> None:
         if self._off:
@@ -193,10 +191,6 @@ def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 def _on_disk(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
-
-
-def _crc(data: bytes) -> bytes:
-    return int(google_crc32c.value(data)).to_bytes(_CRC_BYTES, "little")
 
 
 @contextlib.contextmanager

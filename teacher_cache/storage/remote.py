@@ -1,8 +1,8 @@
-"""A store behind a URL: s3://, gs://, memory:// and, only to be read, http:// and https://.
+"""A store behind a URL: s3://, gs://, memory:// and, read-only, http:// and https://.
 
-Networks drop connections and servers are busy at times: such errors, and answers that are too
-short, are tried again for a while and never become data. What trying again cannot mend ends at
-once, in one line that says what to do.
+Networks drop connections and servers are busy at times: such requests, and those whose answer is
+too short, are repeated for some seconds, and their answers never become data. What repeating
+cannot mend ends at once, in one line that says what to do.
 """
 
 import errno
@@ -28,6 +28,9 @@ _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _WRONG_REQUEST = (errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE)
 _CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 _PACKAGES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
+_WAITS = (0.1, 0.4, 1.6, 6.4)  # seconds between attempts; libraries below try again themselves
+
+Result = TypeVar("Result")
 
 
 class CutShortError(Exception):
@@ -36,22 +39,22 @@ class CutShortError(Exception):
 
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status behind an error, whichever library raised it."""
-    for each in (error, error.__cause__):
-        response = getattr(each, "response", None)  # botocore's
+    for raised in (error, error.__cause__):
+        response = getattr(raised, "response", None)  # botocore's
         if isinstance(response, dict):
-            found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             code = response.get("Error", {}).get("Code")
-            if found is None and str(code).isdecimal():
-                found = int(code)
+            if status is None and str(code).isdecimal():
+                status = int(code)
         else:
-            found = getattr(each, "status", None) or getattr(each, "code", None)
-        if isinstance(found, int):
-            return int(found)
+            status = getattr(raised, "status", None) or getattr(raised, "code", None)
+        if isinstance(status, int):
+            return int(status)
     return None
 
 
 def is_absence(error: BaseException) -> bool:
-    """Say whether an error means that there is no such file, and not that nobody could tell.
+    """Return whether an error means that there is no such file, and not that nobody could tell.
 
     fsspec's http raises FileNotFoundError for whatever happens while it asks for a size.
     """
@@ -61,7 +64,7 @@ def is_absence(error: BaseException) -> bool:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Say whether the same request may well succeed in a moment."""
+    """Return whether the same request may well succeed in a moment."""
     if isinstance(error, TeacherCacheError | PermissionError | FileExistsError):
         return False
     status = status_of(error)
@@ -76,8 +79,8 @@ def is_passing(error: BaseException) -> bool:
 
 def explained(error: BaseException, url: str, doing: str) -> TeacherCacheError:
     """Return one line for a user: what failed, and what mends it."""
-    told = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-    text = " ".join(str(told).split()) or type(told).__name__
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    text = " ".join(str(cause).split()) or type(cause).__name__
     protocol = url.split("://", 1)[0]
     if isinstance(error, ImportError):
         extra = _PACKAGES.get(protocol)
@@ -94,13 +97,6 @@ def explained(error: BaseException, url: str, doing: str) -> TeacherCacheError:
     else:
         way_out = "check the URL and the endpoint (AWS_ENDPOINT_URL for servers other than AWS)"
     return TeacherCacheError(f"{url}: {doing} failed: {text}; {way_out}")
-
-
-_WAITS = (0.1, 0.4, 1.6, 6.4)  # seconds between attempts; libraries below try again themselves
-_OUT_OF_RANGE = 416
-_EXISTS = 412
-
-Result = TypeVar("Result")
 
 
 class RemoteStorage:
@@ -138,8 +134,8 @@ class RemoteStorage:
         data = self._persist(f"reading {name}", lambda: self._whole_range(name, start, stop))
         if len(data) > len(buffer):
             raise TeacherCacheError(
-                f"{self}: the server sends whole files where a range was asked for; copy the "
-                "store to a folder, or to a server that honours the header Range"
+                f"{self}: the server sends whole files in answer to a range; copy the store to a "
+                "folder, or to a server that honours the header Range"
             )
         buffer[:] = data
 
@@ -186,21 +182,21 @@ class RemoteStorage:
         """
         if self._read_only:
             raise TeacherCacheError(
-                f"{self}: a web server does not list its files; rows can be read from it, for all "
-                "else copy the store to a folder or an object store"
+                f"{self}: a web server does not list its files, so it serves rows and nothing "
+                "else; copy the store to a folder or an object store"
             )
 
         def call() -> dict[str, dict[str, Any]]:
             fs, path = self._at(folder)
-            found: dict[str, dict[str, Any]] = fs.find(path, detail=True)
-            return found
+            entries: dict[str, dict[str, Any]] = fs.find(path, detail=True)
+            return entries
 
         try:
-            found = self._persist("listing", call)
+            entries = self._persist("listing", call)
         except FileNotFoundError:
             return
         _, root = self._at("")
-        for path, entry in found.items():
+        for path, entry in entries.items():
             yield path.removeprefix(root).lstrip("/"), int(entry["size"] or 0)
 
     def sweep(self) -> int:
@@ -208,7 +204,7 @@ class RemoteStorage:
         return 0
 
     def exists(self) -> bool:
-        """Say whether anything at all is there."""
+        """Return whether anything at all is there."""
         if self.size("zarr.json") is not None:  # a server of plain files may not know folders
             return True
         fs, path = self._at("")
@@ -241,7 +237,7 @@ class RemoteStorage:
         try:
             data: bytes = fs.cat_file(path, start=start, end=stop)
         except Exception as error:
-            if status_of(error) == _OUT_OF_RANGE:
+            if status_of(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return b""
             raise
         return data
@@ -304,9 +300,11 @@ def _create(fs: Any, path: str, data: bytes) -> None:
     try:
         fs.pipe_file(path, data, mode="create")
     except Exception as error:
-        if status_of(error) == _EXISTS:
+        status = status_of(error)
+        if status == HTTPStatus.PRECONDITION_FAILED:
             raise FileExistsError(path) from error
-        if isinstance(error, NotImplementedError | TypeError) or status_of(error) == 501:
+        unsupported = isinstance(error, NotImplementedError | TypeError)
+        if unsupported or status == HTTPStatus.NOT_IMPLEMENTED:
             fs.pipe_file(path, data)  # no such condition here: the caller looked a moment ago
             return
         raise

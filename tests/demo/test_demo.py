@@ -37,7 +37,7 @@ def test_every_sample_record_has_its_image_and_mask() -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_the_demo_does_the_whole_job_and_the_second_run_uses_it_again(tmp_path: Path) -> None:
+def test_the_demo_does_the_whole_job_and_the_second_run_reuses_it(tmp_path: Path) -> None:
     out = tmp_path / "out"
     said: list[str] = []
     first = run_demo(out, said.append, lambda _step, _of: None)
@@ -61,7 +61,7 @@ def test_the_demo_does_the_whole_job_and_the_second_run_uses_it_again(tmp_path: 
     assert (out / "runs" / "medalign" / "metrics.jsonl").read_bytes() == before
     assert [run.seconds for run in again.trained] == [0.0, 0.0]
     assert again.before.lm == first.before.lm
-    assert any("used again" in line for line in said)
+    assert any("reusing it" in line for line in said)
 
 
 def test_the_demo_refuses_a_folder_of_something_else(
@@ -72,6 +72,6 @@ def test_the_demo_refuses_a_folder_of_something_else(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert "holds something else than an earlier demo" in capsys.readouterr().err
+    assert "is not empty and holds no earlier demo" in capsys.readouterr().err
     assert (tmp_path / "manifest.jsonl").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 1

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from medalign.eval.commands.eval import app
 from medalign.eval.predictions import Answer, AnswersError
+from medalign.runtime.arguments import ArgumentError
 
 MakeAnswer = Callable[..., Answer]
 Files = tuple[Path, Path]
@@ -69,7 +70,7 @@ def test_allow_missing_counts_records_without_an_answer(files: Files, tmp_path: 
 @pytest.mark.parametrize("which", [0, 1])
 def test_what_is_scored_is_never_overwritten(files: Files, which: int) -> None:
     before = files[which].read_bytes()
-    with pytest.raises(AnswersError, match="would overwrite what is scored"):
+    with pytest.raises(ArgumentError, match="would overwrite what is scored"):
         run("score", *files, "--task", "vqa", "--out", files[which])
     assert files[which].read_bytes() == before
 
@@ -78,7 +79,7 @@ def test_what_is_scored_is_never_overwritten(files: Files, which: int) -> None:
 def test_texts_for_radgraph_never_overwrite_what_is_read(files: Files, which: int) -> None:
     before = files[which].read_bytes()
     out = files[which].parent / "." / "other" / ".." / files[which].name
-    with pytest.raises(AnswersError, match="would overwrite what is read"):
+    with pytest.raises(ArgumentError, match="would overwrite what is read"):
         run("report-texts", files[0], "--manifest", files[1], "--out", out)
     assert files[which].read_bytes() == before
 
@@ -89,7 +90,7 @@ def test_annotations_that_are_scored_with_are_never_overwritten(
     annotations = tmp_path / "annotations.json"
     annotations.write_text("{}", encoding="utf-8")
     arguments = ("score", *files, "--task", "report", "--out", annotations)
-    with pytest.raises(AnswersError, match="would overwrite what is scored"):
+    with pytest.raises(ArgumentError, match="would overwrite what is read"):
         run(*arguments, "--radgraph-annotations", annotations)
 
 
@@ -102,13 +103,13 @@ def test_compare_prints_both_files_and_writes_if_asked(files: Files, tmp_path: P
         assert word in printed
     assert "intervals are rough" in printed
     assert run(*arguments, "--json") == out.read_text(encoding="utf-8")
-    with pytest.raises(AnswersError, match="would overwrite what is compared"):
+    with pytest.raises(ArgumentError, match="would overwrite what is compared"):
         run(*arguments, "--out", answers)
 
 
 def test_compare_says_how_many_records_neither_file_answers(files: Files, tmp_path: Path) -> None:
     answers, manifest = files
-    said = "missing 1 of 2 records: neither file answers them, both count as answering nothing"
+    said = "missing 1 of 2 records: neither file answers them, and both score as empty answers"
     out = tmp_path / "c.json"
     arguments = ("compare", answers, answers, manifest, "--task", "vqa", "--out", out)
     assert said not in run(*arguments)
@@ -166,7 +167,7 @@ def test_metrics_without_a_name_are_refused(files: Files, command: str, given: s
         "table": (answers,),
         "report": (answers, manifest, "--task", "vqa", "--out", folder / "out", "--images", folder),
     }[command]
-    with pytest.raises(AnswersError, match=f"--metrics '{given}' names no metric"):
+    with pytest.raises(ArgumentError, match=f"--metrics '{given}' names no metric"):
         run(command, *rest, "--metrics", given)
     assert not (folder / "out").exists()
 
@@ -190,7 +191,7 @@ def test_a_metric_that_was_named_and_has_no_samples_is_a_failure(
 
 def test_a_metric_of_another_task_is_refused(files: Files, tmp_path: Path) -> None:
     arguments = ("score", *files, "--task", "vqa", "--out", tmp_path / "s.json")
-    with pytest.raises(AnswersError, match="--metrics bleu: task vqa has open"):
+    with pytest.raises(ArgumentError, match="bleu: unknown metric of task vqa; known are open"):
         run(*arguments, "--metrics", "bleu")
     assert "closed_accuracy" not in run(*arguments, "--metrics", "open,overall")
 

@@ -163,7 +163,7 @@ def test_the_command_draws_both_and_names_what_is_missing(place: Path, tmp_path:
         ((place / "student",), "nothing to draw"),
         ((place / "student", "--images", place), "give --manifest and --images"),
         ((place / "student", "--samples", 3), "give --manifest and --images"),
-        ((tmp_path / "run", tmp_path / "typo"), "typo does not exist"),
+        ((tmp_path / "run", tmp_path / "typo"), "typo: no such folder"),
         ((tmp_path / "run", tmp_path), "is no run"),
         ((tmp_path / "run", tmp_path / "out" / ".." / "run"), "is given twice"),
         ((place / "student", *words, "--cache", tmp_path / "gone"), "gone"),

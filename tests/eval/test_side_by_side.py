@@ -14,6 +14,7 @@ from medalign.eval.predictions import AnswersError
 from medalign.eval.result_file import result_json, write_result
 from medalign.eval.score import score
 from medalign.eval.side_by_side import Overview
+from medalign.runtime.arguments import ArgumentError
 
 Write = Callable[[Path, Iterable[Mapping[str, Any]]], Path]
 
@@ -150,7 +151,7 @@ def test_the_command_prints_or_writes(files: list[Path], tmp_path: Path) -> None
 def test_the_command_says_what_is_wrong(files: list[Path], tmp_path: Path) -> None:
     def refused(*words: str) -> str:
         done = CliRunner().invoke(app, ["eval", "table", *words])
-        assert isinstance(done.exception, AnswersError)
+        assert isinstance(done.exception, ArgumentError | AnswersError)
         return str(done.exception)
 
     before = files[0].read_bytes()

@@ -113,11 +113,11 @@ class Folder:
         self.images = images
 
     def plan(self) -> Plan:
-        contents = list(dict.fromkeys(each for each in self.images.values() if each is not None))
-        readable = {path: each for path, each in self.images.items() if each is not None}
+        contents = list(dict.fromkeys(data for data in self.images.values() if data is not None))
+        readable = {path: data for path, data in self.images.items() if data is not None}
         return Plan(
             content=tuple(map(_content, contents)),
-            paths={path: contents.index(each) for path, each in readable.items()},
+            paths={path: contents.index(data) for path, data in readable.items()},
             failures=tuple(Failure(path, "no file") for path in self.images.keys() - readable),
         )
 
@@ -132,7 +132,7 @@ class Folder:
         for shard in pending:
             span = writer.rows_of(shard)
             content = [writer.plan.content_of(row) for row in span]
-            lost = {row: "cut" for row, each in zip(span, content, strict=True) if each in broken}
+            lost = {row: "cut" for row, data in zip(span, content, strict=True) if data in broken}
             writer.write(shard, **_content_rows(self.card, content), failures=lost)
         return pending
 

@@ -37,16 +37,16 @@ def test_a_shard_file_is_rows_with_checksums_and_then_an_index(
     array = RowArray("features", (patches, width), "float16", "NaN", 5)
     values = np.arange(rows * patches * width, dtype=np.float16).reshape(rows, patches, width)
     values[0] = np.nan  # equal to the fill value, and written all the same
-    wanted, index = b"", b""
+    expected, index = b"", b""
     for row in values:
         data = row.astype("<f2").tobytes()
         data += google_crc32c.value(data).to_bytes(4, "little")
-        index += len(wanted).to_bytes(8, "little") + len(data).to_bytes(8, "little")
-        wanted += data
+        index += len(expected).to_bytes(8, "little") + len(data).to_bytes(8, "little")
+        expected += data
     index += b"\xff" * 16 * (5 - rows)
-    wanted += index + google_crc32c.value(index).to_bytes(4, "little")
-    assert array.encode(values) == wanted
-    assert array.file_bytes(rows) == len(wanted)
+    expected += index + google_crc32c.value(index).to_bytes(4, "little")
+    assert array.encode(values) == expected
+    assert array.file_bytes(rows) == len(expected)
 
 
 KINDS = {
@@ -67,9 +67,9 @@ def rows_of(array: RowArray, rows: int) -> npt.NDArray[Any]:
     if array.zstd_level is not None:
         for row in values:
             row[rng.integers(0, len(row)) :] = 0
-    made = values.astype(array.dtype)
-    made[0] = float("nan") if array.fill == "NaN" else array.fill
-    return made
+    typed = values.astype(array.dtype)
+    typed[0] = float("nan") if array.fill == "NaN" else array.fill
+    return typed
 
 
 def written_by_zarr(array: RowArray, values: npt.NDArray[Any], rows: int) -> dict[str, bytes]:
@@ -97,22 +97,22 @@ def written_by_zarr(array: RowArray, values: npt.NDArray[Any], rows: int) -> dic
 def test_our_shards_are_byte_for_byte_what_zarr_python_writes(kind: str, rows: int) -> None:
     array = KINDS[kind]
     values = rows_of(array, rows)
-    wanted = written_by_zarr(array, values, rows)["c.0" + ".0" * len(array.row_shape)]
+    expected = written_by_zarr(array, values, rows)["c.0" + ".0" * len(array.row_shape)]
     for form in (values, list(values), values.astype(values.dtype.newbyteorder(">"))):
-        assert array.encode(form) == wanted
-    assert array.may_have(len(wanted), rows)
-    assert array.assemble(array.split(wanted, rows)) == wanted
+        assert array.encode(form) == expected
+    assert array.may_have(len(expected), rows)
+    assert array.assemble(array.split(expected, rows)) == expected
     if array.zstd_level is None:
-        assert array.file_bytes(rows) == len(wanted)
+        assert array.file_bytes(rows) == len(expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_reader_expects_the_metadata_that_zarr_python_writes(kind: str) -> None:
     array = KINDS[kind]
-    found = json.loads(written_by_zarr(array, rows_of(array, 1), 7)["zarr.json"])
-    found.pop("storage_transformers", None)
-    assert found == array.metadata(7)
-    assert zarr_json(found) == canonical_json(found)
+    actual = json.loads(written_by_zarr(array, rows_of(array, 1), 7)["zarr.json"])
+    actual.pop("storage_transformers", None)
+    assert actual == array.metadata(7)
+    assert zarr_json(actual) == canonical_json(actual)
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.rglob("zarr.json")), ids=str)
@@ -146,9 +146,9 @@ def test_plain_zarr_reads_our_shards_short_ones_included(kind: str, tmp_path: Pa
     for shard in range(-(-5 // array.shard_rows)):
         rows = values[shard * array.shard_rows :][: array.shard_rows]
         storage.write(array.file_of(shard), array.encode(rows))
-    found = np.asarray(zarr.open_array(tmp_path / array.name, mode="r")[...])
-    assert found.dtype == values.dtype
-    assert found.tobytes() == values.tobytes()
+    actual = np.asarray(zarr.open_array(tmp_path / array.name, mode="r")[...])
+    assert actual.dtype == values.dtype
+    assert actual.tobytes() == values.tobytes()
 
 
 def test_rows_that_cannot_be_compressed_fit_their_limit() -> None:
@@ -166,9 +166,9 @@ def test_a_shard_that_is_taken_apart_is_checked(kind: str) -> None:
     array = KINDS[kind]
     data = array.encode(rows_of(array, 3))
     assert array.split(data, 3) == [array.chunk(row) for row in rows_of(array, 3)]
-    for place in range(len(data)):
+    for position in range(len(data)):
         spoilt = bytearray(data)
-        spoilt[place] ^= 64
+        spoilt[position] ^= 64
         with pytest.raises(DamagedError, match="checksum"):
             array.split(bytes(spoilt), 3)
     with pytest.raises(DamagedError, match="checksum"):

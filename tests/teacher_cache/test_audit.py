@@ -106,7 +106,7 @@ def test_reopening_makes_damaged_shards_pending_and_a_build_mends_them(
 ) -> None:
     store = tmp_path / "cache"
     small.write(small.begin(store))
-    wanted = seal(store).content_hash
+    expected = seal(store).content_hash
     path = store / "attention" / "c.2.0"
     data = path.read_bytes()
     path.write_bytes(data[:5] + bytes([data[5] ^ 1]) + data[6:])
@@ -115,7 +115,7 @@ def test_reopening_makes_damaged_shards_pending_and_a_build_mends_them(
     assert reopen(store) == [2]
     writer = small.begin(store)
     small.write(writer)
-    assert seal(store).content_hash == wanted
+    assert seal(store).content_hash == expected
     assert verify(store) == []
 
 
@@ -127,10 +127,10 @@ def test_verify_names_file_and_rows(small: Any, tmp_path: Path) -> None:
     seal(store)
     (store / "valid" / "c.2.0").unlink()
     (store / "_commit" / "0.json").unlink()
-    found = {damage.where: str(damage) for damage in verify(store)}
-    assert set(found) == {"valid/c.2.0", "_commit/0.json"}
-    assert "rows 8 to 9" in found["valid/c.2.0"]
-    assert "missing" in found["_commit/0.json"]
+    actual = {damage.where: str(damage) for damage in verify(store)}
+    assert set(actual) == {"valid/c.2.0", "_commit/0.json"}
+    assert "rows 8 to 9" in actual["valid/c.2.0"]
+    assert "missing" in actual["_commit/0.json"]
 
 
 def test_verify_notices_shards_that_changed_places(small: Any, tmp_path: Path) -> None:
@@ -187,11 +187,11 @@ def test_info_is_json_and_knows_card_counts_and_size(small: Any, tmp_path: Path)
     assert building["state"] == "building"
     assert building["content_hash"] is None
     report = seal(store)
-    found = json.loads(json.dumps(info(store)))
-    assert found["content_hash"] == report.content_hash
-    assert found["card"] == small.card.to_json()
-    assert found["paths"] == 11
-    assert found["size_bytes"] == sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
+    actual = json.loads(json.dumps(info(store)))
+    assert actual["content_hash"] == report.content_hash
+    assert actual["card"] == small.card.to_json()
+    assert actual["paths"] == 11
+    assert actual["size_bytes"] == sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
 
 
 def test_a_group_says_in_plain_json_what_it_is(small: Any, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_the_summary_says_what_was_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({}, None),
         ({"cosine": None}, None),
@@ -55,13 +55,13 @@ def test_the_summary_says_what_was_found() -> None:
         ({"other": "the image had 2x2 pixels and has 3x3"}, "2x2 pixels"),
     ],
 )
-def test_what_is_outside_a_tolerance_is_said(changes: dict[str, Any], said: str | None) -> None:
+def test_what_is_outside_a_tolerance_is_said(changes: dict[str, Any], message: str | None) -> None:
     values = {name: getattr(FOUND, name) for name in Deviation.__slots__}
-    found = Deviation(**{**values, **changes})
-    outside = found.outside(TOLERANCE)
-    assert len(outside) == (said is not None)
-    assert (said or "") in "".join(outside)
-    assert (found.used(TOLERANCE) > 1) == (said is not None)
+    actual = Deviation(**{**values, **changes})
+    outside = actual.outside(TOLERANCE)
+    assert len(outside) == (message is not None)
+    assert (message or "") in "".join(outside)
+    assert (actual.used(TOLERANCE) > 1) == (message is not None)
 
 
 def test_the_share_of_a_tolerance_is_that_of_its_worst_number() -> None:

@@ -27,11 +27,11 @@ def digest(content: int) -> str:
 
 def plan_of(folder: dict[str, int | None]) -> Plan:
     """The plan of a folder: path -> content, None where the file cannot be read."""
-    contents = list(dict.fromkeys(each for each in folder.values() if each is not None))
+    contents = list(dict.fromkeys(data for data in folder.values() if data is not None))
     return Plan(
         content=tuple(map(digest, contents)),
-        paths={path: contents.index(each) for path, each in folder.items() if each is not None},
-        failures=tuple(Failure(path, "?") for path, each in folder.items() if each is None),
+        paths={path: contents.index(data) for path, data in folder.items() if data is not None},
+        failures=tuple(Failure(path, "?") for path, data in folder.items() if data is None),
     )
 
 
@@ -47,19 +47,19 @@ def test_a_chain_knows_the_newest_content_of_every_path_and_every_content_it_eve
     failed: dict[str, None] = {}
     rows: dict[str, int] = {}
     for folder in history:
-        wanted = plan_of(folder)
-        if chain is None and not wanted.content:
+        expected = plan_of(folder)
+        if chain is None and not expected.content:
             with pytest.raises(TeacherCacheError, match="at least one readable image"):
-                first_generation(wanted)
+                first_generation(expected)
             continue
-        added = first_generation(wanted) if chain is None else next_generation(chain, wanted)
+        added = first_generation(expected) if chain is None else next_generation(chain, expected)
         newest |= {path: content for path, content in folder.items() if content is not None}
         failed |= {path: None for path, content in folder.items() if content is None}
         if added is not None:
             before = chain.generations if chain else ()
             chain = PlanChain(shard_rows, (*before, added), ())
         assert chain is not None
-        assert next_generation(chain, wanted) is None  # it holds all that was wanted
+        assert next_generation(chain, expected) is None  # it holds all that was wanted
         assert {path: chain.content_of(row) for path, row in chain.paths.items()} == {
             path: digest(content) for path, content in newest.items()
         }
@@ -80,8 +80,8 @@ def store(tmp_path: Path) -> LocalStorage:
 def publish(store: LocalStorage, card: Any, *folders: dict[str, int | None]) -> PlanChain:
     chain = None
     for folder in folders:
-        wanted = plan_of(folder)
-        added = first_generation(wanted) if chain is None else next_generation(chain, wanted)
+        expected = plan_of(folder)
+        added = first_generation(expected) if chain is None else next_generation(chain, expected)
         assert added is not None
         assert publish_generation(store, card, chain, added)
         _, chain = load_plans(store)

@@ -44,10 +44,10 @@ def check(store: Path, images: Any) -> None:
             with pytest.raises(TeacherCacheError, match=r"no file|cut"):
                 cache[path]
         else:
-            row, wanted = cache[path], images.wanted(path)
-            assert np.array_equal(row.features, wanted["features"])
-            assert np.array_equal(row.attention, wanted["attention"])
-            assert row.source_size == tuple(wanted["source_size"])
+            row, expected = cache[path], images.wanted(path)
+            assert np.array_equal(row.features, expected["features"])
+            assert np.array_equal(row.attention, expected["attention"])
+            assert row.source_size == tuple(expected["source_size"])
     assert verify(store) == []
 
 
@@ -57,29 +57,29 @@ def test_merging_gives_what_one_build_over_all_images_would(
 ) -> None:
     first = sealed("first", FIRST, shard_rows=shard_rows)
     second = sealed("second", SECOND, shard_rows=2)
-    wanted = TeacherCache.open(sealed("union", FIRST | SECOND)).content_hash
+    expected = TeacherCache.open(sealed("union", FIRST | SECOND)).content_hash
     calls: list[tuple[int, int]] = []
     report = merge([first, second], tmp_path / "out", lambda *call: calls.append(call))
-    assert report.content_hash == wanted
+    assert report.content_hash == expected
     assert (report.rows, report.conflicts, report.differing) == (7, 0, 0)
     assert calls[-1] == (report.shards, report.shards) == (report.copied, report.copied)
     assert {failure.path for failure in report.failures} == {"lost.png", "gone.png", "bad.png"}
     check(tmp_path / "out", folder(FIRST | SECOND))
     assert TeacherCache.open(tmp_path / "out").card.shard_rows == shard_rows
-    assert merge([second, first], tmp_path / "turned").content_hash == wanted
+    assert merge([second, first], tmp_path / "turned").content_hash == expected
 
 
 def test_a_subset_holds_the_rows_and_failures_of_its_images(
     sealed: Callable[..., Path], folder: Callable[..., Any], tmp_path: Path
 ) -> None:
     source = sealed("source", FIRST | SECOND, shard_rows=2)
-    wanted = {"f.png": 6, "bad.png": 100, "lost.png": None, "a2.png": 1}
-    report = subset(source, wanted, tmp_path / "out")
+    expected = {"f.png": 6, "bad.png": 100, "lost.png": None, "a2.png": 1}
+    report = subset(source, expected, tmp_path / "out")
     assert report.rows == 3
     assert {failure.path for failure in report.failures} == {"lost.png", "bad.png"}
-    check(tmp_path / "out", folder(wanted))
+    check(tmp_path / "out", folder(expected))
     assert TeacherCache.open(tmp_path / "out").paths == ["f.png", "bad.png", "a2.png"]
-    assert report.content_hash == TeacherCache.open(sealed("direct", wanted)).content_hash
+    assert report.content_hash == TeacherCache.open(sealed("direct", expected)).content_hash
     with pytest.raises(KeyError):
         TeacherCache.open(tmp_path / "out")["a.png"]
 
@@ -203,7 +203,7 @@ def test_a_copy_that_was_killed_is_finished_by_the_same_call(
     sealed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = sealed("first", FIRST, shard_rows=1), sealed("second", SECOND)
-    wanted = merge([first, second], tmp_path / "whole")
+    expected = merge([first, second], tmp_path / "whole")
     write = TeacherCacheWriter.write_chunks
 
     def killed(self: TeacherCacheWriter, shard: int, *rest: Any) -> None:
@@ -216,7 +216,7 @@ def test_a_copy_that_was_killed_is_finished_by_the_same_call(
         merge([first, second], tmp_path / "out")
     monkeypatch.setattr(TeacherCacheWriter, "write_chunks", write)
     report = merge([first, second], tmp_path / "out")
-    assert report == replace(wanted, store=report.store, copied=wanted.shards - 3)
+    assert report == replace(expected, store=report.store, copied=expected.shards - 3)
     assert merge([first, second], tmp_path / "out").copied == 0
     assert tree(tmp_path / "whole") == tree(tmp_path / "out")
 
@@ -235,7 +235,7 @@ def test_a_copy_killed_at_random_moments_ends_as_an_undisturbed_one(
 ) -> None:
     many = {f"{number}.png": number % 90 for number in range(60)}
     first, second = sealed("first", many, shard_rows=1), sealed("second", SECOND)
-    wanted = merge([first, second], tmp_path / "whole").content_hash
+    expected = merge([first, second], tmp_path / "whole").content_hash
     rng, out = random.Random(kills), tmp_path / "out"
     command = [sys.executable, "-c", MERGE, str(out), str(first), str(second)]
     for _ in range(kills):
@@ -245,7 +245,7 @@ def test_a_copy_killed_at_random_moments_ends_as_an_undisturbed_one(
         time.sleep(rng.uniform(0, 0.3))
         os.kill(process.pid, signal.SIGKILL)
         process.communicate(timeout=60)
-    assert merge([first, second], out).content_hash == wanted
+    assert merge([first, second], out).content_hash == expected
     assert verify(out) == []
     assert not list(out.rglob("*.partial"))
 

@@ -74,9 +74,9 @@ DAMAGES: dict[str, tuple[Spoil, str, str]] = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_sealing_again_names_damage_and_what_mends_it(store: Path, name: str) -> None:
-    spoil, said, mended = DAMAGES[name]
+    spoil, message, mended = DAMAGES[name]
     spoil(store)
-    with pytest.raises(DamageFoundError, match=f"(?s)is damaged: {said}.*{mended}"):
+    with pytest.raises(DamageFoundError, match=f"(?s)is damaged: {message}.*{mended}"):
         seal(store)
     assert verify(store)
 
@@ -85,7 +85,7 @@ def test_sealing_again_names_damage_and_what_mends_it(store: Path, name: str) ->
 def test_what_is_said_of_a_damaged_index_mends_it(store: Path, name: str) -> None:
     before = TeacherCache.open(store).content_hash
     DAMAGES[name][0](store)
-    assert [each.remedy for each in verify(store)] == [Remedy.SEAL]
+    assert [damage.remedy for damage in verify(store)] == [Remedy.SEAL]
     assert reopen(store) == []
     assert seal(store).content_hash == before
     assert verify(store) == []
@@ -94,8 +94,8 @@ def test_what_is_said_of_a_damaged_index_mends_it(store: Path, name: str) -> Non
 def test_status_shows_damage_beyond_the_shards_and_the_commands_that_mend_it(store: Path) -> None:
     assert status(store).damages == ()
     (store / "index/1/path_text/c.0").unlink()
-    [found] = status(store).damages
-    assert "path_text/c.0 is missing" in found.reason
+    [actual] = status(store).damages
+    assert "path_text/c.0 is missing" in actual.reason
     assert status(store).commands == [
         f"medalign cache verify {store} --mend",
         f"medalign cache seal {store}",

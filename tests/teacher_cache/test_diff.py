@@ -26,15 +26,15 @@ def altered(
     """Make a sealed store as `synthetic_store` does, after `change(arrays of all rows)`."""
 
     def make(change: Callable[[dict[str, Any]], None], name: str = "altered", **card: Any) -> Path:
-        made = synthetic_card(shard_rows=ROWS, **card)
+        own_card = synthetic_card(shard_rows=ROWS, **card)
         content = [
             hashlib.sha256(repr(f"images/{row}.png").encode()).hexdigest() for row in range(ROWS)
         ]
         paths = {f"images/{row}.png": row for row in range(ROWS)}
         writer = TeacherCacheWriter.begin(
-            tmp_path / name, made, Plan(content=tuple(content), paths=paths)
+            tmp_path / name, own_card, Plan(content=tuple(content), paths=paths)
         )
-        arrays = synthetic_rows(made, range(ROWS))
+        arrays = synthetic_rows(own_card, range(ROWS))
         change(arrays)
         writer.write(0, **arrays)
         seal(tmp_path / name)
@@ -53,9 +53,9 @@ def test_a_cache_equals_itself_whatever_its_shards_and_order(
     store = synthetic_store(ROWS)  # shards of four rows
     monkeypatch.setattr(TeacherCache, "__getitem__", None)  # equal digests: nothing is read
     for other in (store, altered(nothing)):
-        found = diff(store, other)
-        assert found.equal
-        assert (found.same, found.different, found.only_a, found.only_b) == (ROWS, 0, 0, 0)
+        actual = diff(store, other)
+        assert actual.equal
+        assert (actual.same, actual.different, actual.only_a, actual.only_b) == (ROWS, 0, 0, 0)
 
 
 def test_renamed_images_are_the_same_images(synthetic_store: Make) -> None:
@@ -69,12 +69,12 @@ def test_images_of_one_side_are_counted_and_named(synthetic_store: Make) -> None
     content = [hashlib.sha256(bytes([row])).hexdigest() for row in range(5)]
     one = synthetic_store(3, content=content[:3], paths=["a", "b", "c"])
     other = synthetic_store(3, content=content[2:], paths=["c", "d", "e"], name="other")
-    found = diff(one, other)
-    assert (found.only_a, found.examples_a) == (2, ("a", "b"))
-    assert (found.only_b, found.examples_b) == (2, ("d", "e"))
+    actual = diff(one, other)
+    assert (actual.only_a, actual.examples_a) == (2, ("a", "b"))
+    assert (actual.only_b, actual.examples_b) == (2, ("d", "e"))
     assert diff(one, other, limit=1).examples_a == ("a",)
-    assert not found.equal
-    assert found.same + found.different == 1
+    assert not actual.equal
+    assert actual.same + actual.different == 1
 
 
 def turned(arrays: dict[str, Any]) -> None:
@@ -92,14 +92,14 @@ def plain(arrays: dict[str, Any]) -> None:
 
 
 def test_the_gram_is_compared_in_units_of_the_loss(altered: Make) -> None:
-    found = diff(altered(plain, "a"), altered(turned, "b"))
-    assert (found.same, found.different) == (ROWS - 1, 1)
-    [row] = found.worst
+    actual = diff(altered(plain, "a"), altered(turned, "b"))
+    assert (actual.same, actual.different) == (ROWS - 1, 1)
+    [row] = actual.worst
     assert (row.path, row.row_a, row.row_b) == ("images/4.png", 4, 4)
     # Patch 0 was like the 15 others by 1 and is so by 0.5: 30 of 256 entries are off by 0.5.
     assert row.gram_max == pytest.approx(0.5, abs=1e-3)
     assert row.gram_rms == pytest.approx(np.sqrt(30 * 0.25 / 256), rel=1e-3)
-    assert found.gram_rms == pytest.approx(row.gram_rms)
+    assert actual.gram_rms == pytest.approx(row.gram_rms)
     assert (row.attention_kl, row.attention_max, row.valid) == (0.0, 0.0, 0)
 
 
@@ -107,9 +107,9 @@ def test_rotated_features_differ_in_bytes_and_not_in_the_loss(altered: Make) -> 
     def swapped(arrays: dict[str, Any]) -> None:
         arrays["features"][:] = arrays["features"][..., ::-1].copy()
 
-    found = diff(altered(nothing, "a"), altered(swapped, "b"))
-    assert found.different == ROWS
-    assert found.gram_max < 1e-6
+    actual = diff(altered(nothing, "a"), altered(swapped, "b"))
+    assert actual.different == ROWS
+    assert actual.gram_max < 1e-6
 
 
 def test_attention_is_compared_by_divergence_over_image_patches(altered: Make) -> None:
@@ -125,8 +125,8 @@ def test_attention_is_compared_by_divergence_over_image_patches(altered: Make) -
 
     [row] = diff(altered(even, "a"), altered(uneven, "b")).worst
     # p is 1/15 everywhere, q is 2/16 once and 1/16 elsewhere.
-    wanted = np.log(16 / 30) / 15 + 14 * np.log(16 / 15) / 15
-    assert row.attention_kl == pytest.approx(wanted, rel=1e-5)
+    expected = np.log(16 / 30) / 15 + 14 * np.log(16 / 15) / 15
+    assert row.attention_kl == pytest.approx(expected, rel=1e-5)
     assert row.attention_max == pytest.approx(0.02, rel=1e-5)
     assert row.gram_rms == 0.0
 
@@ -135,9 +135,9 @@ def test_patches_that_changed_between_image_and_padding_are_counted(altered: Mak
     def cut(arrays: dict[str, Any]) -> None:
         arrays["valid"][1, :3] = False
 
-    found = diff(altered(nothing, "a"), altered(cut, "b"))
-    assert [(each.row_a, each.valid) for each in found.worst] == [(1, 3)]
-    assert not found.equal
+    actual = diff(altered(nothing, "a"), altered(cut, "b"))
+    assert [(row.row_a, row.valid) for row in actual.worst] == [(1, 3)]
+    assert not actual.equal
 
 
 def test_rows_are_listed_from_bad_to_better_up_to_a_limit(altered: Make) -> None:
@@ -146,8 +146,8 @@ def test_rows_are_listed_from_bad_to_better_up_to_a_limit(altered: Make) -> None
         arrays["attention"][1] *= np.linspace(1, 1.1, 16)
 
     one, other = altered(plain, "a"), altered(mixed, "b")
-    assert [each.row_a for each in diff(one, other).worst] == [4, 1]
-    assert [each.row_a for each in diff(one, other, limit=1).worst] == [4]
+    assert [row.row_a for row in diff(one, other).worst] == [4, 1]
+    assert [row.row_a for row in diff(one, other, limit=1).worst] == [4]
     assert diff(one, other, limit=0).different == 2
 
 
@@ -164,14 +164,14 @@ def test_an_image_that_only_one_side_could_decode_is_a_difference(synthetic_stor
 def test_cards_are_compared_field_by_field(synthetic_store: Make) -> None:
     one = synthetic_store(3)
     other = synthetic_store(3, dtype="bfloat16", name="other", versions={"medalign": "9"})
-    found = diff(one, other)
-    assert found.card == ("dtype is 'float32' in A, 'bfloat16' in B",)
-    assert (found.different, found.equal) == (0, False)
+    actual = diff(one, other)
+    assert actual.card == ("dtype is 'float32' in A, 'bfloat16' in B",)
+    assert (actual.different, actual.equal) == (0, False)
 
 
 def test_rows_of_other_grids_are_not_compared(synthetic_store: Make) -> None:
-    found = diff(synthetic_store(3), synthetic_store(3, "2x2", name="other"))
-    assert (found.comparable, found.different, found.worst) == (False, 3, ())
+    actual = diff(synthetic_store(3), synthetic_store(3, "2x2", name="other"))
+    assert (actual.comparable, actual.different, actual.worst) == (False, 3, ())
 
 
 def test_images_that_were_replaced_later_still_count(
@@ -186,13 +186,13 @@ def test_images_that_were_replaced_later_still_count(
         seal(tmp_path / name)
         return tmp_path / name
 
-    old, new = (hashlib.sha256(each).hexdigest() for each in (b"old", b"new"))
+    old, new = (hashlib.sha256(data).hexdigest() for data in (b"old", b"new"))
     before = Plan(content=(old,), paths={"a.png": 0})
     both = grown("a", before, Plan(content=(new,), paths={"a.png": 0}))
-    found = diff(both, grown("b", before))
-    assert (found.same, found.only_a, found.examples_a) == (1, 1, ("a.png",))
-    found = diff(grown("c", before), both)
-    assert found.examples_b == ("a.png",)
+    actual = diff(both, grown("b", before))
+    assert (actual.same, actual.only_a, actual.examples_a) == (1, 1, ("a.png",))
+    actual = diff(grown("c", before), both)
+    assert actual.examples_b == ("a.png",)
 
 
 def test_a_damaged_row_is_an_error_that_names_it(altered: Make) -> None:
@@ -219,16 +219,16 @@ def test_rows_that_are_not_sealed_yet_are_counted_and_not_compared(
         seal(tmp_path / name)
     images.images |= {"b.png": 2, "c.png": 3}
     images.build(tmp_path / "b")
-    found = diff(tmp_path / "a", tmp_path / "b")
-    assert (found.equal, found.unsealed_a, found.unsealed_b) == (True, 0, 2)
+    actual = diff(tmp_path / "a", tmp_path / "b")
+    assert (actual.equal, actual.unsealed_a, actual.unsealed_b) == (True, 0, 2)
     result = CliRunner().invoke(app, ["diff", str(tmp_path / "a"), str(tmp_path / "b")])
     assert "not sealed  2 rows added to B and not compared" in result.stdout
 
 
 def test_progress_counts_the_rows_that_are_read(altered: Make) -> None:
-    told: list[tuple[int, int]] = []
-    diff(altered(plain, "a"), altered(turned, "b"), lambda *each: told.append(each))
-    assert told == [(1, 1)]
+    calls: list[tuple[int, int]] = []
+    diff(altered(plain, "a"), altered(turned, "b"), lambda *progress: calls.append(progress))
+    assert calls == [(1, 1)]
 
 
 def test_the_command_exits_1_when_anything_differs(altered: Make, synthetic_store: Make) -> None:

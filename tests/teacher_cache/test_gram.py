@@ -60,8 +60,8 @@ def exact_gram(case: Case) -> Floats:
 
 def error_of(blob: bytes, case: Case) -> tuple[float, float]:
     _, native, student, valid = case
-    found = decode(blob, native, student).gram()
-    off = found[np.ix_(valid, valid)] - exact_gram(case)
+    actual = decode(blob, native, student).gram()
+    off = actual[np.ix_(valid, valid)] - exact_gram(case)
     return float(np.sqrt(np.square(off).mean())), float(np.abs(off).max())
 
 

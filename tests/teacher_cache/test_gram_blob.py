@@ -93,8 +93,8 @@ def test_golden_codes_of_five_a_byte() -> None:
     grid = PatchGrid(1, 7)
     trits = [1, -1, 0, 0, 1, -1, 1]
     digits = [2, 0, 1, 1, 2, 0, 2]  # plus one; lowest power of three first
-    first = sum(digit * 3**place for place, digit in enumerate(digits[:5]))
-    second = sum(digit * 3**place for place, digit in enumerate(digits[5:]))
+    first = sum(digit * 3**position for position, digit in enumerate(digits[:5]))
+    second = sum(digit * 3**position for position, digit in enumerate(digits[5:]))
     body = stored(bytes([0])) + bytes([0]) + stored(bytes([first, second]))
     assert decode(header(1, 0, 1, 0.1, body), grid, grid).codes.tolist() == [trits]
 
@@ -145,9 +145,9 @@ def test_flipped_bytes_never_crash(name: str) -> None:
     blob, native, student = BLOBS[name]
     rng = np.random.default_rng(0)
     places = [*range(min(80, len(blob))), *rng.integers(0, len(blob), 150)]
-    for place in places:
+    for position in places:
         for value in (0, 255, int(rng.integers(256))):
-            opened(blob[:place] + bytes([value]) + blob[place + 1 :], native, student)
+            opened(blob[:position] + bytes([value]) + blob[position + 1 :], native, student)
 
 
 @given(st.binary(max_size=200), st.sampled_from([1, 2]), st.integers(0, 3), st.integers(0, 70))
@@ -167,8 +167,8 @@ def test_zeros_may_follow_a_blob_and_nothing_else() -> None:
 
 def test_unknown_versions_forms_flags_and_steps_are_refused() -> None:
     blob, native, student = BLOBS["factors"]
-    for place, value, text in ((0, 2, "version 2"), (1, 3, "form 3"), (2, 4, "flags=4")):
-        changed = blob[:place] + bytes([value]) + blob[place + 1 :]
+    for position, value, text in ((0, 2, "version 2"), (1, 3, "form 3"), (2, 4, "flags=4")):
+        changed = blob[:position] + bytes([value]) + blob[position + 1 :]
         with pytest.raises(DamagedError, match=text):
             decode(changed, native, student)
     for step in (0.0, -1.0, float("nan"), float("inf"), 17.0):

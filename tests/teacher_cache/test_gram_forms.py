@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from medalign.teacher_cache.gram.code import GramTarget
 from medalign.teacher_cache.gram.codec import decode, encode
 from medalign.teacher_cache.gram.factors import Spectrum, factor_scale, finest_delta, triangle
-from medalign.teacher_cache.gram.target import GramTarget
 from medalign.teacher_cache.schema import PatchGrid
 
 GRID = PatchGrid(12, 12)

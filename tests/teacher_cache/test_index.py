@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from medalign.teacher_cache import index
 from medalign.teacher_cache.format.arrays import table_files
 from medalign.teacher_cache.generations import PlanChain, first_generation
-from medalign.teacher_cache.index import PlanIndex, path_words, tables_of
+from medalign.teacher_cache.index import path_words, tables_of
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Plan, TeacherCacheError
 from medalign.teacher_cache.writer import TeacherCacheWriter
@@ -41,8 +41,8 @@ def test_the_stored_index_finds_what_the_plan_knows(
     paths = [f"ü/{n}\ud800.png" for n in range(500)]
     store = synthetic_store(500, "1x1", 1, paths, shard_rows=256)
     cache = TeacherCache.open(store)
-    plan = PlanIndex(index_plan(store))
-    assert cache.paths == plan.paths() == paths
+    plan = index_plan(store)
+    assert cache.paths == list(plan.paths) == paths
     for row, path in enumerate(paths):
         assert cache.row_of(path) == plan.path_row(path) == row
         digest = cache.sha256_of(row)

@@ -11,7 +11,7 @@ layouts = st.builds(
     Layout,
     shard_rows=st.integers(1, 5),
     counts=st.tuples(st.integers(1, 12)).flatmap(
-        lambda first: st.lists(st.integers(0, 12), max_size=5).map(lambda rest: (*first, *rest))
+        lambda first: st.lists(st.integers(0, 12), max_size=5).map(lambda later: (*first, *later))
     ),
 )
 

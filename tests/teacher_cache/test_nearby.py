@@ -27,17 +27,17 @@ class Server:
     def __init__(self, url: str = "s3://bucket/cache", **files: bytes) -> None:
         self.url = url
         self.files = files
-        self.asked: list[tuple[str, int, int] | str] = []
+        self.requests: list[tuple[str, int, int] | str] = []
 
     def __str__(self) -> str:
         return self.url
 
     def size(self, name: str) -> int | None:
-        self.asked.append(name)
+        self.requests.append(name)
         return len(self.files[name]) if name in self.files else None
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        self.asked.append((name, start, len(buffer)))
+        self.requests.append((name, start, len(buffer)))
         buffer[:] = self.files[name][start : start + len(buffer)]
 
 
@@ -68,7 +68,7 @@ def test_a_range_is_asked_for_once_by_all_processes(server: Server, tmp_path: Pa
             assert read(files, "large", start, 60_000) == server.files["large"][start:][:60_000]
         assert files.size("large") == 3 * MB
         assert files.size("absent") is None
-    ranges = [asked for asked in server.asked if asked != "absent"]
+    ranges = [request for request in server.requests if request != "absent"]
     assert ranges == ["large", *(("large", start, 60_000) for start in (0, 7 * 4096, 2 * MB))]
     back = pickle.loads(pickle.dumps(files))
     assert read(back, "large", 0, 60_000) == server.files["large"][:60_000]
@@ -79,7 +79,7 @@ def test_a_small_file_is_fetched_whole(server: Server, tmp_path: Path) -> None:
         assert (
             read(near(server, tmp_path), "small", start, 10) == server.files["small"][start:][:10]
         )
-    assert server.asked == ["small", ("small", 0, 5000)]
+    assert server.requests == ["small", ("small", 0, 5000)]
 
 
 def test_another_content_at_the_same_place_is_another_cache(server: Server, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_is_forgotten_is_fetched_again(server: Server, tmp_path: Path) -> N
     for _ in range(2):
         read(files, "large", 0, 9)
         assert files.forget("large")
-    assert server.asked == ["large", ("large", 0, 9)] * 2
+    assert server.requests == ["large", ("large", 0, 9)] * 2
 
 
 @pytest.mark.parametrize("spoil", ["short", "empty", "long", "folder"])
@@ -111,7 +111,7 @@ def test_a_kept_file_of_the_wrong_length_is_fetched_again(
     server: Server, tmp_path: Path, spoil: str
 ) -> None:
     files = near(server, tmp_path)
-    wanted = read(files, "large", 0, 99)
+    expected = read(files, "large", 0, 99)
     for path in tmp_path.rglob("*"):
         if path.name in ("0-99", "size"):
             data = path.read_bytes()
@@ -122,8 +122,8 @@ def test_a_kept_file_of_the_wrong_length_is_fetched_again(
                 path.write_bytes({"short": data[:-1], "empty": b"", "long": data + b"1"}[spoil])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a folder cannot be replaced by a file
-        assert read(near(server, tmp_path), "large", 0, 99) == wanted
-    assert len(server.asked) == 4
+        assert read(near(server, tmp_path), "large", 0, 99) == expected
+    assert len(server.requests) == 4
 
 
 def test_the_folder_never_exceeds_its_limit_and_keeps_what_came_first(
@@ -135,9 +135,9 @@ def test_the_folder_never_exceeds_its_limit_and_keeps_what_came_first(
         assert read(files, "large", start, 2**17) == server.files["large"][start:][: 2**17]
         assert used(tmp_path) <= limit
     assert used(tmp_path) > limit / 2
-    asked = len(server.asked)
+    count = len(server.requests)
     read(files, "large", 0, 2**17)
-    assert len(server.asked) == asked
+    assert len(server.requests) == count
 
 
 def test_what_other_caches_left_goes_first_unless_somebody_uses_it(
@@ -183,9 +183,9 @@ def test_a_full_disk_is_said_once_and_reading_goes_on(
             assert read(files, "other", 0, 99) == server.files["other"][:99]
         assert read(files, "other", 0, 99) == server.files["other"][:99]
     assert not list(tmp_path.rglob("*.partial"))
-    asked = len(server.asked)
+    count = len(server.requests)
     read(files, "large", 0, 99)  # what was kept before still serves
-    assert len(server.asked) == asked
+    assert len(server.requests) == count
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -208,7 +208,7 @@ def test_a_folder_that_another_worker_removes_meanwhile_is_made_again(
     for _ in range(3):
         assert read(files, "large", 0, 99) == server.files["large"][:99]
     assert len(removed) == times
-    assert server.asked == ["large", *[("large", 0, 99)] * times]  # kept, if later
+    assert server.requests == ["large", *[("large", 0, 99)] * times]  # kept, if later
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -244,22 +244,22 @@ def store(small: Any, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def damage_kept(folder: Path) -> int:
-    kept = [path for path in folder.rglob("*") if path.is_file() and path.name != "total"]
-    for path in kept:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "total"]
+    for path in files:
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 16
         path.write_bytes(data)
-    return len(kept)
+    return len(files)
 
 
 def test_damage_in_the_folder_is_mended_from_the_server(store: str, tmp_path: Path) -> None:
-    wanted = TeacherCache.open(store)[5]
-    assert np.array_equal(TeacherCache.open(store, nearby=tmp_path)[5].features, wanted.features)
+    expected = TeacherCache.open(store)[5]
+    assert np.array_equal(TeacherCache.open(store, nearby=tmp_path)[5].features, expected.features)
     for _ in range(2):
         assert damage_kept(tmp_path) >= 8
-        found = TeacherCache.open(store, nearby=tmp_path)[5]
-        assert np.array_equal(found.features, wanted.features)
-        assert np.array_equal(found.attention, wanted.attention)
+        actual = TeacherCache.open(store, nearby=tmp_path)[5]
+        assert np.array_equal(actual.features, expected.features)
+        assert np.array_equal(actual.attention, expected.attention)
     MemoryFileSystem.store.clear()
 
 
@@ -275,11 +275,11 @@ def test_damage_on_the_server_stays_an_error(store: str, tmp_path: Path) -> None
 
 def test_rows_are_read_without_the_server_once_they_are_near(store: str, tmp_path: Path) -> None:
     rows = [row for row in range(10) if row != 6]
-    wanted = TeacherCache.open(store, nearby=tmp_path).read(rows)
+    expected = TeacherCache.open(store, nearby=tmp_path).read(rows)
     cache = TeacherCache.open(store, nearby=tmp_path)
     MemoryFileSystem.store.clear()
-    assert np.array_equal(cache.read(rows).features, wanted.features)
-    assert np.array_equal(pickle.loads(pickle.dumps(cache))[5].features, wanted.features[5])
+    assert np.array_equal(cache.read(rows).features, expected.features)
+    assert np.array_equal(pickle.loads(pickle.dumps(cache))[5].features, expected.features[5])
 
 
 def test_a_rebuilt_store_is_never_mixed_with_what_was_kept(
@@ -288,12 +288,12 @@ def test_a_rebuilt_store_is_never_mixed_with_what_was_kept(
     TeacherCache.open(store, nearby=tmp_path).read([0, 5])
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
-    made = small.rows
-    small.rows = lambda card, span: made(card, span, seed=1)
+    rows_of = small.rows
+    small.rows = lambda card, span: rows_of(card, span, seed=1)
     small.write(small.begin(store))
     seal(store)
-    found, wanted = TeacherCache.open(store, nearby=tmp_path)[5], TeacherCache.open(store)[5]
-    assert np.array_equal(found.features, wanted.features)
+    actual, expected = TeacherCache.open(store, nearby=tmp_path)[5], TeacherCache.open(store)[5]
+    assert np.array_equal(actual.features, expected.features)
 
 
 def test_a_local_store_or_an_unsealed_one_is_not_copied(

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from medalign.teacher_cache.storage import open_files
-from medalign.teacher_cache.storage.local import LocalStorage
-from medalign.teacher_cache.storage.open_files import OpenFiles
+from medalign.teacher_cache.storage import local
+from medalign.teacher_cache.storage.local import LocalStorage, OpenFiles
 from medalign.teacher_cache.storage.untrusted import DamagedError
 
 COUNT = 40
@@ -56,7 +55,7 @@ def test_a_short_or_missing_file_is_an_error(folder: Path) -> None:
 def test_no_more_files_stay_open_than_allowed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(open_files, "_MOST", 5)
+    monkeypatch.setattr(local, "_MOST_OPEN", 5)
     files, before = OpenFiles(LocalStorage(folder)), descriptors()
     for n in range(COUNT):
         read(files, "0")

@@ -51,9 +51,9 @@ def everything(store: Path) -> dict[str, Any]:
     for row in cache.row_numbers().tolist():
         if row not in cache:  # its image failed
             continue
-        found = cache[row]
-        similar = found.features if found.code is None else found.gram()
-        arrays = (similar, found.attention, found.valid, np.array(found.source_size))
+        actual = cache[row]
+        similar = actual.features if actual.code is None else actual.gram()
+        arrays = (similar, actual.attention, actual.valid, np.array(actual.source_size))
         rows[row] = [array.tobytes() for array in arrays]
     return {
         "rows": rows,
@@ -89,31 +89,31 @@ def files_of(store: Path) -> list[Path]:
 
 @pytest.mark.parametrize("flips", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_flipped_bit_is_an_error_or_changes_nothing(store: Path, flips: int) -> None:
-    wanted, rng = everything(store), random.Random(0)
+    expected, rng = everything(store), random.Random(0)
     files = [path for path in files_of(store) if not is_unread(store, path)]
     assert len(files) > 25
     for path in files:
         data = path.read_bytes()
-        for place in rng.sample(range(8 * len(data)), min(flips, 8 * len(data))):
+        for position in rng.sample(range(8 * len(data)), min(flips, 8 * len(data))):
             spoilt = bytearray(data)
-            spoilt[place // 8] ^= 1 << place % 8
+            spoilt[position // 8] ^= 1 << position % 8
             path.write_bytes(spoilt)
-            name = f"bit {place} of {path.relative_to(store)}"
-            found = outcome(everything, store)
-            assert found == wanted or str(store) in str(found), name
-            assert found == wanted or isinstance(found, TeacherCacheError), name
+            name = f"bit {position} of {path.relative_to(store)}"
+            actual = outcome(everything, store)
+            assert actual == expected or str(store) in str(actual), name
+            assert actual == expected or isinstance(actual, TeacherCacheError), name
             if "zarr.json" not in path.name:  # metadata has free text: attributes, white space
                 damages = verify(store)
                 assert damages, name
                 assert str(path.relative_to(store)).startswith(damages[0].where), name
         path.write_bytes(data)
-    assert everything(store) == wanted
+    assert everything(store) == expected
     assert verify(store) == []
 
 
 @pytest.mark.parametrize("spoil", ["missing", "empty", "half"])
 def test_a_missing_or_short_file_is_an_error_or_changes_nothing(store: Path, spoil: str) -> None:
-    wanted, growing = everything(store), status(store).state == "growing"
+    expected, growing = everything(store), status(store).state == "growing"
     for path in [path for path in files_of(store) if not is_unread(store, path)]:
         data = path.read_bytes()
         if spoil == "missing":
@@ -121,13 +121,13 @@ def test_a_missing_or_short_file_is_an_error_or_changes_nothing(store: Path, spo
         else:
             path.write_bytes(b"" if spoil == "empty" else data[: len(data) // 2])
         name = path.relative_to(store)
-        found = outcome(everything, store)
+        actual = outcome(everything, store)
         unsealed = growing and name.as_posix() in UNSEALED
         if "_commit" in path.parts or unsealed:  # for builders, not for readers
-            assert found == wanted, name
+            assert actual == expected, name
         else:
-            assert isinstance(found, TeacherCacheError), name
-            assert str(store) in str(found), name
+            assert isinstance(actual, TeacherCacheError), name
+            assert str(store) in str(actual), name
         damages = outcome(verify, store)
         if name == Path("zarr.json"):  # without it the store is a build again, and sound as such
             assert isinstance(damages, TeacherCacheError) or spoil == "missing"
@@ -137,7 +137,7 @@ def test_a_missing_or_short_file_is_an_error_or_changes_nothing(store: Path, spo
             assert isinstance(damages, list), name
             assert damages, name
         path.write_bytes(data)
-    assert everything(store) == wanted
+    assert everything(store) == expected
 
 
 @pytest.mark.parametrize("flips", [2, pytest.param(20, marks=pytest.mark.slow)])
@@ -146,7 +146,7 @@ def test_a_bit_that_flips_while_a_store_is_built_never_reaches_the_sealed_cache(
 ) -> None:
     images = folder(dict(FIRST), shard_rows=2)
     images.build(tmp_path / "whole")
-    wanted = seal(tmp_path / "whole").content_hash
+    expected = seal(tmp_path / "whole").content_hash
     store, rng, mended = tmp_path / "cache", random.Random(flips), 0
     images.build(store)
     for name in [path.relative_to(store) for path in files_of(store)]:
@@ -154,8 +154,8 @@ def test_a_bit_that_flips_while_a_store_is_built_never_reaches_the_sealed_cache(
             shutil.rmtree(store)
             images.build(store)
             data = bytearray((store / name).read_bytes())
-            place = rng.randrange(8 * len(data))
-            data[place // 8] ^= 1 << place % 8
+            position = rng.randrange(8 * len(data))
+            data[position // 8] ^= 1 << position % 8
             (store / name).write_bytes(data)
             errors = [error for _ in range(3) if (error := outcome(finish(images), store))]
             assert all(isinstance(error, TeacherCacheError) for error in errors)
@@ -164,7 +164,7 @@ def test_a_bit_that_flips_while_a_store_is_built_never_reaches_the_sealed_cache(
                 assert name.name in ("plan.0.json", "zarr.json")
             else:
                 mended += 1
-                assert TeacherCache.open(store).content_hash == wanted
+                assert TeacherCache.open(store).content_hash == expected
                 assert verify(store) == []
     assert mended > 7 * flips
 

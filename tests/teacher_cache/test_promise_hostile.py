@@ -167,7 +167,7 @@ def test_a_table_that_leads_to_no_row_is_refused(
     images.build(store)
     seal(store)
     sound = TeacherCache.open(store)
-    digests = [sound.sha256_of(each) for each in (0, 1, 2, 4, 5, 6)]
+    digests = [sound.sha256_of(row) for row in (0, 1, 2, 4, 5, 6)]
     assert [sound.row_of(digest) for digest in digests] == [0, 1, 2, 4, 5, 6]
     values = read_table(LocalStorage(store), f"index/2/{name}", (6,), "int32").copy()
     values[2] = row
@@ -237,7 +237,7 @@ def test_a_record_that_lies_makes_its_shard_damaged(store: Path, changes: dict[s
 
 def rewrite(store: Path, name: str, values: Any, card: CacheCard) -> None:
     """Put other values into the first shard of an array, with right checksums."""
-    array = next(each for each in row_arrays(card) if each.name == name)
+    array = next(array for array in row_arrays(card) if array.name == name)
     (store / array.file_of(0)).write_bytes(array.encode(np.asarray(values, array.dtype)))
 
 

@@ -37,10 +37,10 @@ def check(cache: TeacherCache, folder: Any) -> None:
             with pytest.raises(TeacherCacheError, match=r"no file|cut"):
                 cache[path]
             continue
-        row, wanted = cache[path], folder.wanted(path)
-        assert np.array_equal(row.features, wanted["features"])
-        assert np.array_equal(row.attention, wanted["attention"])
-        assert row.source_size == tuple(wanted["source_size"])
+        row, expected = cache[path], folder.wanted(path)
+        assert np.array_equal(row.features, expected["features"])
+        assert np.array_equal(row.attention, expected["attention"])
+        assert row.source_size == tuple(expected["source_size"])
 
 
 def test_added_images_become_a_generation_and_old_shards_stay_as_they_are(
@@ -72,18 +72,18 @@ def test_the_content_hash_is_that_of_one_build_over_all_images(
     seal(tmp_path / "grown")
     grown.images |= {"c.png": 3, "d.png": 4, "e.png": 5}
     grown.build(tmp_path / "grown")
-    wanted = seal(tmp_path / "grown").content_hash
+    expected = seal(tmp_path / "grown").content_hash
     for shard_rows in (1, 2, 7):
         turned = dict(reversed(grown.images.items()))
         other = folder(turned, shard_rows=shard_rows, versions={"torch": "99"})
         store = tmp_path / str(shard_rows)
         other.build(store)
-        assert seal(store).content_hash == wanted
+        assert seal(store).content_hash == expected
     images = dict(grown.images)
     for path, number in {"a.png": 9, "b.png": 2, "c.png": 100}.items():
         other = folder({**images, path: number})
         other.build(tmp_path / path)
-        assert seal(tmp_path / path).content_hash != wanted
+        assert seal(tmp_path / path).content_hash != expected
 
 
 def test_what_was_sealed_stays_open_to_readers_while_the_store_grows(
@@ -168,11 +168,11 @@ def test_a_sealed_shard_that_was_lost_is_named_when_the_grown_store_is_sealed(
 def test_a_renamed_or_moved_image_keeps_its_row(folder: Callable[..., Any], tmp_path: Path) -> None:
     store, images = tmp_path / "cache", folder(dict(IMAGES), shard_rows=2)
     images.build(store)
-    wanted = seal(store).content_hash
+    expected = seal(store).content_hash
     before = shard_files(store)
     images.images = {"elsewhere/a.png": 1, "ü.png": 3}
     assert images.build(store) == []
-    assert seal(store).content_hash == wanted
+    assert seal(store).content_hash == expected
     cache = TeacherCache.open(store)
     check(cache, images)
     assert cache.generations == 2
@@ -217,7 +217,7 @@ def test_an_image_that_failed_and_was_restored_is_added_and_no_longer_listed(
     store = tmp_path / "cache"
     images = folder({"a.png": 1, "lost.png": None, "cut.png": 100}, shard_rows=2)
     images.build(store)
-    assert {each.path for each in seal(store).failures} == {"lost.png", "cut.png"}
+    assert {failure.path for failure in seal(store).failures} == {"lost.png", "cut.png"}
     images.images |= {"lost.png": 2, "cut.png": 3}
     assert images.build(store) == [1]
     assert seal(store).failures == ()
@@ -239,7 +239,7 @@ def test_new_failures_are_told_and_known_ones_make_no_generation(
     assert status(store).generations == 1
     images.images["gone.png"] = None
     images.build(store)
-    assert [each.path for each in status(store).failures] == ["lost.png", "gone.png"]
+    assert [failure.path for failure in status(store).failures] == ["lost.png", "gone.png"]
     seal(store)
     assert TeacherCache.open(store).generations == 2
     with pytest.raises(TeacherCacheError, match=r"gone\.png has no teacher row"):

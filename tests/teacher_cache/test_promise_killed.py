@@ -23,7 +23,7 @@ def kill_builds(
     A store that is sealed in spite of the kill is checked, and a new one is begun.
     """
     rng = random.Random(kills)
-    wanted = processes.undisturbed(card, images)
+    expected = processes.undisturbed(card, images)
     turn = killed = 0
     while turn < kills:
         store, known = folder / str(turn), 0
@@ -38,11 +38,11 @@ def kill_builds(
                 sealed = TeacherCache.open(store).generations
             except TeacherCacheError:
                 continue
-            assert TeacherCache.open(store).content_hash == wanted[sealed - 1]
+            assert TeacherCache.open(store).content_hash == expected[sealed - 1]
             known = sealed
         for count in range(1, len(images) + 1):
             processes.finish(processes.start(store, card, images=images[:count]))
-        assert TeacherCache.open(store).content_hash == wanted[-1]
+        assert TeacherCache.open(store).content_hash == expected[-1]
         assert verify(store) == []
         assert not list(store.rglob("*.partial"))
     return killed

@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from medalign.teacher_cache.audit import info, verify
-from medalign.teacher_cache.gram.target import GramError
+from medalign.teacher_cache.gram.code import GramError
 from medalign.teacher_cache.reader import TeacherCache
 from medalign.teacher_cache.schema import Failure, TeacherCacheError
 from medalign.teacher_cache.seal import seal
@@ -25,12 +25,12 @@ def group(small: Any, tmp_path: Path) -> Any:
 
 
 def test_plain_zarr_reads_every_array(small: Any, group: Any, tmp_path: Path) -> None:
-    wanted, cache = small.rows(small.card, range(10)), TeacherCache.open(tmp_path / "cache")
+    expected, cache = small.rows(small.card, range(10)), TeacherCache.open(tmp_path / "cache")
     for row in set(range(10)) - {6}:
-        for name, values in wanted.items():
-            found = np.asarray(group[name][row])
-            assert found.dtype == values.dtype
-            assert np.array_equal(found, values[row])
+        for name, values in expected.items():
+            actual = np.asarray(group[name][row])
+            assert actual.dtype == values.dtype
+            assert np.array_equal(actual, values[row])
         assert np.array_equal(cache[row].features, group["features"][row])
     index = group["index/1"]
     assert [bytes(row).hex() for row in index["content"][:]] == list(small.plan.content)
@@ -40,18 +40,18 @@ def test_plain_zarr_reads_every_array(small: Any, group: Any, tmp_path: Path) ->
 
 
 def test_attributes_are_plain_json(group: Any, tmp_path: Path) -> None:
-    found = group.attrs["medalign"]
+    actual = group.attrs["medalign"]
     assert (
-        found == json.loads((tmp_path / "cache/zarr.json").read_bytes())["attributes"]["medalign"]
+        actual == json.loads((tmp_path / "cache/zarr.json").read_bytes())["attributes"]["medalign"]
     )
-    assert (found["state"], found["generations"], found["rows"]) == ("sealed", [10], 10)
+    assert (actual["state"], actual["generations"], actual["rows"]) == ("sealed", [10], 10)
 
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Any]:
     """What the golden store has to say, in plain JSON beside it."""
-    found: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text())
-    return found
+    actual: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text())
+    return actual
 
 
 def test_the_golden_store_is_small() -> None:
@@ -69,13 +69,13 @@ def test_the_golden_store_of_version_1_is_read(golden: dict[str, Any]) -> None:
     assert cache.failures == [Failure(*failure) for failure in golden["failures"]]
     assert {path: cache.row_of(path) for path in cache.paths} == golden["paths"]
     assert {str(row): cache.sha256_of(row) for row in golden["row_numbers"]} == golden["content"]
-    for row, wanted in golden["rows"].items():
-        found = cache[int(row)]
-        assert found.source_size == tuple(wanted["source_size"])
+    for row, expected in golden["rows"].items():
+        actual = cache[int(row)]
+        assert actual.source_size == tuple(expected["source_size"])
         for name in ("features", "attention", "valid"):
-            values = getattr(found, name)
-            assert values.dtype == np.dtype(wanted[name]["dtype"])
-            assert values.tolist() == wanted[name]["values"]
+            values = getattr(actual, name)
+            assert values.dtype == np.dtype(expected[name]["dtype"])
+            assert values.tolist() == expected[name]["values"]
     for row in golden["lost"]:
         with pytest.raises(TeacherCacheError, match="holds no data"):
             cache[row]
@@ -83,16 +83,16 @@ def test_the_golden_store_of_version_1_is_read(golden: dict[str, Any]) -> None:
 
 def test_the_golden_store_is_as_it_was_written(golden: dict[str, Any]) -> None:
     assert verify(GOLDEN / "store") == []
-    found = info(GOLDEN / "store")
-    assert (found["state"], found["generations"], found["format"]) == ("sealed", 2, 1)
-    assert found["content_hash"] == golden["content_hash"]
+    actual = info(GOLDEN / "store")
+    assert (actual["state"], actual["generations"], actual["format"]) == ("sealed", 2, 1)
+    assert actual["content_hash"] == golden["content_hash"]
 
 
 def test_plain_zarr_reads_the_golden_store(golden: dict[str, Any]) -> None:
     group: Any = zarr.open_group(GOLDEN / "store", mode="r")
-    for row, wanted in golden["rows"].items():
-        assert np.asarray(group["features"][int(row)]).tolist() == wanted["features"]["values"]
-        assert np.asarray(group["attention"][int(row)]).tolist() == wanted["attention"]["values"]
+    for row, expected in golden["rows"].items():
+        assert np.asarray(group["features"][int(row)]).tolist() == expected["features"]["values"]
+        assert np.asarray(group["attention"][int(row)]).tolist() == expected["attention"]["values"]
 
 
 def test_the_golden_store_of_codec_gram_is_read() -> None:

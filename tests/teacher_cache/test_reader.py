@@ -54,9 +54,9 @@ def test_a_batch_holds_rows_in_the_order_asked_for(store: Path) -> None:
     batch = cache.read([9, 0, 9, 4])
     assert batch.features.shape == (4, 6, 5)
     assert batch.source_size.tolist() == [[109, 200], [100, 200], [109, 200], [104, 200]]
-    for place, row in enumerate([9, 0, 9, 4]):
+    for position, row in enumerate([9, 0, 9, 4]):
         for name in ("features", "attention", "valid"):
-            assert np.array_equal(getattr(batch, name)[place], getattr(cache[row], name))
+            assert np.array_equal(getattr(batch, name)[position], getattr(cache[row], name))
     assert cache.read(np.array([], np.int32)).attention.shape == (0, 6)
     with pytest.raises(KeyError, match="10 is not in"):
         cache.read([0, 10])
@@ -184,9 +184,9 @@ def test_a_shard_that_vanishes_while_reading_is_an_error(store: Path) -> None:
 def test_files_that_are_open_are_read_on_when_somebody_replaces_them(store: Path) -> None:
     # a build of another cache at the same place must not mix its rows into ours
     cache = TeacherCache.open(store)
-    wanted = cache[4].features
+    expected = cache[4].features
     shutil.rmtree(store)
-    assert np.array_equal(cache[4].features, wanted)
+    assert np.array_equal(cache[4].features, expected)
     with pytest.raises(TeacherCacheError, match=r"row 0 of .*missing"):
         cache[0]
 
@@ -217,21 +217,21 @@ def test_a_cache_survives_pickling_without_its_handles(store: Path) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_other_processes_read_the_same_rows(store: Path, method: str) -> None:
     cache = TeacherCache.open(store)
-    wanted = cache["images/5.png"]  # the parent has open handles when it forks
+    expected = cache["images/5.png"]  # the parent has open handles when it forks
     context = multiprocessing.get_context(method)
     with context.Pool(2) as pool:
         keys = ["images/5.png", 5, 0, 9] * 3
         calls = pool.starmap_async(operator.getitem, [(cache, key) for key in keys])
-        found: Any = calls.get(60)
-    assert np.array_equal(found[0].features, wanted.features)
-    assert [row.source_size[0] for row in found] == [105, 105, 100, 109] * 3
+        actual: Any = calls.get(60)
+    assert np.array_equal(actual[0].features, expected.features)
+    assert [row.source_size[0] for row in actual] == [105, 105, 100, 109] * 3
 
 
 def test_a_moved_store_keeps_its_rows(store: Path, tmp_path: Path) -> None:
-    wanted = TeacherCache.open(store)["images/5.png"].features
+    expected = TeacherCache.open(store)["images/5.png"].features
     shutil.move(store, tmp_path / "elsewhere")
     cache = TeacherCache.open(str(tmp_path / "elsewhere"))
-    assert np.array_equal(cache["images/5.png"].features, wanted)
+    assert np.array_equal(cache["images/5.png"].features, expected)
 
 
 def test_the_shared_fixture_makes_what_it_is_asked_for(synthetic_store: Maker) -> None:

@@ -24,7 +24,7 @@ class Faulty(MemoryFileSystem):  # type: ignore[misc]
 
     protocol = "faulty"
     faults: list[BaseException | int]
-    asked: int
+    requests: int
 
     def cat_file(self, path: str, **range_: Any) -> bytes:
         data: bytes = self._spoilt(super().cat_file, path, **range_)
@@ -37,12 +37,12 @@ class Faulty(MemoryFileSystem):  # type: ignore[misc]
         return self._spoilt(super().pipe_file, path, value, **options)
 
     def _spoilt(self, call: Any, *args: Any, **options: Any) -> Any:
-        Faulty.asked += 1
+        Faulty.requests += 1
         fault = Faulty.faults.pop(0) if Faulty.faults else 0
         if isinstance(fault, BaseException):
             raise fault
-        found = call(*args, **options)
-        return found[: len(found) - fault] if fault else found
+        actual = call(*args, **options)
+        return actual[: len(actual) - fault] if fault else actual
 
 
 @pytest.fixture
@@ -51,15 +51,15 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> RemoteStorage:
     monkeypatch.setattr(MemoryFileSystem, "store", {})
     monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
     monkeypatch.setattr(Faulty, "faults", [], raising=False)
-    monkeypatch.setattr(Faulty, "asked", 0, raising=False)
+    monkeypatch.setattr(Faulty, "requests", 0, raising=False)
     fsspec.register_implementation("faulty", Faulty, clobber=True)
     return RemoteStorage("faulty://bucket/cache/")
 
 
 def with_status(status: int, error: type[Exception] = Exception) -> Exception:
-    found = error(f"status {status}")
-    found.status = status  # type: ignore[attr-defined]
-    return found
+    actual = error(f"status {status}")
+    actual.status = status  # type: ignore[attr-defined]
+    return actual
 
 
 def test_a_url_is_opened_as_what_it_names() -> None:
@@ -152,11 +152,11 @@ def test_trying_again_ends_and_nothing_is_taken_for_data(
     storage.write("a", b"0123456789")
     buffer = bytearray(b"untouched.")
     Faulty.faults = [fault, 0] * 9 if isinstance(fault, int) else [fault] * 9
-    Faulty.asked = 0
+    Faulty.requests = 0
     with pytest.raises(TeacherCacheError, match=r"reading a failed: .*tried several times"):
         storage.read_into("a", 0, memoryview(buffer))
     assert buffer == b"untouched."
-    assert Faulty.asked == (8 if isinstance(fault, int) else 4)
+    assert Faulty.requests == (8 if isinstance(fault, int) else 4)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_what_trying_again_cannot_mend_ends_at_once_in_one_line(
     Faulty.faults = [fault]
     with pytest.raises(TeacherCacheError, match=message) as caught:
         storage.read("a", 1)
-    assert Faulty.asked == 1
+    assert Faulty.requests == 1
     assert str(caught.value).startswith("faulty://bucket/cache: ")
     assert "\n" not in str(caught.value)
 
@@ -242,9 +242,9 @@ class Handler(BaseHTTPRequestHandler):
             data, status = b"", int(name)
         elif name not in self.content and name != "whole":
             data, status = b"", 404
-        asked = self.headers.get("Range")
-        if asked and name in self.content:
-            start, stop = asked.removeprefix("bytes=").split("-")
+        requested = self.headers.get("Range")
+        if requested and name in self.content:
+            start, stop = requested.removeprefix("bytes=").split("-")
             data, status = data[int(start) : int(stop) + 1], 206
             status = 206 if data else 416
         self.send_response(status)
@@ -280,7 +280,7 @@ def test_a_web_server_is_read(site: str, monkeypatch: pytest.MonkeyPatch) -> Non
         storage.read_into("a", 80, memoryview(buffer))
     with pytest.raises(FileNotFoundError):
         storage.read("404", 10)
-    with pytest.raises(TeacherCacheError, match="sends whole files where a range was asked for"):
+    with pytest.raises(TeacherCacheError, match="sends whole files in answer to a range"):
         storage.read_into("whole", 3, memoryview(buffer))
     for name, message in {"drop": "tried several", "503": "tried", "403": "refused"}.items():
         with pytest.raises(TeacherCacheError, match=f"reading {name} failed: .*{message}"):
@@ -293,13 +293,13 @@ def test_a_web_server_is_never_written(site: str) -> None:
     storage = RemoteStorage(site)
     with pytest.raises(TeacherCacheError, match="does not list its files"):
         list(storage.files())
-    for call, given in (
+    for call, arguments in (
         (storage.write, ("a", b"")),
         (storage.publish, ("b", b"")),
         (storage.delete, ("a",)),
     ):
         with pytest.raises(TeacherCacheError, match="can only be read; write to a folder or an"):
-            call(*given)
+            call(*arguments)
 
 
 @pytest.mark.usefixtures("site")
@@ -323,8 +323,8 @@ def test_rows_are_read_from_a_web_server(small: Any, site: str, tmp_path: Path) 
     seal(tmp_path / "cache")
     files = LocalStorage(tmp_path / "cache")
     Handler.content |= {f"cache/{name}": files.read(name, 2**20) for name, _ in files.files()}
-    cache, wanted = TeacherCache.open(f"{site}/cache"), TeacherCache.open(files)
-    assert cache.content_hash == wanted.content_hash
-    assert np.array_equal(cache["images/5.png"].features, wanted[5].features)
+    cache, expected = TeacherCache.open(f"{site}/cache"), TeacherCache.open(files)
+    assert cache.content_hash == expected.content_hash
+    assert np.array_equal(cache["images/5.png"].features, expected[5].features)
     with pytest.raises(TeacherCacheError, match=f"{site}/none does not exist"):
         TeacherCache.open(f"{site}/none")

@@ -33,9 +33,9 @@ def retry(small: Any, writer: TeacherCacheWriter, *rows: int, failures: Any = No
 def check(small: Any, store: Path, *rows: int) -> None:
     assert verify(store) == []
     cache = TeacherCache.open(store)
-    wanted = small.rows(small.card, range(10))["features"]
+    expected = small.rows(small.card, range(10))["features"]
     for row in rows:
-        assert np.array_equal(cache[row].features, wanted[row])
+        assert np.array_equal(cache[row].features, expected[row])
 
 
 def once_before(

@@ -24,9 +24,9 @@ def local(small: Any, tmp_path: Path) -> TeacherCache:
     return TeacherCache.open(tmp_path / "cache")
 
 
-def same(found: TeacherRow, wanted: TeacherRow) -> bool:
+def same(actual: TeacherRow, expected: TeacherRow) -> bool:
     arrays = ("features", "attention", "valid", "source_size")
-    return all(np.array_equal(getattr(found, n), getattr(wanted, n)) for n in arrays)
+    return all(np.array_equal(getattr(actual, n), getattr(expected, n)) for n in arrays)
 
 
 @pytest.mark.parametrize("every", [0, pytest.param(3, marks=pytest.mark.slow), 10])
@@ -91,6 +91,6 @@ def test_other_processes_read_a_store_on_s3(
     assert same(cache[5], local[5])  # the parent is connected when it forks
     with multiprocessing.get_context(method).Pool(2) as pool:
         keys: list[str | int] = ["images/5.png", 0, 9]
-        found: Any = pool.starmap_async(operator.getitem, [(cache, key) for key in keys]).get(60)
-    assert all(same(row, local[key]) for row, key in zip(found, keys, strict=True))
+        actual: Any = pool.starmap_async(operator.getitem, [(cache, key) for key in keys]).get(60)
+    assert all(same(row, local[key]) for row, key in zip(actual, keys, strict=True))
     assert same(cache[1], local[1])

@@ -112,7 +112,7 @@ def test_codec_and_error_of_the_gram_belong_together(
     card = synthetic_card()
     coarse = replace(card, codec="gram", max_gram_error=1e-3)
     fine = replace(coarse, max_gram_error=1e-5)
-    assert len({each.fingerprint() for each in (card, coarse, fine)}) == 3
+    assert len({version.fingerprint() for version in (card, coarse, fine)}) == 3
     assert CacheCard.from_json(json.loads(json.dumps(fine.to_json()))) == fine
     for codec, error in (("fp16", 1e-3), ("gram", None), ("gram", 0.5), ("gram", float("nan"))):
         with pytest.raises(TeacherCacheError, match="max_gram_error"):

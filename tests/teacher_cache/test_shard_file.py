@@ -122,11 +122,11 @@ def test_every_row_is_what_zarr_python_reads(drawn: tuple[Array, list[int], int,
     values, counts, shard_rows, compressed = drawn
     reader, array, _ = made(values, counts, shard_rows=shard_rows, compressed=compressed)
     rows = [shard * shard_rows + k for shard, count in enumerate(counts) for k in range(count)]
-    for row, wanted in zip(rows, values, strict=True):
-        found = reader.read(row)
-        assert found.tobytes() == np.asarray(array[row]).tobytes() == wanted.tobytes()
-        assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
-        assert found.flags.writeable
+    for row, expected in zip(rows, values, strict=True):
+        actual = reader.read(row)
+        assert actual.tobytes() == np.asarray(array[row]).tobytes() == expected.tobytes()
+        assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+        assert actual.flags.writeable
     for row in set(range(len(counts) * shard_rows)) - set(rows):  # zarr-python reads zeros there
         with pytest.raises(TeacherCacheError, match=f"STORE has no row {row}: shard"):
             reader.read(row)
@@ -163,28 +163,28 @@ def test_indexes_are_forgotten_from_the_least_recently_used_on(
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_raw_chunk_can_be_copied_to_another_shard(compressed: bool) -> None:
     reader, files = small(compressed=compressed)
-    wanted = reader.read(5)
+    expected = reader.read(5)
     files.content["x/c.0.0"] = shard_of([reader.raw_chunk(row) for row in (4, 5, 0, 1)])
     fresh = RowReader(reader.storage, reader.layout, reader.rows_of)
-    assert np.array_equal(fresh.read(1), wanted)
+    assert np.array_equal(fresh.read(1), expected)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_no_flipped_bit_is_read_as_data(compressed: bool) -> None:
     reader, files = small(compressed=compressed)
-    wanted = [reader.read(row).tobytes() for row in (4, 5)]
+    expected = [reader.read(row).tobytes() for row in (4, 5)]
     data = files.content[FILE]
     for bit in range(8 * len(data)):
         data[bit // 8] ^= 1 << bit % 8
         damaged = 0
-        for row, value in zip((4, 5), wanted, strict=True):
+        for row, value in zip((4, 5), expected, strict=True):
             fresh = RowReader(reader.storage, reader.layout, reader.rows_of)
             try:
-                found = fresh.read(row).tobytes()
+                actual = fresh.read(row).tobytes()
             except DamagedError as error:
                 damaged += f"row {row} of STORE: x is damaged: {FILE}: " in str(error)
             else:
-                assert found == value, f"bit {bit}"
+                assert actual == value, f"bit {bit}"
         assert damaged, f"bit {bit}"
         data[bit // 8] ^= 1 << bit % 8
 
@@ -296,8 +296,8 @@ def test_what_is_neither_true_nor_false_is_refused() -> None:
 
 def test_a_reader_survives_pickling_without_what_it_cached() -> None:
     reader, _ = small()
-    wanted = reader.read(5)
+    expected = reader.read(5)
     reader.rows_of = [range(4), range(4, 6)].__getitem__
     back = pickle.loads(pickle.dumps(reader))
     assert len(back._ends) == 0
-    assert np.array_equal(back.read(5), wanted)
+    assert np.array_equal(back.read(5), expected)

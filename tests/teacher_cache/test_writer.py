@@ -27,15 +27,15 @@ def test_what_is_written_is_read(small: Any, tmp_path: Path) -> None:
     small.write(small.begin(store))
     seal(store)
     cache = TeacherCache.open(store)
-    wanted = small.rows(small.card, range(10))
+    expected = small.rows(small.card, range(10))
     for row in set(range(10)) - {6}:
-        found = cache[row]
-        assert np.array_equal(found.features, wanted["features"][row])
-        assert np.array_equal(found.attention, wanted["attention"][row])
-        assert np.array_equal(found.valid, wanted["valid"][row])
-        assert found.source_size == tuple(wanted["source_size"][row])
-        assert found.features.dtype == np.float16
-        assert found.attention.dtype == np.float32
+        actual = cache[row]
+        assert np.array_equal(actual.features, expected["features"][row])
+        assert np.array_equal(actual.attention, expected["attention"][row])
+        assert np.array_equal(actual.valid, expected["valid"][row])
+        assert actual.source_size == tuple(expected["source_size"][row])
+        assert actual.features.dtype == np.float16
+        assert actual.attention.dtype == np.float32
 
 
 def test_plain_zarr_reads_the_same_arrays(small: Any, tmp_path: Path) -> None:
@@ -43,12 +43,12 @@ def test_plain_zarr_reads_the_same_arrays(small: Any, tmp_path: Path) -> None:
     small.write(small.begin(store))
     seal(store)
     group = zarr.open_group(store, mode="r")
-    wanted = small.rows(small.card, range(10))
+    expected = small.rows(small.card, range(10))
     good = np.arange(10) != 6
-    for name, values in wanted.items():
-        found = np.asarray(group[name][:])  # type: ignore[index]
-        assert found.dtype == values.dtype
-        assert np.array_equal(found[good], values[good])
+    for name, values in expected.items():
+        actual = np.asarray(group[name][:])  # type: ignore[index]
+        assert actual.dtype == values.dtype
+        assert np.array_equal(actual[good], values[good])
     assert np.isnan(np.asarray(group["features"][6])).all()  # type: ignore[index]
     assert not np.asarray(group["valid"][6]).any()  # type: ignore[index]
     content = np.asarray(group["index/1/content"][:])  # type: ignore[index]
@@ -119,18 +119,18 @@ class Killed(BaseException):
 @contextmanager
 def killed_at(step: int) -> Iterator[None]:
     """Run a block as if the process were killed at its `step`-th fsync."""
-    left = step
+    steps_left = step
     real_sync, real_unlink = os.fsync, Path.unlink
 
     def fsync(descriptor: int) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
+        nonlocal steps_left
+        steps_left -= 1
+        if steps_left == 0:
             raise Killed
         real_sync(descriptor)
 
     def unlink(path: Path, missing_ok: bool = False) -> None:
-        if left > 0:  # a killed process does not clean up after itself
+        if steps_left > 0:  # a killed process does not clean up after itself
             real_unlink(path, missing_ok)
 
     with pytest.MonkeyPatch.context() as patch, suppress(Killed):
@@ -155,7 +155,7 @@ def test_a_build_killed_at_any_durable_step_is_finished_by_the_next(
         seal(store)
 
     run(tmp_path / "whole")
-    wanted = seal(tmp_path / "whole").content_hash
+    expected = seal(tmp_path / "whole").content_hash
     unsealed = 0
     for step in range(1, 90, stride):
         store = tmp_path / str(step)
@@ -166,7 +166,7 @@ def test_a_build_killed_at_any_durable_step_is_finished_by_the_next(
             with pytest.raises(TeacherCacheError):
                 TeacherCache.open(store)
         run(store)
-        assert seal(store).content_hash == wanted
+        assert seal(store).content_hash == expected
         assert not list(store.rglob("*.partial"))
         assert TeacherCache.open(store)[9].source_size == (109, 200)
     assert unsealed > 80 // stride
@@ -223,8 +223,8 @@ def test_a_shard_that_another_process_completes_meanwhile_stays_as_it_is(
     monkeypatch.setattr(RowArray, "encode", encode)
     second.write(0, **small.rows(small.card, range(4), seed=1))
     cache = TeacherCache.open(tmp_path / "cache", allow_building=True)
-    wanted = small.rows(small.card, range(4))["features"][2]
-    assert np.array_equal(cache[2].features, wanted)
+    expected = small.rows(small.card, range(4))["features"][2]
+    assert np.array_equal(cache[2].features, expected)
 
 
 def test_a_record_of_another_shard_or_store_does_not_count(small: Any, tmp_path: Path) -> None:
@@ -284,10 +284,10 @@ def test_data_is_on_disk_before_its_record(
     record = events.index("rename _commit/2.json")
     for name in ("features/c.2.0.0", "attention/c.2.0", "valid/c.2.0", "source_size/c.2.0"):
         folder, file = name.split("/")
-        place = events.index(f"rename {name}")
-        assert events[place - 1].startswith(f"sync .{file}.")  # bytes first, then the name
-        assert events[place + 1] == f"sync {folder}"  # then the folder that holds the name
-        assert place + 1 < record
+        position = events.index(f"rename {name}")
+        assert events[position - 1].startswith(f"sync .{file}.")  # bytes first, then the name
+        assert events[position + 1] == f"sync {folder}"  # then the folder that holds the name
+        assert position + 1 < record
     assert events[-1] == "sync _commit"
 
 
@@ -380,7 +380,7 @@ def test_a_sealed_store_has_nothing_pending_and_takes_no_shard(small: Any, tmp_p
 def test_a_sealed_store_that_lost_a_shard_goes_back_to_building(small: Any, tmp_path: Path) -> None:
     store = tmp_path / "cache"
     small.write(small.begin(store))
-    wanted = seal(store).content_hash
+    expected = seal(store).content_hash
     (store / "features" / "c.1.0.0").unlink()
     writer = small.begin(store)
     assert not writer.sealed
@@ -388,7 +388,7 @@ def test_a_sealed_store_that_lost_a_shard_goes_back_to_building(small: Any, tmp_
     with pytest.raises(TeacherCacheError, match="not sealed"):
         TeacherCache.open(store)
     small.write(writer)
-    assert seal(store).content_hash == wanted
+    assert seal(store).content_hash == expected
 
 
 def test_a_store_that_lost_its_plan_says_so(small: Any, tmp_path: Path) -> None:
@@ -401,8 +401,8 @@ def test_a_store_that_lost_its_plan_says_so(small: Any, tmp_path: Path) -> None:
     assert TeacherCache.open(store)[0].source_size == (100, 200)
 
 
-def spoilt(rows: Rows, name: str, place: Any, value: Any) -> Rows:
-    rows[name][place] = value
+def spoilt(rows: Rows, name: str, position: Any, value: Any) -> Rows:
+    rows[name][position] = value
     return rows
 
 
@@ -432,7 +432,7 @@ def test_wrong_arrays_are_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "message"),
+    ("position", "value", "message"),
     [
         ((2, 0), -1e-9, "row 2: gram_error holds negative"),
         ((1, 1), -1e-9, "row 1: gram_error holds negative"),
@@ -442,7 +442,7 @@ def test_wrong_arrays_are_refused_before_anything_is_written(
     ],
 )
 def test_an_error_that_the_card_does_not_allow_is_refused(
-    small: Any, tmp_path: Path, place: tuple[int, int], value: float, message: str | None
+    small: Any, tmp_path: Path, position: tuple[int, int], value: float, message: str | None
 ) -> None:
     small.card = replace(small.card, codec="gram", max_gram_error=1e-3)
     writer = small.begin(tmp_path / "cache")
@@ -451,13 +451,13 @@ def test_an_error_that_the_card_does_not_allow_is_refused(
     del rows["features"]
     rows["codes"] = np.zeros((4, *shapes["codes"]), np.uint8)
     rows["gram_error"] = np.full((4, 2), 1e-3, np.float32)
-    rows["gram_error"][place] = value
+    rows["gram_error"][position] = value
     if message is None:
         writer.write(0, **rows)
     else:
         with pytest.raises(ValueError, match=message):
             writer.write(0, **rows)
-        writer.write(0, **rows, failures={place[0]: "what a failed row holds is not looked at"})
+        writer.write(0, **rows, failures={position[0]: "what a failed row holds is not looked at"})
     assert writer.pending() == [1, 2]
 
 
@@ -467,9 +467,9 @@ def test_what_the_arrays_hold_in_a_failed_row_is_not_looked_at(small: Any, tmp_p
     rows["features"][2] = np.nan
     rows["attention"][2] = -1
     rows["source_size"][2] = 0
-    kept = rows["features"].copy()
+    before = rows["features"].copy()
     writer.write(1, **rows, failures={6: "truncated"})
-    assert np.array_equal(rows["features"], kept, equal_nan=True)
+    assert np.array_equal(rows["features"], before, equal_nan=True)
     assert writer.pending() == [0, 2]
 
 

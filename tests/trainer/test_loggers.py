@@ -108,7 +108,7 @@ def test_a_full_disk_under_tensorboard_is_told_once_and_ends_nothing(
                     patch.setattr(Path, "open", half_written(events))
                 opened.log("train", step, measured(step))
     (line,) = said
-    assert line.startswith("TensorBoard takes no numbers, the run goes on without: ")
+    assert line.startswith("TensorBoard cannot write; training continues without it: ")
     assert "No space left" in line
     assert [line["step"] for line in folder.metrics()] == [1, 2, 3, 4]
     assert [step for step, _ in curves(events)["train/loss"]] == [1, 4]
@@ -140,8 +140,8 @@ def test_a_logger_that_fails_is_told_once_and_the_others_go_on(folder: RunFolder
         both.saved(1, best)
         both.open(unreachable, "Other")
     assert said == [
-        "Broken takes no numbers, the run goes on without: no route",
-        "Other takes no numbers, the run goes on without: no route",
+        "Broken cannot write; training continues without it: no route",
+        "Other cannot write; training continues without it: no route",
     ]
     assert folder.metrics() == folder.validation() == [measured(1)]
 

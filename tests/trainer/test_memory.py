@@ -24,7 +24,7 @@ from medalign.trainer.memory import (
     step_operations,
 )
 from medalign.trainer.objective import Objective, Share
-from medalign.trainer.preflight import measure as held
+from medalign.trainer.preflight import measure
 from medalign.trainer.preflight.shapes import count_parameters, load_of, settings_of, shape_of
 from medalign.trainer.prepared import Prepared, prepare, with_paths
 from medalign.trainer.recipe.recipe import Recipe
@@ -119,11 +119,11 @@ def test_weights_gradients_and_optimiser_are_as_large_as_the_formula_says(
     for _ in range(2):
         loss, _ = engine(batch, Share.of(batch.answer_tokens, batch.teacher_images, 2))
         engine.backward(loss)
-        gradients = held.gradients(engine)
+        gradients = measure.gradient_bytes(engine)
         engine.step()
-    measured = held.weights(engine) | {
+    measured = measure.weight_bytes(engine) | {
         "gradients": gradients,
-        "optimiser": held.optimiser(engine),
+        "optimiser": measure.optimiser_bytes(engine),
     }
     # DeepSpeed rounds its flat buffers up to a few numbers a group.
     for name, value in wanted.items():
@@ -160,10 +160,10 @@ def test_autograd_keeps_what_the_formula_counts(
     dtype = torch.bfloat16 if chosen.number_bytes == 2 else torch.float32
     model = adapted(load_base(plan.student.path, dtype), plan.recipe).to(dtype).train()
     objective = Objective(model, plan.recipe.loss)
-    with held.Kept(objective) as kept:
+    with measure.SavedTensors(objective) as saved:
         objective(batch.to("cpu", dtype), Share(1.0, 1.0))
     assert load.padded == (plan.recipe.data.batch_size > 1)
-    assert kept_bytes(shape, load, chosen) == pytest.approx(kept.bytes, rel=0.03)
+    assert kept_bytes(shape, load, chosen) == pytest.approx(saved.bytes, rel=0.03)
 
 
 def test_checkpointing_keeps_a_layers_input_and_recomputes_one_layer(
@@ -172,16 +172,16 @@ def test_checkpointing_keeps_a_layers_input_and_recomputes_one_layer(
     plan, batch = run(**{"data.batch_size": 1})
     shape, load, chosen = by_formula(plan, batch)
     recomputing = replace(chosen, checkpointing=True)
-    saved = kept_bytes(shape, load, chosen) - kept_bytes(shape, load, recomputing)
-    assert saved == 4 * (layer_bytes(shape, load, chosen) - load.tokens * 64 * 4)
+    difference = kept_bytes(shape, load, chosen) - kept_bytes(shape, load, recomputing)
+    assert difference == 4 * (layer_bytes(shape, load, chosen) - load.tokens * 64 * 4)
     base = load_base(plan.student.path, torch.float32)
     model = adapted(base, plan.recipe)
     checkpoint_activations(base)
     objective = Objective(model.train(), plan.recipe.loss)
-    # Layer inputs are held by closures that Kept does not see.
-    with held.Kept(objective) as kept:
+    # Layer inputs are held by closures that SavedTensors does not see.
+    with measure.SavedTensors(objective) as saved:
         objective(batch, Share(1.0, 1.0))
-    assert kept.bytes < 0.25 * kept_bytes(shape, load, chosen)
+    assert saved.bytes < 0.25 * kept_bytes(shape, load, chosen)
 
 
 def test_zero_divides_what_its_stages_say() -> None:
@@ -251,9 +251,9 @@ def test_gradients_are_seen_only_between_backward_and_update(
     plan, batch = run(**{"data.accumulation": 1})
     _, engine = load_engine(plan, Ranks())
     assert isinstance(engine, Engine)
-    assert held.gradients(engine) == 0
+    assert measure.gradient_bytes(engine) == 0
     loss, _ = engine(batch, Share(1.0, 1.0))
     engine.backward(loss)
-    assert held.gradients(engine) == held.weights(engine)["trained"]
+    assert measure.gradient_bytes(engine) == measure.weight_bytes(engine)["trained"]
     engine.step()
-    assert held.gradients(engine) == 0
+    assert measure.gradient_bytes(engine) == 0

@@ -278,7 +278,7 @@ def test_a_full_disk_under_the_lines_of_a_run_is_told_once_and_ends_nothing(
     assert result is not None
     assert [step.step for step in steps] == [1, 2, 3, 4]
     assert sum(step.skipped > 0 for step in steps) > 1
-    told = [line for line in said if "the run goes on without: [Errno 28] No space" in line]
+    told = [line for line in said if "training continues without it: [Errno 28] No space" in line]
     assert sorted(line.split()[0] for line in told) == ["JsonLines", "skipped.jsonl"]
 
 

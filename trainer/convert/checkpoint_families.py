@@ -49,4 +49,4 @@ HUATUO_VISION: Final = Original(
     end_token="<|endoftext|>",
     pad_token="<|endoftext|>",
 )
-ORIGINALS: Final = {each.name: each for each in (LLAVA_MED, HUATUO_VISION)}
+ORIGINALS: Final = {family.name: family for family in (LLAVA_MED, HUATUO_VISION)}

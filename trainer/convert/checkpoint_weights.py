@@ -75,19 +75,19 @@ class Weights:
         Raises:
             ConvertError: a file is missing, damaged, or holds other tensors than its index says.
         """
-        found = _weight_files(folder)
-        if found is None:
+        listing = _weight_files(folder)
+        if listing is None:
             return None
-        index, files = found
+        index, files = listing
         promised = {} if index is None else _promised(folder / index)
         tensors: dict[str, Stored] = {}
         for file in files:
-            held = _shapes(file)
-            for name in sorted(held.keys() & tensors.keys()):
+            stored = _shapes(file)
+            for name in sorted(stored.keys() & tensors.keys()):
                 raise ConvertError(f"tensor {name} is in {tensors[name].file} and in {file}")
             if index is not None:
-                _keeps_promise(file, held, promised)
-            tensors |= held
+                _keeps_promise(file, stored, promised)
+            tensors |= stored
         read = files if index is None else [folder / index, *files]
         patterns = ("*.safetensors", "pytorch_model*.bin")
         others = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
@@ -146,9 +146,9 @@ def _promised(index: Path) -> dict[str, str]:
     return files
 
 
-def _keeps_promise(file: Path, held: Mapping[str, Stored], promised: Mapping[str, str]) -> None:
-    wanted = {name for name, where in promised.items() if where == file.name}
-    for what, names in (("lacks", wanted - held.keys()), ("also holds", held.keys() - wanted)):
+def _keeps_promise(file: Path, stored: Mapping[str, Stored], promised: Mapping[str, str]) -> None:
+    listed = {name for name, shard in promised.items() if shard == file.name}
+    for what, names in (("lacks", listed - stored.keys()), ("also holds", stored.keys() - listed)):
         if names:
             raise ConvertError(
                 f"{file} {what} {', '.join(sorted(names)[:5])} ({len(names)} in all) against the "

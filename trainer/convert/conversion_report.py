@@ -26,20 +26,20 @@ def tensor_facts(
         tower: the vision tower.
         files: pieces and result of every shard.
     """
-    held = [*weights.tensors.values()]
-    held += [] if tower.weights is None else [*tower.weights.tensors.values()]
+    folders = [weights] if tower.weights is None else [weights, tower.weights]
+    source = [stored for folder in folders for stored in folder.tensors.values()]
     parts: Counter[str] = Counter()
     for piece in plan.pieces:
         parts[part_of(piece.target)] += prod(piece.shape)
     return {
         "tensors": {
-            "source": len(held),
+            "source": len(source),
             "converted": len(plan.pieces),
             "unused": len(plan.unused),
         },
         "parameters": {**dict(sorted(parts.items())), "total": sum(parts.values())},
         "dtypes": {
-            "source": _counts(stored.dtype for stored in held),
+            "source": _counts(stored.dtype for stored in source),
             "converted": _counts(piece.dtype for piece in plan.pieces),
         },
         "weights": {
@@ -62,12 +62,7 @@ def tensor_facts(
             for one in plan.unused
         ],
         "all_zero": sorted(name for _, written in files.values() for name in written.zeros),
-        "not_read": [
-            path.name
-            for each in (weights, tower.weights)
-            if each is not None
-            for path in each.beside
-        ],
+        "not_read": [path.name for folder in folders for path in folder.beside],
     }
 
 
@@ -75,7 +70,7 @@ def setting_facts(settings: Settings, tower: Tower, tokens: Tokens, rows: int) -
     """Tower, tokenizer and images of a converted model."""
     return {
         "vision_tower": {
-            "weights": tower.told(),
+            "weights": tower.describe(),
             "named": settings.tower,
             "hidden_state": settings.layer,
             "settings": "from the folder's config.json"
@@ -161,8 +156,8 @@ def _counts(dtypes: Any) -> dict[str, int]:
 
 
 def _kinds(dtypes: Mapping[str, Mapping[str, int]]) -> str:
-    source, made = (
+    source, converted = (
         ", ".join(f"{name} x {count}" for name, count in dtypes[side].items())
         for side in ("source", "converted")
     )
-    return source if source == made else f"{source} -> {made}"
+    return source if source == converted else f"{source} -> {converted}"

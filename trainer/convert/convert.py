@@ -36,17 +36,53 @@ from .vision_tower import Choice, Tower, find_tower
 _SPARE: Final = 50_000_000
 """Bytes left over for tokenizer and report."""
 
+DtypeName = Literal["keep", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """Options of a conversion.
+
+    Attributes:
+        vision_tower: a CLIP folder.
+        tower_weights: whose tower counts when the checkpoint has one too.
+        dtype: of the converted tensors.
+        shard_bytes: most bytes of a weight file, unless one tensor is larger.
+    """
+
+    vision_tower: Path | None = None
+    tower_weights: Choice | None = None
+    dtype: DtypeName = "keep"
+    shard_bytes: int = 5_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A finished conversion.
+
+    Attributes:
+        out: the folder.
+        report: as in its `conversion.json`.
+        already: whether an earlier run had made it.
+        reused: shards that an interrupted run had finished.
+    """
+
+    out: Path
+    report: Mapping[str, Any]
+    already: bool
+    reused: int
+
 
 def write_shards(
-    pieces: Iterable[Piece], limit: int, place: Workplace, stage: Stage
+    pieces: Iterable[Piece], limit: int, workplace: Workplace, stage: Stage
 ) -> tuple[dict[str, tuple[Sequence[Piece], Written]], int]:
     """Write the files that an earlier run did not finish, and the index of all.
 
     Args:
         pieces: of the model, in order.
         limit: most bytes of a file, unless one tensor is larger.
-        place: to write into.
-        stage: told how far it is.
+        workplace: to write into.
+        stage: shows how far it is.
 
     Returns:
         Pieces and result of every file, and how many of them were there already.
@@ -57,21 +93,21 @@ def write_shards(
     """
     groups = _grouped(pieces, limit)
     named = {_file_name(k, len(groups)): group for k, group in enumerate(groups)}
-    done = {name: found for name in named if (found := place.finished(name)) is not None}
+    done = {name: file for name in named if (file := workplace.finished(name)) is not None}
     reused = len(done)
-    place.keep_only([*done])
-    check_room(place, sum(p.bytes for name in named if name not in done for p in named[name]))
+    workplace.keep_only([*done])
+    check_room(workplace, sum(p.bytes for name in named if name not in done for p in named[name]))
     written: dict[str, tuple[Sequence[Piece], Written]] = {}
-    with stage("converting", sum(p.bytes for group in groups for p in group)) as told:
+    with stage("converting", sum(p.bytes for group in groups for p in group)) as advance:
         for name, group in named.items():
             if name in done:
-                told(sum(piece.bytes for piece in group))
+                advance(sum(piece.bytes for piece in group))
             else:
-                done[name] = write_shard(place.folder / name, group, told)
-                place.note(name, done[name])
+                done[name] = write_shard(workplace.folder / name, group, advance)
+                workplace.note(name, done[name])
             written[name] = (group, done[name])
     if len(groups) > 1:
-        write_durably(place.folder / SAFETENSORS_INDEX, as_json(_index(named)))
+        write_durably(workplace.folder / SAFETENSORS_INDEX, as_json(_index(named)))
     return written, reused
 
 
@@ -83,22 +119,22 @@ def _index(named: Mapping[str, Sequence[Piece]]) -> dict[str, Any]:
     }
 
 
-def check_room(place: Workplace, left: int) -> None:
-    """Look whether what is left to write fits on the disk.
+def check_room(workplace: Workplace, size: int) -> None:
+    """Look whether the disk has room for what is not written yet.
 
     Args:
-        place: to write into.
-        left: bytes.
+        workplace: to write into.
+        size: bytes that are not written yet.
 
     Raises:
         ConvertError: it does not.
     """
-    free = shutil.disk_usage(place.path).free
-    if free < left + _SPARE:
-        kept = f"; {place.path} keeps what is written already" if place.begun() else ""
+    free, path = shutil.disk_usage(workplace.path).free, workplace.path
+    if free < size + _SPARE:
+        begun = f"; {path} keeps what is written already" if workplace.begun() else ""
         raise ConvertError(
-            f"{place.path.parent} has {of_bytes(free)} free, what is left to write needs "
-            f"{of_bytes(left + _SPARE)}: free some space or choose another --out{kept}"
+            f"{path.parent} has {of_bytes(free)} free, what is left to write needs "
+            f"{of_bytes(size + _SPARE)}: free some space or choose another --out{begun}"
         )
 
 
@@ -120,43 +156,6 @@ def _file_name(number: int, count: int) -> str:
     if count == 1:
         return "model.safetensors"
     return f"model-{number + 1:05}-of-{count:05}.safetensors"
-
-
-DtypeName = Literal["keep", "bf16", "fp16"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What is asked of a conversion.
-
-    Attributes:
-        vision_tower: a CLIP folder.
-        tower_weights: whose tower counts when the checkpoint has one too.
-        dtype: of the converted tensors.
-        shard_bytes: most bytes of a weight file, unless one tensor is larger.
-    """
-
-    vision_tower: Path | None = None
-    tower_weights: Choice | None = None
-    dtype: DtypeName = "keep"
-    shard_bytes: int = 5_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """What a conversion became.
-
-    Attributes:
-        out: the folder.
-        report: as in its `conversion.json`.
-        already: whether an earlier run had made it.
-        reused: shards that an interrupted run had finished.
-    """
-
-    out: Path
-    report: Mapping[str, Any]
-    already: bool
-    reused: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,19 +202,19 @@ def convert(source: Path, out: Path, family: Original, wish: Wish, stage: Stage)
         source: the checkpoint's folder.
         out: folder to make.
         family: of the checkpoint.
-        wish: the rest.
-        stage: told how far it is.
+        wish: the options.
+        stage: shows how far it is.
 
     Raises:
-        ConvertError: the checkpoint, a setting or `out` cannot be used as asked.
+        ConvertError: the checkpoint, a setting or `out` cannot be used.
         OSError: the disk is full, say.
     """
     check_place(out, source, wish.vision_tower)
     job = _look(source, family, wish)
-    place = Workplace(out)
+    workplace = Workplace(out)
     check_claims(job.weights, job.tower.weights, job.plan.unused)
-    with place.held():
-        return _convert(job, out, place, stage)
+    with workplace.held():
+        return _convert(job, out, workplace, stage)
 
 
 def _look(source: Path, family: Original, wish: Wish) -> _Job:
@@ -250,47 +249,43 @@ def _usual(pieces: Sequence[Piece]) -> torch.dtype:
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 
-def _convert(job: _Job, out: Path, place: Workplace, stage: Stage) -> Converted:
+def _convert(job: _Job, out: Path, workplace: Workplace, stage: Stage) -> Converted:
     files = job.files()
-    known = place.known()
+    known = workplace.known()
     before = stamps(files)
     if (out / RECORD).is_file():  # other options show before gigabytes are read
-        _same_conversion(out, {**job.identity({}), "sources": _report(out).get("sources", {})})
-    elif not place.begun():  # so does too little room
-        check_room(place, sum(piece.bytes for piece in job.plan.pieces))
-    with stage("checking the source", sum(size for size, _ in before.values())) as told:
-        sources = identify(files, known, told)
+        sources = read_object(out / RECORD).get("sources", {})
+        _same_conversion(out, job.identity(sources))
+    elif not workplace.begun():  # so does too little room
+        check_room(workplace, sum(piece.bytes for piece in job.plan.pieces))
+    with stage("checking the source", sum(size for size, _ in before.values())) as advance:
+        sources = identify(files, known, advance)
     identity = job.identity(sources)
     if (out / RECORD).is_file():
-        return _already(out, identity, place)
-    if place.begun() and (what := difference(known, identity)):
+        report = _same_conversion(out, identity)
+        shutil.rmtree(workplace.path)
+        return Converted(out, report, already=True, reused=0)
+    if workplace.begun() and (what := difference(known, identity)):
         raise ConvertError(
-            f"{place.path} holds an unfinished conversion of something else ({what}); delete it to "
-            "begin anew"
+            f"{workplace.path} holds an unfinished conversion of something else ({what}); delete "
+            "it to begin anew"
         )
-    place.write_down({**identity, "stamps": before})
-    written, reused = write_shards(job.plan.pieces, job.wish.shard_bytes, place, stage)
+    workplace.write_down({**identity, "stamps": before})
+    written, reused = write_shards(job.plan.pieces, job.wish.shard_bytes, workplace, stage)
     unchanged(files, before)
-    report = _describe(job, identity, place.folder, written)
-    place.publish(out)
+    report = _describe(job, identity, workplace.folder, written)
+    workplace.publish(out)
     return Converted(out, report, already=False, reused=reused)
 
 
-def _already(out: Path, identity: Mapping[str, Any], place: Workplace) -> Converted:
-    _same_conversion(out, identity)
-    shutil.rmtree(place.path)
-    return Converted(out, _report(out), already=True, reused=0)
-
-
-def _report(out: Path) -> dict[str, Any]:
-    return read_object(out / RECORD)
-
-
-def _same_conversion(out: Path, identity: Mapping[str, Any]) -> None:
-    if what := difference(_report(out), identity):
+def _same_conversion(out: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the report of a finished conversion, and refuse one of something else."""
+    report = read_object(out / RECORD)
+    if what := difference(report, identity):
         raise ConvertError(
-            f"--out {out} holds a conversion of something else ({what}); choose another place"
+            f"--out {out} holds a conversion of something else ({what}); choose another folder"
         )
+    return report
 
 
 def _describe(

@@ -14,7 +14,7 @@ from ...runtime.files import write_durably
 from ..export.card import copy_terms, front_matter
 from .checkpoint_families import Original
 from .checkpoint_weights import Weights
-from .errors import ConvertError, told_of
+from .errors import ConvertError, one_line
 from .model_config import Settings
 from .tensor_plan import SOURCE_EMBEDDING, SOURCE_HEAD
 from .tokenizer import IMAGE_TOKEN, Tokens
@@ -63,7 +63,7 @@ def llava_config(
         )
     side = tower.config.image_size // tower.config.patch_size
     llava: Any = LlavaConfig
-    with told_of(settings.path):
+    with one_line(settings.path):
         return llava(
             text_config=family.text_config(
                 **text,

@@ -11,7 +11,7 @@ from ..students.family import first_line
 
 
 class ConvertError(ValueError):
-    """A checkpoint cannot be converted as asked."""
+    """A checkpoint cannot be converted with these options."""
 
 
 CHECKS: Final = Checks(ConvertError)
@@ -23,8 +23,8 @@ class FruitlessError(ConvertError):
 
 
 @contextmanager
-def told_of(where: object) -> Iterator[None]:
-    """Turn whatever a library raises on a file's content into one line that begins with `where`.
+def one_line(subject: object) -> Iterator[None]:
+    """Turn whatever a library raises on a file's content into one line that begins with `subject`.
 
     Raises:
         ConvertError: in the place of any other exception of the block.
@@ -34,7 +34,7 @@ def told_of(where: object) -> Iterator[None]:
     except ConvertError:
         raise
     except Exception as error:  # libraries raise what they like on content that they do not know
-        raise ConvertError(f"{where}: {reason(error)}") from error
+        raise ConvertError(f"{subject}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
@@ -47,4 +47,4 @@ def reason(error: Exception) -> str:
 
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Begins a stage of so many bytes, and gives what is told of every few more."""
+"""Begins a stage of so many bytes, and gives the function that counts them."""

@@ -21,20 +21,8 @@ def _above_zero(value: Any) -> bool:
     return number and 0 < value < math.inf
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _list(value: Any) -> bool:
-    return isinstance(value, list)
+def _is(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind)
 
 
 def _activation(value: Any) -> bool:
@@ -52,10 +40,10 @@ _RULES: Final[tuple[_Rule, ...]] = (
         ),
     ),
     ("a number above 0", _above_zero, ("rms_norm_eps", "rope_theta")),
-    ("true or false", _flag, ("tie_word_embeddings",)),
-    ("an object", _mapping, ("rope_scaling", "rope_parameters")),
-    ("a list", _list, ("layer_types",)),
-    ("text", _text, ("mm_vision_tower", "vision_tower")),
+    ("true or false", _is(bool), ("tie_word_embeddings",)),
+    ("an object", _is(Mapping), ("rope_scaling", "rope_parameters")),
+    ("a list", _is(list), ("layer_types",)),
+    ("text", _is(str), ("mm_vision_tower", "vision_tower")),
     ("an activation that transformers knows", _activation, ("hidden_act",)),
 )  # fmt: skip
 
@@ -68,9 +56,9 @@ def check_values(path: Path, values: Mapping[str, Any]) -> None:
     """
     for expected, fits, keys in _RULES:
         for key in keys:
-            found = values.get(key)
-            if found is not None and not fits(found):
-                raise ConvertError(f"{path}: {key} is {found!r}, expected {expected}")
+            value = values.get(key)
+            if value is not None and not fits(value):
+                raise ConvertError(f"{path}: {key} is {value!r}, expected {expected}")
     width, heads = values["hidden_size"], values["num_attention_heads"]
     if values.get("head_dim") is None and width % (2 * heads):
         raise ConvertError(
@@ -237,17 +225,17 @@ def _read(source: Path, path: Path) -> dict[str, Any]:
 
 
 def _check_family(path: Path, values: Mapping[str, Any], family: Original) -> None:
-    found = values.get("model_type")
-    if found == family.model_type:
+    kind = values.get("model_type")
+    if kind == family.model_type:
         return
-    if found == "llava":
+    if kind == "llava":
         raise ConvertError(
-            f"{path} is a Hugging Face Llava already (model_type 'llava'); look at it with "
+            f"{path} is a Hugging Face Llava already (model_type 'llava'); check it with "
             f"`medalign student check {path.parent}`"
         )
-    other = next((each for each in ORIGINALS.values() if each.model_type == found), None)
+    other = next((one for one in ORIGINALS.values() if one.model_type == kind), None)
     hint = f"; that is {other.title}: give --family {other.name}" if other else ""
     raise ConvertError(
-        f"{path}: model_type is {found!r}, {family.title} (--family {family.name}) has "
+        f"{path}: model_type is {kind!r}, {family.title} (--family {family.name}) has "
         f"{family.model_type!r}{hint}"
     )

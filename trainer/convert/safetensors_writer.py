@@ -45,7 +45,7 @@ class Written:
 @dataclass(slots=True)
 class _Sink:
     file: Draft
-    told: Callable[[int], None]
+    advance: Callable[[int], None]
     digest: Any = field(default_factory=hashlib.sha256)
     bytes: int = 0
 
@@ -53,10 +53,10 @@ class _Sink:
         self.file.write(data)
         self.digest.update(data)
         self.bytes += len(data)
-        self.told(len(data))
+        self.advance(len(data))
 
 
-def write_shard(path: Path, pieces: Sequence[Piece], told: Callable[[int], None]) -> Written:
+def write_shard(path: Path, pieces: Sequence[Piece], advance: Callable[[int], None]) -> Written:
     """Write one file under a temporary name, whole and on disk, and give it its name.
 
     The bytes depend on the pieces alone.
@@ -64,7 +64,7 @@ def write_shard(path: Path, pieces: Sequence[Piece], told: Callable[[int], None]
     Args:
         path: of the file.
         pieces: in it.
-        told: how many more bytes are written.
+        advance: counts the bytes that are written.
 
     Raises:
         FruitlessError: a tensor holds values that are not finite, here or in the wanted dtype.
@@ -73,7 +73,7 @@ def write_shard(path: Path, pieces: Sequence[Piece], told: Callable[[int], None]
     # Wide numbers first, so that each tensor begins where its dtype may.
     ordered = sorted(pieces, key=lambda piece: -piece.dtype.itemsize)
     with naming(path), Draft(path) as draft:
-        sink = _Sink(draft, told)
+        sink = _Sink(draft, advance)
         sink.write(_header(ordered))
         alive = {piece.target: _write(sink, piece) for piece in ordered}
         draft.finish()
@@ -103,12 +103,12 @@ def _write(sink: _Sink, piece: Piece) -> bool:
     tensor = piece.weights.read(piece.source)
     alive = False
     for part in parts_of(tensor):
-        wanted = part.to(piece.dtype)
-        finite, some = look(wanted)
+        converted = part.to(piece.dtype)
+        finite, some = look(converted)
         if not finite:
             raise FruitlessError(_not_finite(piece, part))
         alive = alive or some
-        sink.write(_bytes(wanted))
+        sink.write(_bytes(converted))
     if piece.rows:
         row = mean_row(tensor).to(piece.dtype)
         sink.write(_bytes(row.repeat(piece.rows)))
@@ -146,7 +146,7 @@ def mean_row(tensor: Tensor) -> Tensor:
 
 
 def _not_finite(piece: Piece, part: Tensor) -> str:
-    where = f"tensor {piece.source} of {piece.weights.tensors[piece.source].file}"
+    name = f"tensor {piece.source} of {piece.weights.tensors[piece.source].file}"
     if look(part)[0]:
-        return f"{where} has values too large for {piece.dtype}: give --dtype keep or bf16"
-    return f"{where} has values that are not finite (NaN or infinite): the checkpoint is damaged"
+        return f"{name} has values too large for {piece.dtype}: give --dtype keep or bf16"
+    return f"{name} has values that are not finite (NaN or infinite): the checkpoint is damaged"

@@ -5,7 +5,7 @@ read here so that no further package is needed.
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ _SPACE: Final = "▁"  # SentencePiece writes blanks as this character
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One entry of the vocabulary; its id is its place."""
+    """One entry of the vocabulary; its id is its position."""
 
     text: str
     score: float
@@ -60,9 +60,9 @@ def _check(
         "tokens of the user's own": any(piece.kind == _USER_DEFINED for piece in pieces),
         "no unknown token": not any(piece.kind == _UNKNOWN for piece in pieces),
     }
-    if found := [what for what, is_so in problems.items() if is_so]:
+    if faults := [what for what, is_so in problems.items() if is_so]:
         raise ConvertError(
-            f"{path} is not of Mistral's or Llama's kind ({', '.join(found)}); put the model's "
+            f"{path} is not of Mistral's or Llama's kind ({', '.join(faults)}); put the model's "
             "tokenizer.json beside it instead"
         )
 
@@ -76,11 +76,11 @@ def _build(pieces: list[Piece]) -> Tokenizer:
         fuse_unk=True,
         byte_fallback=any(piece.kind == _BYTE for piece in pieces),
     )
-    made = Tokenizer(model)
-    made.normalizer = normalizers.Sequence(
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
     )
-    made.decoder = decoders.Sequence(
+    tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace(_SPACE, " "),
             decoders.ByteFallback(),
@@ -89,13 +89,15 @@ def _build(pieces: list[Piece]) -> Tokenizer:
         ]
     )
     special = [piece.text for piece in pieces if piece.kind in (_UNKNOWN, _CONTROL)]
-    made.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
-    begin = made.token_to_id("<s>")
+    tokenizer.add_special_tokens(
+        [AddedToken(text, normalized=False, special=True) for text in special]
+    )
+    begin = tokenizer.token_to_id("<s>")
     if begin is not None:
-        made.post_processor = processors.TemplateProcessing(
+        tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", begin)]
         )
-    return made
+    return tokenizer
 
 
 def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
@@ -104,15 +106,15 @@ def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
     Of one piece's splits the longer left part comes first, as the leftmost of two that overlap.
     """
     known = {piece.text for piece in pieces if piece.kind == _NORMAL}
-    found = [
-        (piece.score, cut, piece.text)
+    splits = [
+        (-piece.score, -cut, piece.text)
         for piece in pieces
         if piece.kind == _NORMAL
         for cut in range(1, len(piece.text))
         if piece.text[:cut] in known and piece.text[cut:] in known
     ]
-    found.sort(key=lambda each: (-each[0], -each[1]))
-    return [(text[:cut], text[cut:]) for _, cut, text in found]
+    splits.sort(key=lambda split: split[:2])
+    return [(text[:-cut], text[-cut:]) for _, cut, text in splits]
 
 
 def _piece(data: Any) -> Piece:
@@ -125,40 +127,39 @@ def _piece(data: Any) -> Piece:
 
 
 def _only(fields: list[tuple[int, Any]], number: int) -> bytes:
-    return b"".join(data for found, data in fields if found == number)
+    return b"".join(data for field, data in fields if field == number)
 
 
 def _fields(data: bytes) -> list[tuple[int, Any]]:
     """Number and value of every field of a protocol buffer."""
-    return list(_read_fields(data))
-
-
-def _read_fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    place = 0
-    while place < len(data):
-        key, place = _varint(data, place)
+    fields: list[tuple[int, Any]] = []
+    start = 0
+    while start < len(data):
+        key, start = _varint(data, start)
         number, kind = key >> 3, key & 7
         if kind == _VARINT:
-            value, place = _varint(data, place)
-            yield number, value
+            value, start = _varint(data, start)
+            fields.append((number, value))
             continue
         if kind == _BYTES:
-            size, place = _varint(data, place)
+            size, start = _varint(data, start)
         elif kind in (_FIXED32, _FIXED64):
             size = 4 if kind == _FIXED32 else 8
         else:
             raise ValueError(f"field of kind {kind}")
-        if place + size > len(data):
+        if start + size > len(data):
             raise ValueError("cut short")
-        yield number, data[place : place + size]
-        place += size
+        fields.append((number, data[start : start + size]))
+        start += size
+    return fields
 
 
-def _varint(data: bytes, place: int) -> tuple[int, int]:
+def _varint(data: bytes, start: int) -> tuple[int, int]:
+    """A number, seven bits a byte, and where the next field begins."""
     value = shift = 0
     while True:
-        byte = data[place]
+        byte = data[start]
         value |= (byte & 0x7F) << shift
-        shift, place = shift + 7, place + 1
+        shift, start = shift + 7, start + 1
         if byte < 0x80:
-            return value, place
+            return value, start

@@ -10,7 +10,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from .checkpoint_weights import Stored, Weights
-from .errors import ConvertError, told_of
+from .errors import ConvertError, one_line
 from .vision_tower import INSIDE, Tower
 
 TEXT: Final = "language_model."
@@ -25,6 +25,11 @@ POSITIONS: Final = "embeddings.position_ids"
 _WRAPPERS: Final = frozenset({"model", "language_model", "vision_model"})
 _MLP: Final = {"0": "linear_1", "2": "linear_2"}
 _PARTS: Final = {TEXT: "language model", PROJECTOR: "projector", VISION: "vision tower"}
+
+DTYPES: Final = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+FLOATS: Final = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+"""What safetensors and every reader of it can hold; narrower ones are quantised."""
+_SHOWN: Final = 8
 
 
 def target_of(name: str) -> str | None:
@@ -82,12 +87,6 @@ def bare(name: str) -> str:
 def natural(name: str) -> list[tuple[int, str]]:
     """Key that sorts layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-
-DTYPES: Final = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-FLOATS: Final = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
-"""What safetensors and every reader of it can hold; narrower ones are quantised."""
-_SHOWN: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,23 +149,24 @@ def plan(weights: Weights, tower: Tower, config: Any, rows: int, dtype: torch.dt
     pieces: list[Piece] = []
     unused: list[Unused] = []
     unknown: list[str] = []
-    for source, held, kept in _sources(weights, tower, tied=config.tie_word_embeddings):
-        stored = held.tensors[source]
-        place, reason = kept
+    for source, folder, (target, reason) in _sources(
+        weights, tower, tied=config.tie_word_embeddings
+    ):
+        stored = folder.tensors[source]
         if reason is not None:
             unused.append(Unused(source, stored.file.name, stored, reason))
-        elif place is None:
+        elif target is None:
             unknown.append(source)
         elif stored.dtype not in FLOATS:
             kind = str(stored.dtype).removeprefix("torch.")
             raise ConvertError(f"{stored.file}: {source} is stored as {kind}: quantised weights")
         else:
-            more = rows if place in (EMBEDDING, HEAD) and stored.shape else 0
+            more = rows if target in (EMBEDDING, HEAD) and stored.shape else 0
             pieces.append(
                 Piece(
-                    target=place,
+                    target=target,
                     source=source,
-                    weights=held,
+                    weights=folder,
                     shape=(stored.shape[0] + more, *stored.shape[1:]) if more else stored.shape,
                     rows=more,
                     dtype=stored.dtype if dtype is None else dtype,
@@ -193,17 +193,19 @@ def _sources(
 
 
 def _check(weights: Weights, pieces: Sequence[Piece], unknown: Sequence[str], config: Any) -> None:
-    wanted = _wanted(weights, config)
-    found: dict[str, Piece] = {}
+    needed = _needed(weights, config)
+    by_name: dict[str, Piece] = {}
     twice = [
-        piece.source for piece in pieces if found.setdefault(bare(piece.target), piece) is not piece
+        piece.source
+        for piece in pieces
+        if by_name.setdefault(bare(piece.target), piece) is not piece
     ]
-    missing = [name for key, (name, _) in wanted.items() if key not in found]
-    extra = [piece.source for key, piece in found.items() if key not in wanted]
+    missing = [name for key, (name, _) in needed.items() if key not in by_name]
+    extra = [piece.source for key, piece in by_name.items() if key not in needed]
     wrong = [
-        f"{piece.source} {piece.shape} instead of {wanted[key][1]}"
-        for key, piece in found.items()
-        if key in wanted and piece.shape != wanted[key][1]
+        f"{piece.source} {piece.shape} instead of {needed[key][1]}"
+        for key, piece in by_name.items()
+        if key in needed and piece.shape != needed[key][1]
     ]
     problems = [
         _listed("unexpected tensors", [*unknown, *extra]),
@@ -211,9 +213,8 @@ def _check(weights: Weights, pieces: Sequence[Piece], unknown: Sequence[str], co
         _listed("tensors missing", missing),
         _listed("tensors of another shape than config.json gives", wrong),
     ]
-    told = "; ".join(problem for problem in problems if problem)
-    if told:
-        raise ConvertError(f"{weights.folder}: {told}")
+    if any(problems):
+        raise ConvertError(f"{weights.folder}: {'; '.join(filter(None, problems))}")
 
 
 def _listed(what: str, names: Sequence[str]) -> str:
@@ -223,9 +224,9 @@ def _listed(what: str, names: Sequence[str]) -> str:
     return f"{what}: {', '.join(names[:_SHOWN])}{more}"
 
 
-def _wanted(weights: Weights, config: Any) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+def _needed(weights: Weights, config: Any) -> Mapping[str, tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor that the model must find, by its bare name."""
-    with told_of(f"{weights.folder / 'config.json'}: no model of that"), torch.device("meta"):
+    with one_line(f"{weights.folder / 'config.json'}: no model of that"), torch.device("meta"):
         model: Any = LlavaForConditionalGeneration(config)
     shapes = {bare(name): (name, tuple(t.shape)) for name, t in model.state_dict().items()}
     if config.tie_word_embeddings:
@@ -240,15 +241,15 @@ def check_claims(weights: Weights, tower: Weights | None, unused: Sequence[Unuse
         ConvertError: position ids that do not count up, or a tied head that is another matrix.
     """
     for one in unused:
-        held = weights if one.source in weights.tensors else tower
-        if held is None:
+        folder = weights if one.source in weights.tensors else tower
+        if folder is None:
             continue
         if one.source.endswith(POSITIONS):
-            values = held.read(one.source).flatten()
+            values = folder.read(one.source).flatten()
             if not torch.equal(values, torch.arange(len(values), dtype=values.dtype)):
                 raise ConvertError(f"{one.stored.file}: {one.source} does not count 0, 1, 2, ...")
         if one.source == SOURCE_HEAD and not torch.equal(
-            held.read(SOURCE_HEAD), held.read(SOURCE_EMBEDDING)
+            folder.read(SOURCE_HEAD), folder.read(SOURCE_EMBEDDING)
         ):
             raise ConvertError(
                 f"{one.stored.file}: lm_head.weight differs from the embedding, but config.json "

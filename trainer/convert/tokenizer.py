@@ -12,68 +12,13 @@ from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from ...pipeline.manifest import IMAGE_PLACEHOLDER
 from ..data.conversation import content_form, content_of
 from .checkpoint_families import Original
-from .errors import ConvertError, read_object, told_of
+from .errors import ConvertError, one_line, read_object
 from .sentencepiece import read_fast
 
+IMAGE_TOKEN: Final = "<image>"
 _LIST: Final = "added_tokens.json"
 _CONFIG: Final = "tokenizer_config.json"
 _DECODER: Final = "added_tokens_decoder"
-
-
-def add_tokens(source: Path, tokenizer: Tokenizer) -> tuple[Path, ...]:
-    """Add them under the same ids, and return the files that listed them alone.
-
-    Raises:
-        ConvertError: a file is damaged, or a token would get another id.
-    """
-    added = source / _LIST
-    used = (added,) if added.is_file() else ()
-    listed = {**_of_list(added), **_of_decoder(source / _CONFIG)}
-    for number, token in sorted(listed.items()):
-        if tokenizer.token_to_id(token.content) is None:
-            tokenizer.add_tokens([token])
-        if (found := tokenizer.token_to_id(token.content)) != number:
-            raise ConvertError(
-                f"{source}: added token {token.content!r} should be id {number} and becomes "
-                f"{found}; the tokenizer's files do not belong together"
-            )
-    return used
-
-
-def _of_list(path: Path) -> dict[int, AddedToken]:
-    found = {}
-    for text, number in (read_object(path) if path.is_file() else {}).items():
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise ConvertError(f"{path}: the id of {text!r} is {number!r}, expected a whole number")
-        found[number] = AddedToken(text, normalized=False, special=True)
-    return found
-
-
-def _of_decoder(path: Path) -> dict[int, AddedToken]:
-    tokens = (read_object(path) if path.is_file() else {}).get(_DECODER)
-    if tokens is None:
-        return {}
-    if not isinstance(tokens, dict):
-        raise ConvertError(f"{path}: {_DECODER} is {tokens!r}, expected an object of ids")
-    found = {}
-    for number, token in tokens.items():
-        if not number.isdecimal():
-            raise ConvertError(f"{path}: {_DECODER} has an id {number!r}, expected a whole number")
-        content = token.get("content") if isinstance(token, Mapping) else None
-        if not isinstance(content, str):
-            raise ConvertError(
-                f"{path}: {_DECODER}, id {number}: expected an object with text under 'content', "
-                f"is {token!r}"
-            )
-        flags: dict[str, Any] = {
-            key: bool(token.get(key)) for key in ("lstrip", "rstrip", "special")
-        }
-        found[int(number)] = AddedToken(content, normalized=False, **flags)
-    return found
-
-
-Encode = Callable[[str], list[int]]
-
 _QUESTIONS: Final = (
     "<image>\nWhat is shown?",
     "<image>\n  Two blanks,\ttab, and a line\nbreak ",
@@ -89,6 +34,58 @@ _ANSWERS: Final = (
     "Läsion im rechten Unterlappen.",
     "(1) left\n(2) right",
 )
+
+Encode = Callable[[str], list[int]]
+
+
+def add_tokens(source: Path, tokenizer: Tokenizer) -> tuple[Path, ...]:
+    """Add them under the same ids, and return the files that listed them alone.
+
+    Raises:
+        ConvertError: a file is damaged, or a token would get another id.
+    """
+    added = source / _LIST
+    used = (added,) if added.is_file() else ()
+    listed = {**_of_list(added), **_of_decoder(source / _CONFIG)}
+    for number, token in sorted(listed.items()):
+        if tokenizer.token_to_id(token.content) is None:
+            tokenizer.add_tokens([token])
+        if (actual := tokenizer.token_to_id(token.content)) != number:
+            raise ConvertError(
+                f"{source}: added token {token.content!r} should be id {number} and becomes "
+                f"{actual}; the tokenizer's files do not belong together"
+            )
+    return used
+
+
+def _of_list(path: Path) -> dict[int, AddedToken]:
+    tokens = {}
+    for text, number in (read_object(path) if path.is_file() else {}).items():
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise ConvertError(f"{path}: the id of {text!r} is {number!r}, expected a whole number")
+        tokens[number] = AddedToken(text, normalized=False, special=True)
+    return tokens
+
+
+def _of_decoder(path: Path) -> dict[int, AddedToken]:
+    listed = (read_object(path) if path.is_file() else {}).get(_DECODER)
+    if listed is None:
+        return {}
+    if not isinstance(listed, dict):
+        raise ConvertError(f"{path}: {_DECODER} is {listed!r}, expected an object of ids")
+    tokens = {}
+    for number, token in listed.items():
+        if not number.isdecimal():
+            raise ConvertError(f"{path}: {_DECODER} has an id {number!r}, expected a whole number")
+        content = token.get("content") if isinstance(token, Mapping) else None
+        if not isinstance(content, str):
+            raise ConvertError(
+                f"{path}: {_DECODER}, id {number}: expected an object with text under 'content', "
+                f"is {token!r}"
+            )
+        flags = {key: bool(token.get(key)) for key in ("lstrip", "rstrip", "special")}
+        tokens[int(number)] = AddedToken(content, normalized=False, **flags)
+    return tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +161,6 @@ def rendered(tokenizer: Any, template: str, contents: Sequence[Any]) -> str:
         tokenize=False,
     )
     return text
-
-
-IMAGE_TOKEN: Final = "<image>"
-FILES: Final = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,40 +261,40 @@ def _read(source: Path, used: list[Path], notes: list[str]) -> Tokenizer:
     model, fast = source / "tokenizer.model", source / "tokenizer.json"
     pair = (source / "vocab.json", source / "merges.txt")
     if model.is_file():
-        found = read_fast(model)
+        slow = read_fast(model)
         used.append(model)
         if fast.is_file():  # the original was trained with the slow one
-            same = "the same ids as" if same_ids(found, _from_json(fast)) else "OTHER ids than"
+            same = "the same ids as" if same_ids(slow, _from_json(fast)) else "OTHER ids than"
             notes.append(
                 f"tokenizer.json gives {same} tokenizer.model, "
                 "which is used, as in the original's training"
             )
-        return found
+        return slow
     if fast.is_file():
         used.append(fast)
         return _from_json(fast)
     if all(path.is_file() for path in pair):
         used.extend(pair)
         build: Any = Qwen2Tokenizer
-        with told_of(f"{pair[0]}: cannot be read"):
-            made: Tokenizer = build(vocab=str(pair[0]), merges=str(pair[1])).backend_tokenizer
-        return made
+        with one_line(f"{pair[0]}: cannot be read"):
+            tokenizer: Tokenizer = build(vocab=str(pair[0]), merges=str(pair[1])).backend_tokenizer
+        return tokenizer
     raise ConvertError(
         f"{source} has no tokenizer: tokenizer.model, tokenizer.json, or vocab.json with merges.txt"
     )
 
 
 def _from_json(path: Path) -> Tokenizer:
-    with told_of(f"{path} cannot be read"):
+    with one_line(f"{path} cannot be read"):
         return Tokenizer.from_file(str(path))
 
 
 def _prefix_everywhere(tokenizer: Tokenizer) -> bool:
     """Put SentencePiece's blank before every piece of text; say whether that is a change."""
     state = json.loads(tokenizer.to_str())
-    found = state.get("pre_tokenizer") or {}
-    if found.get("type") != "Metaspace" or found.get("prepend_scheme") != "first":
+    before = state.get("pre_tokenizer") or {}
+    if before.get("type") != "Metaspace" or before.get("prepend_scheme") != "first":
         return False
-    found["prepend_scheme"] = "always"
+    before["prepend_scheme"] = "always"
     tokenizer.pre_tokenizer = Tokenizer.from_str(json.dumps(state)).pre_tokenizer
     return True

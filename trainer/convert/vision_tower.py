@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig
 from ..students.spec import OWN_CODE
 from ..students.square import BICUBIC, CHANNELS, fits_channels
 from .checkpoint_weights import Weights
-from .errors import ConvertError, read_object, told_of
+from .errors import ConvertError, one_line, read_object
 from .model_config import Settings
 
 Choice = Literal["checkpoint", "folder"]
@@ -44,7 +44,7 @@ class Tower:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Say where it is from, without paths."""
         if self.origin == "checkpoint":
             return "the checkpoint's own"
@@ -52,7 +52,7 @@ class Tower:
 
 
 def find_tower(
-    settings: Settings, weights: Weights, given: Path | None, choice: Choice | None
+    settings: Settings, weights: Weights, clip: Path | None, choice: Choice | None
 ) -> Tower:
     """Decide on the vision tower.
 
@@ -61,19 +61,18 @@ def find_tower(
     Args:
         settings: of the checkpoint.
         weights: of the checkpoint.
-        given: a CLIP folder.
+        clip: the folder of --vision-tower.
         choice: whose weights count when there are two.
 
     Raises:
         ConvertError: there are two towers and no choice, or none at all.
     """
     own = sum(name.startswith(INSIDE) for name in weights.tensors)
-    beside = _beside(settings)
-    folder = given or beside
-    if own and given is not None and choice is None:
+    folder = clip or _beside(settings)
+    if own and clip is not None and choice is None:
         raise ConvertError(
             f"{weights.folder} holds its own vision tower ({own} tensors) and --vision-tower gives "
-            "another: leave --vision-tower away, or say --tower-weights checkpoint to take only "
+            "another: leave --vision-tower out, or give --tower-weights checkpoint to take only "
             "settings from it, or --tower-weights folder to replace the checkpoint's tower"
         )
     origin: Choice = choice or ("checkpoint" if own else "folder")
@@ -92,10 +91,10 @@ def find_tower(
 
 def _tower(settings: Settings, weights: Weights, folder: Path | None, origin: Choice) -> Tower:
     config = _derived(settings, weights) if folder is None else _config(folder)
-    held = None
+    clip = None
     if origin == "folder" and folder is not None:
-        held = Weights.open(folder)
-        if held is None:
+        clip = Weights.open(folder)
+        if clip is None:
             raise ConvertError(f"{folder} holds no weights of a vision tower")
     _check_width(settings, config, folder)
     images = {} if folder is None else _images(folder, config)
@@ -103,7 +102,7 @@ def _tower(settings: Settings, weights: Weights, folder: Path | None, origin: Ch
         origin=origin,
         config=config,
         folder=folder,
-        weights=held,
+        weights=clip,
         mean=tuple(images.get("image_mean") or _MEAN),
         std=tuple(images.get("image_std") or _STD),
     )
@@ -125,7 +124,7 @@ def _config(folder: Path) -> Any:
     kind = read_object(folder / "config.json").get("model_type")
     if kind not in ("clip", "clip_vision_model"):
         raise ConvertError(f"{folder} is a {kind!r} model, the vision tower must be a CLIP")
-    with told_of(f"{folder}: cannot read config.json"):
+    with one_line(f"{folder}: cannot read config.json"):
         config = load(folder, **OWN_CODE)
     size, patch = config.image_size, config.patch_size
     if not (isinstance(size, int) and isinstance(patch, int) and 0 < patch <= size):
@@ -137,11 +136,11 @@ def _config(folder: Path) -> Any:
 
 
 def _check_width(settings: Settings, config: Any, folder: Path | None) -> None:
-    wanted = settings.values.get("mm_hidden_size")
-    if wanted is not None and wanted != config.hidden_size:
+    width = settings.values.get("mm_hidden_size")
+    if width is not None and width != config.hidden_size:
         raise ConvertError(
             f"{folder or settings.path}: the vision tower is {config.hidden_size} wide, "
-            f"{settings.path} says mm_hidden_size {wanted}"
+            f"{settings.path} says mm_hidden_size {width}"
         )
 
 
@@ -151,7 +150,7 @@ def _derived(settings: Settings, weights: Weights) -> Any:
     if not _OPENAI.match(name) or "laion" in settings.tower.lower():
         raise ConvertError(
             f"{settings.path} names the vision tower {settings.tower!r}, whose heads and "
-            "activation are not known here: give --vision-tower DIR with its config.json and say "
+            "activation are not known here: give --vision-tower DIR with its config.json, and "
             "--tower-weights checkpoint"
         )
     shapes = {
@@ -162,18 +161,18 @@ def _derived(settings: Settings, weights: Weights) -> Any:
     layers = {hit[1] for key in shapes if (hit := re.match(r"encoder\.layers\.(\d+)\.", key))}
     try:
         width, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
-        places = shapes["embeddings.position_embedding.weight"][0] - 1
+        patches = shapes["embeddings.position_embedding.weight"][0] - 1  # and the class token
         between = shapes["encoder.layers.0.mlp.fc1.weight"][0]
     except (LookupError, ValueError) as error:
         raise ConvertError(f"{weights.folder}: its vision tower is no CLIP: {error}") from error
     config: Any = CLIPVisionConfig
-    with told_of(f"{weights.folder}: its vision tower is no CLIP"):
+    with one_line(f"{weights.folder}: its vision tower is no CLIP"):
         return config(
             hidden_size=width,
             intermediate_size=between,
             num_hidden_layers=len(layers),
             num_attention_heads=max(1, width // _HEAD_WIDTH),
-            image_size=math.isqrt(places) * patch,
+            image_size=math.isqrt(patches) * patch,
             patch_size=patch,
             hidden_act="quick_gelu",
             layer_norm_eps=1e-5,
@@ -188,15 +187,15 @@ def _images(folder: Path, config: Any) -> Mapping[str, Any]:
         return {}
     values = read_object(path)
     for key in ("image_mean", "image_std"):
-        found = values.get(key)
-        if found is not None and not fits_channels(key, found):
-            raise ConvertError(f"{path}: {key} is {found!r}, expected {CHANNELS[key]}")
+        channels = values.get(key)
+        if channels is not None and not fits_channels(key, channels):
+            raise ConvertError(f"{path}: {key} is {channels!r}, expected {CHANNELS[key]}")
     side = config.image_size
     for key in ("size", "crop_size"):
-        found = values.get(key, side)
-        sides = [*found.values()] if isinstance(found, dict) else [found]
-        if any(each != side for each in sides):
-            raise ConvertError(f"{path}: {key} is {found}, the vision tower takes {side} pixels")
+        size = values.get(key, side)
+        sides = [*size.values()] if isinstance(size, dict) else [size]
+        if any(pixels != side for pixels in sides):
+            raise ConvertError(f"{path}: {key} is {size}, the vision tower takes {side} pixels")
     if values.get("resample", BICUBIC) != BICUBIC or not values.get("do_normalize", True):
         raise ConvertError(f"{path}: images must be resized by the bicubic filter and normalised")
     return values

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import jinja2
@@ -45,10 +45,6 @@ class Frame:
         return self.before + (self.visual or placeholder) * size + self.after
 
 
-PLAIN: Final = Frame()
-"""An image is its placeholder, once for each visual token."""
-
-
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """A conversation as tokens.
@@ -69,6 +65,7 @@ class Encoded:
     cut: int
 
 
+@dataclass(eq=False)
 class ConversationEncoder:
     """Turns records into tokens with a student's own tokenizer and chat template. Picklable.
 
@@ -86,26 +83,21 @@ class ConversationEncoder:
             template shows neither text nor images.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        chat_template: str,
-        image_token: str,
-        image_token_id: int,
-        tokens_per_image: int | None,
-        end_ids: frozenset[int],
-        frame: Frame = PLAIN,
-    ) -> None:
-        if not tokenizer.is_fast:
+    tokenizer: Any
+    chat_template: str
+    image_token: str
+    image_token_id: int
+    tokens_per_image: int | None
+    end_ids: frozenset[int]
+    frame: Frame = Frame()
+    _content: ContentForm = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.is_fast:
             raise ConversationError("the student's tokenizer has no fast version (tokenizer.json)")
-        self.tokenizer = tokenizer
-        self.chat_template = chat_template
-        self.image_token = image_token
-        self.image_token_id = image_token_id
-        self.tokens_per_image = tokens_per_image
-        self.end_ids = end_ids
-        self.frame = frame
-        form = frame.content or content_form(tokenizer, chat_template, image_token)
+        form = self.frame.content
+        if form is None:
+            form = content_form(self.tokenizer, self.chat_template, self.image_token)
         if form is None:
             raise ConversationError("the student's chat template shows neither text nor images")
         self._content = form

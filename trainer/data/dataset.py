@@ -5,7 +5,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast, overload
 
@@ -88,7 +88,7 @@ def _packed(record: Record) -> bytes:
 
 
 class MissingTeacherError(ValueError):
-    """Images of the manifest are not in the cache, and the recipe says that this is an error."""
+    """Images of the manifest are not in the cache, which the recipe makes an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,33 +170,36 @@ def select(
     )
 
 
+@dataclass(eq=False)
 class Conversations(Dataset[Sample]):
     """Samples by number; picklable, so that each worker process may hold its own.
 
     A conversation that cannot be read is returned as a skipped sample: a long run never dies of
     one image. An image that changed since the cache was built is returned as refused, and so is a
     damaged row: training on it would pair an image with another image's teacher.
+
+    Attributes:
+        records: to read.
+        images: folder that their paths start from.
+        student: how text and pixels are read.
+        max_length: most tokens of a conversation.
+        cache: teacher of the images, or None.
+        ask: read first questions, for the student to answer, instead of whole conversations.
+        alpha: colour behind transparent pixels; where there is a cache, it decides.
     """
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        images: Path,
-        student: StudentSpec,
-        max_length: int,
-        cache: TeacherCache | None,
-        *,
-        ask: bool = False,
-        alpha: Alpha = "black",
-    ) -> None:
-        self.records = records
-        self.images = images
-        self.student = student
-        self.max_length = max_length
-        self.cache = cache
-        self.ask = ask
-        # As the expert saw it: the cache decides, and `alpha` where there is none.
-        self.alpha: Alpha = alpha if cache is None else cast(Alpha, cache.card.alpha)
+    records: Sequence[Record]
+    images: Path
+    student: StudentSpec
+    max_length: int
+    cache: TeacherCache | None
+    _: KW_ONLY
+    ask: bool = False
+    alpha: Alpha = "black"
+
+    def __post_init__(self) -> None:
+        if self.cache is not None:  # pixels as the expert saw them
+            self.alpha = cast(Alpha, self.cache.card.alpha)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -1,4 +1,4 @@
-"""What the expert says about the images of a batch: the targets of both distillation losses."""
+"""The expert's view of the images of a batch: the targets of both distillation losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -178,7 +178,7 @@ class Resampled:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Teacher:
-    """What the expert says about the images of a batch that it has seen. I counts those.
+    """The expert's view of a batch's images, of which I are in the cache.
 
     Attributes:
         look: where the images and their questions stand in the batch.

@@ -9,7 +9,7 @@ import torch
 
 from ..recipe.recipe import Recipe, RecipeError
 
-# The recipe decides these; a file that said otherwise would change the run behind its back.
+# The recipe decides these; a file with other values would change the run behind its back.
 _REFUSED: Final = {
     "optimizer": "the recipe's optim section sets up AdamW",
     "scheduler": "optim.schedule and optim.warmup_ratio set the learning rate",
@@ -31,7 +31,7 @@ def zero_config(recipe: Recipe, *, bf16: bool, world: int) -> dict[str, Any]:
         world: ranks.
 
     Raises:
-        RecipeError: the user's file is missing, no JSON object, or says otherwise than the recipe.
+        RecipeError: the user's file is missing, no JSON object, or contradicts the recipe.
     """
     section = recipe.deepspeed
     ours: dict[str, Any] = {
@@ -70,14 +70,14 @@ def _zero(stage: int, offload: str) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"deepspeed.config {path}: {error.strerror}") from error
     except ValueError as error:
         raise RecipeError(f"deepspeed.config {path} is no JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise RecipeError(f"deepspeed.config {path} holds no JSON object")
-    return found
+    return config
 
 
 def _merged(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
@@ -85,20 +85,20 @@ def _merged(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> dict[st
         if theirs.get(key) not in (None, {}, "auto"):
             raise RecipeError(f"{path}: remove {key!r}: {reason}")
     for key, value in ours.items():
-        said = theirs.get(key, "auto")
-        nested = value.get("enabled") if isinstance(value, dict) else value
-        if isinstance(said, Mapping):
-            said = said.get("enabled", "auto")
-        if said != "auto" and said != nested:
+        written = theirs.get(key, "auto")
+        expected = value.get("enabled") if isinstance(value, dict) else value
+        if isinstance(written, Mapping):
+            written = written.get("enabled", "auto")
+        if written not in ("auto", expected):
             raise RecipeError(
-                f'{path}: {key} is {said!r}, the recipe makes it {nested!r}; write "auto" there '
-                "or change the recipe"
+                f'{path}: {key} is {written!r}, the recipe makes it {expected!r}; write "auto" '
+                "there or change the recipe"
             )
     _check_sections(path, theirs)
-    kept = {k: v for k, v in theirs.items() if k not in _REFUSED}
-    # What else the file says of a shared section (bf16.immediate_grad_update, say) is kept.
+    own = {k: v for k, v in theirs.items() if k not in _REFUSED}
+    # Other keys of a shared section stay as the file has them, as bf16.immediate_grad_update.
     shared = {k: {**theirs[k], **v} for k, v in ours.items() if isinstance(theirs.get(k), dict)}
-    return {**_without_auto(kept), **ours, **_without_auto(shared)}
+    return {**_without_auto(own), **ours, **_without_auto(shared)}
 
 
 def _check_sections(path: Path, theirs: dict[str, Any]) -> None:
@@ -122,8 +122,8 @@ def _check_sections(path: Path, theirs: dict[str, Any]) -> None:
 
 
 def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = config.get(key)
-    return found if isinstance(found, Mapping) else {}
+    section = config.get(key)
+    return section if isinstance(section, Mapping) else {}
 
 
 def _without_auto(config: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,10 @@ class Case:
         return estimate(self.parameters, self.shape, self.load, self.chosen)
 
 
+Branch = list[tuple[str, Case]]
+"""Changes of one kind, from mild to strong, with the case that each makes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Advice:
     """A change of the recipe.
@@ -48,7 +52,7 @@ def advise(recipe: Recipe, case: Case, peak: int, device_bytes: int) -> tuple[Ad
         device_bytes: of the device.
     """
     base = case.memory.total
-    found = []
+    advice = []
     for branch in _branches(recipe, case):
         steps = [
             Advice(change, after, after <= device_bytes)
@@ -56,11 +60,8 @@ def advise(recipe: Recipe, case: Case, peak: int, device_bytes: int) -> tuple[Ad
             if (after := peak + changed.memory.total - base) < peak
         ]
         # The mildest change of its kind that suffices, or else the strongest.
-        found += [step for step in steps if step.fits][:1] or steps[-1:]
-    return tuple(sorted(found, key=lambda advice: -advice.peak))
-
-
-Branch = list[tuple[str, Case]]
+        advice += [step for step in steps if step.fits][:1] or steps[-1:]
+    return tuple(sorted(advice, key=lambda step: -step.peak))
 
 
 def _branches(recipe: Recipe, case: Case) -> Iterator[Branch]:
@@ -84,12 +85,12 @@ def _branches(recipe: Recipe, case: Case) -> Iterator[Branch]:
 def _batches(recipe: Recipe, case: Case, before: str) -> Branch:
     """Halve the batch as often as it goes; the step's conversations stay the same."""
     size, accumulation = recipe.data.batch_size, recipe.data.micro_steps
-    found, smaller = [], size
+    branch, smaller = [], size
     while smaller % 2 == 0:
         smaller //= 2
         change = f"data.batch_size: {smaller}, data.accumulation: {accumulation * size // smaller}"
-        found.append((f"{before}{change}", replace(case, load=scaled(case.load, smaller))))
-    return found
+        branch.append((f"{before}{change}", replace(case, load=scaled(case.load, smaller))))
+    return branch
 
 
 def scaled(load: Load, batch: int) -> Load:

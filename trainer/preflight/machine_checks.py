@@ -35,11 +35,11 @@ def versions() -> Check:
         needed = Requirement(line)
         if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
             continue
-        found = installed(needed.name)
-        if found is None:
+        version_here = installed(needed.name)
+        if version_here is None:
             wrong.append(f"{needed.name} is not installed, medalign needs {needed.specifier}")
-        elif not needed.specifier.contains(found, prereleases=True):
-            wrong.append(f"{needed.name} {found}, medalign needs {needed.specifier}")
+        elif not needed.specifier.contains(version_here, prereleases=True):
+            wrong.append(f"{needed.name} {version_here}, medalign needs {needed.specifier}")
     if wrong:
         return Check("versions", "failed", "; ".join(wrong), "pip install --upgrade medalign")
     named = ", ".join(f"{name} {installed(name)}" for name in _NAMED)
@@ -64,14 +64,14 @@ def devices() -> Check:
     if not torch.cuda.is_available():
         built = f"this torch was built for CUDA {torch.version.cuda}" if torch.version.cuda else ""
         return Check("devices", "ok", f"no GPU, {built or 'a CPU build of torch'}: runs on the CPU")
-    found, weak = [], []
+    names, weak = [], []
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         name = f"{facts.name}, {of_bytes(facts.total_memory)}"
-        found.append(name)
+        names.append(name)
         if facts.major < 8:  # bfloat16 is emulated before Ampere
             weak.append(name)
-    text = f"CUDA {torch.version.cuda}: {'; '.join(found)}"
+    text = f"CUDA {torch.version.cuda}: {'; '.join(names)}"
     if weak:
         advice = "set student.dtype: fp32, or take a GPU of compute capability 8 or more"
         return Check("devices", "warning", f"{text}; no bf16 on {'; '.join(weak)}", advice)

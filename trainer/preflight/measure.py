@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,10 +24,14 @@ from ..objective import Share
 from ..prepared import Prepared
 from ..students.spec import StudentError
 from ..train import load_engine, read_ahead, step_order
-from . import measure as held
+
+T = TypeVar("T")
+
+TIMED = 2
+"""Steps that are timed, after one of the longest conversations."""
 
 
-def weights(engine: Engine) -> dict[str, int]:
+def weight_bytes(engine: Engine) -> dict[str, int]:
     """Bytes of frozen and of trained weights on this rank."""
     frozen: list[Tensor] = []
     trained: list[Tensor] = []
@@ -37,17 +41,19 @@ def weights(engine: Engine) -> dict[str, int]:
     return {"frozen": storage_bytes(frozen), "trained": storage_bytes(trained)}
 
 
-def gradients(engine: Engine) -> int:
+def gradient_bytes(engine: Engine) -> int:
     """Bytes of gradients, as they are between the backward pass and the update."""
     optimizer = engine.optimizer
-    found = [p.grad for p in engine.engine.module.parameters() if p.grad is not None]
+    # Names inside DeepSpeed's ZeRO optimisers: where a release renames one, its bytes are counted
+    # as "the rest" of the peak, and the tests of the plan say so.
+    grads = [p.grad for p in engine.engine.module.parameters()]
     for group in dict(getattr(optimizer, "averaged_gradients", {})).values():
-        found += [grad for grad in group or () if isinstance(grad, Tensor)]
-    flat = getattr(optimizer, "grad_partitions_flat_buffer", None)
-    return storage_bytes([*found, *([] if flat is None else [flat])])
+        grads += group or ()
+    grads.append(getattr(optimizer, "grad_partitions_flat_buffer", None))
+    return storage_bytes(grad for grad in grads if isinstance(grad, Tensor))
 
 
-def optimiser(engine: Engine) -> int:
+def optimiser_bytes(engine: Engine) -> int:
     """Bytes of Adam's moments, and of float32 weights that are not the model's own."""
     adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
     own = {_storage(p) for p in engine.engine.module.parameters()}
@@ -58,8 +64,8 @@ def optimiser(engine: Engine) -> int:
         *getattr(engine.optimizer, "fp32_partitioned_groups_flat", ()),
     ]
     moments = [value for state in adam.state.values() for value in state.values()]
-    held = [t for t in (*copies, *moments) if isinstance(t, Tensor) and t.ndim]
-    return storage_bytes([t for t in held if _storage(t) not in own])
+    tensors = [t for t in (*copies, *moments) if isinstance(t, Tensor) and t.ndim]
+    return storage_bytes(tensor for tensor in tensors if _storage(tensor) not in own)
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
@@ -68,17 +74,17 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(sizes.values())
 
 
-def tensors_of(held: Any) -> Iterator[Tensor]:
+def tensors_of(value: Any) -> Iterator[Tensor]:
     """Every tensor inside nested dataclasses."""
-    if isinstance(held, Tensor):
-        yield held
-    elif is_dataclass(held):
-        for field in fields(held):
-            yield from tensors_of(getattr(held, field.name))
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors_of(getattr(value, field.name))
 
 
-class Kept:
-    """While entered, counts what autograd keeps for the backward pass, parameters left out.
+class SavedTensors:
+    """While entered, counts what autograd saves for the backward pass, parameters left out.
 
     The one way to measure activations on a CPU, whose allocator keeps no count. What is
     recomputed is not seen: with checkpointing, layer inputs are held by other means.
@@ -86,31 +92,28 @@ class Kept:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._own = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        self._seen: dict[int, Tensor] = {}
+        self._saved: dict[int, Tensor] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
         self.bytes = 0
 
-    def __enter__(self) -> "Kept":
+    def __enter__(self) -> Self:
         self._hooks.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._hooks.__exit__(*error)
-        self.bytes = storage_bytes(self._seen.values())
-        self._seen.clear()
+        self.bytes = storage_bytes(self._saved.values())
+        self._saved.clear()
 
     def _keep(self, tensor: Tensor) -> Tensor:
         if _storage(tensor) not in self._own:
             # Held until the end, so that no other tensor can take its address.
-            self._seen.setdefault(_storage(tensor), tensor)
+            self._saved.setdefault(_storage(tensor), tensor)
         return tensor
 
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-T = TypeVar("T")
 
 
 class FullError(RuntimeError):
@@ -166,7 +169,7 @@ class Votes:
         try:
             done.append(job())
         except (torch.OutOfMemoryError, StudentError) as error:
-            # A student whose weights alone are too much is told of as one that cannot be loaded.
+            # Where the weights alone are too much, the student counts as one that cannot be loaded.
             if not any(isinstance(e, torch.OutOfMemoryError) for e in (error, error.__cause__)):
                 raise
             taken = of_bytes(torch.cuda.max_memory_allocated())
@@ -174,10 +177,6 @@ class Votes:
         if reason := self.first(full):
             raise FullError(reason)
         return done[0]
-
-
-TIMED = 2
-"""Steps that are timed, after one of the longest conversations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,20 +284,20 @@ class _Stepper:
         """Take the step of the longest conversations; bytes of all parts of memory but the rest."""
         micro = self._read(batches)
         share = self._share(micro)
-        parts = held.weights(self.engine)
+        parts = weight_bytes(self.engine)
         activations = 0
         for batch in micro:
             batch = batch.to(self.device, self.dtype)
             before = _allocated(self.device)
-            with held.Kept(self.engine.engine.module) as kept:
+            with SavedTensors(self.engine.engine.module) as saved:
                 loss = self._forward(batch, share)
-            grown = _allocated(self.device) - before if self.device.type == "cuda" else kept.bytes
+            grown = _allocated(self.device) - before if self.device.type == "cuda" else saved.bytes
             activations = max(activations, grown)
             self.votes.together(partial(self.engine.backward, loss))
-            parts["gradients"] = held.gradients(self.engine)
+            parts["gradients"] = gradient_bytes(self.engine)
             self.votes.together(self.engine.step)
-        parts["optimiser"] = held.optimiser(self.engine)
-        teacher = max(sum(t.nbytes for t in held.tensors_of(b.teacher)) for b in micro)
+        parts["optimiser"] = optimiser_bytes(self.engine)
+        teacher = max(sum(t.nbytes for t in tensors_of(b.teacher)) for b in micro)
         return parts | {"activations": activations, "teacher": teacher}
 
     def timed(self, batches: Iterator[Batch]) -> tuple[float, float, float]:

@@ -157,9 +157,9 @@ def _stages(plan: Plan) -> Iterator[str]:
     yield f"\nby formula, one of {GPU_RANKS} GPUs of {size}, each with this micro-batch"
     yield "  ZeRO    weights  gradients  optimiser       rest       peak"
     for stage, memory in plan.stages.items():
-        rest = memory.activations + memory.teacher + memory.rest
+        others = memory.activations + memory.teacher + memory.rest
         weights = memory.frozen + memory.trained
-        cells = (weights, memory.gradients, memory.optimiser, rest, memory.total)
+        cells = (weights, memory.gradients, memory.optimiser, others, memory.total)
         row = "  ".join(f"{of_bytes(cell):>9}" for cell in cells)
         yield f"  {stage:<4}  {row}{'' if memory.total <= GPU_BYTES else '  does not fit'}"
 

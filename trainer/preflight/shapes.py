@@ -92,5 +92,5 @@ def settings_of(plan: Prepared) -> Settings:
 
 def _in_host_memory(zero: Any, part: str) -> bool:
     """Whether optimizer or parameters are offloaded, by DeepSpeed's own configuration."""
-    found = zero.get(f"offload_{part}") or {}
-    return bool(found.get("device", "none") != "none")
+    offload = zero.get(f"offload_{part}") or {}
+    return bool(offload.get("device", "none") != "none")

@@ -37,53 +37,6 @@ CPU_SHARE: Final = 0.5
 FULL: Final = "out of memory"
 """How the reason begins when the device was full."""
 
-
-def attempt(
-    run: Prepared, samples: Conversations, longest: list[int], here: Case, ranks: Ranks
-) -> tuple[Measured | None, str]:
-    """Take real steps, or say why not; every rank comes to the same end. All ranks must call.
-
-    Args:
-        run: whose student is loaded.
-        samples: of the run.
-        longest: record numbers of the micro-batch that the peak is measured with.
-        here: the run on this machine, by formula.
-        ranks: that take the steps.
-
-    Returns:
-        The measurement and an empty string, or None and the reason.
-
-    Raises:
-        ValueError: as training would.
-    """
-    votes = Votes(ranks, run.recipe.run.timeout_minutes)
-    gpu = torch.cuda.is_available()
-    # Free memory is another number on every rank, and a rank alone would wait for the others.
-    if reason := votes.first("" if gpu else _too_large(here)):
-        return None, reason
-    try:
-        return measure(run, samples, longest, ranks, votes), ""
-    except FullError as error:
-        return None, f"{FULL}: {error}"
-
-
-def _too_large(here: Case) -> str:
-    """Why a step is not taken on this CPU; an empty string if it is."""
-    total = here.parameters.frozen + here.parameters.trained
-    if total > CPU_PARAMETERS:
-        return (
-            f"no GPU here, and the student has {total / 1e9:.1f} billion parameters; on a CPU a "
-            f"step is taken up to {CPU_PARAMETERS / 1e9:.1f} billion"
-        )
-    needed, free = here.memory.total, free_memory_bytes()
-    if needed > CPU_SHARE * free:
-        return (
-            f"no GPU here, and the step would need {needed / 1e9:.1f} GB of {free / 1e9:.1f} GB "
-            f"free memory; on a CPU it is taken up to {CPU_SHARE:.0%} of that"
-        )
-    return ""
-
-
 GPU_BYTES: Final = 80_000_000_000
 """Memory of the GPU that figures by formula are for, where this machine has none."""
 GPU_RANKS: Final = 8
@@ -184,16 +137,62 @@ def make_plan(recipe: Recipe, cache: Path | str | None, out: Path) -> tuple[Prep
     run = prepare(recipe, cache, world, keep_rows=False)
     visual = VisualTokens(run.student.sight, run.images)
     records = run.selection.records
-    found = measure_lengths(records, run.student.encoder, recipe.data.max_length, visual)
+    lengths = measure_lengths(records, run.student.encoder, recipe.data.max_length, visual)
     samples = samples_of(run)
-    longest, batch = _longest(run, samples, found)
+    longest, batch = _longest(run, samples, lengths)
     parameters = count_parameters(run.student.path, recipe)
     here = _case(run, parameters, batch)
     ranks = Ranks(recipe.run.timeout_minutes)
     measured, reason = attempt(run, samples, longest, here, ranks)
     if ranks.rank:
         return None
-    return run, _plan(run, found, batch, here, measured, reason, out)
+    return run, _plan(run, lengths, batch, here, measured, reason, out)
+
+
+def attempt(
+    run: Prepared, samples: Conversations, longest: list[int], here: Case, ranks: Ranks
+) -> tuple[Measured | None, str]:
+    """Take real steps, or say why not; every rank comes to the same end. All ranks must call.
+
+    Args:
+        run: whose student is loaded.
+        samples: of the run.
+        longest: record numbers of the micro-batch that the peak is measured with.
+        here: the run on this machine, by formula.
+        ranks: that take the steps.
+
+    Returns:
+        The measurement and an empty string, or None and the reason.
+
+    Raises:
+        ValueError: as training would.
+    """
+    votes = Votes(ranks, run.recipe.run.timeout_minutes)
+    gpu = torch.cuda.is_available()
+    # Free memory is another number on every rank, and a rank alone would wait for the others.
+    if reason := votes.first("" if gpu else _too_large(here)):
+        return None, reason
+    try:
+        return measure(run, samples, longest, ranks, votes), ""
+    except FullError as error:
+        return None, f"{FULL}: {error}"
+
+
+def _too_large(here: Case) -> str:
+    """Why a step is not taken on this CPU; an empty string if it is."""
+    total = here.parameters.frozen + here.parameters.trained
+    if total > CPU_PARAMETERS:
+        return (
+            f"no GPU here, and the student has {total / 1e9:.1f} billion parameters; on a CPU a "
+            f"step is taken up to {CPU_PARAMETERS / 1e9:.1f} billion"
+        )
+    needed, free = here.memory.total, free_memory_bytes()
+    if needed > CPU_SHARE * free:
+        return (
+            f"no GPU here, and the step would need {needed / 1e9:.1f} GB of {free / 1e9:.1f} GB "
+            f"free memory; on a CPU it is taken up to {CPU_SHARE:.0%} of that"
+        )
+    return ""
 
 
 def _plan(
@@ -261,22 +260,22 @@ def _case(run: Prepared, parameters: Parameters, batch: Batch) -> Case:
 def _longest(run: Prepared, samples: Conversations, lengths: Lengths) -> tuple[list[int], Batch]:
     """Record numbers and micro-batch of the longest conversations that can be read."""
     size = run.recipe.data.batch_size
-    places: list[int] = []
-    found: list[Sample] = []
+    numbers: list[int] = []
+    readable: list[Sample] = []
     reasons = [reason for _, reason in (*lengths.too_long, *lengths.unusable)]
-    for place in lengths.longest(_TRIED * size):
-        if len(found) == size:
+    for number in lengths.longest(_TRIED * size):
+        if len(readable) == size:
             break
-        sample = samples[place]
+        sample = samples[number]
         if sample.refused:
             raise TeacherCacheError(sample.refused)
         if sample.skipped:
             reasons.append(sample.skipped)
             continue
-        places.append(place)
-        found.append(sample)
-    if not found:
+        numbers.append(number)
+        readable.append(sample)
+    if not readable:
         raise NothingToLearnError(f"no conversation can be used, for instance {reasons[0]}")
     # A set smaller than a batch is seen more than once.
-    repeat = -(-size // len(found))
-    return (places * repeat)[:size], collate((found * repeat)[:size], run.student.pad_id)
+    repeat = -(-size // len(readable))
+    return (numbers * repeat)[:size], collate((readable * repeat)[:size], run.student.pad_id)

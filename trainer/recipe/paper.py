@@ -21,26 +21,26 @@ class PaperNumber(Section):
     """One figure to compare with."""
 
     metric: str
-    """As `medalign eval score` calls it."""
+    """Name in `medalign eval score`."""
 
     value: float
     """In percent."""
 
     called: str
-    """As the source calls it."""
+    """Name in the source."""
 
     source: Literal["paper", "leaderboard"]
     """`paper`: a table of arXiv 2512.18554. `leaderboard`: wizwand.com's page of that paper, which
-    does not name the student, so it is the best of the paper's rows."""
+    names no student, so the figure is the best of the paper's rows."""
 
     table: str | None = None
-    """Of the paper, where the source says it."""
+    """Table of the paper, if the source names it."""
 
 
 class PaperSection(Section):
     """The row of the paper that a recipe reproduces.
 
-    No run depends on it: `medalign recipes` makes commands and costs of it.
+    No run depends on it; `medalign recipes` derives commands and costs from it.
     """
 
     student: Literal["llava-med", "huatuo-vision"] | None = None
@@ -50,34 +50,34 @@ class PaperSection(Section):
     """Data set, as `medalign data prepare` takes it."""
 
     images_apart: bool = False
-    """The data set comes without its images; `data prepare` is told their folder."""
+    """The data set comes without its images; `data prepare` needs their folder."""
 
     task: Literal["vqa", "report"] | None = None
-    """How `medalign eval score` scores its answers."""
+    """Task of `medalign eval score`."""
 
     decoders: Annotated[tuple[Literal["greedy", "beam", "nucleus"], ...], Strict(False)] = ()
-    """How answers are decoded, one evaluation each."""
+    """Decoders of the answers, one evaluation each."""
 
     beams: Positive | None = None
-    """Hypotheses of beam search."""
+    """Beams of beam search."""
 
     max_new_tokens: Positive | None = None
-    """Longest answer."""
+    """Longest answer, in tokens."""
 
     train_conversations: Positive | None = None
-    """Conversations to train on, as far as they are published."""
+    """Conversations to train on, if published."""
 
     train_images: Positive | None = None
-    """Distinct images of these, which is how many rows the cache gets."""
+    """Their distinct images: the rows of the cache."""
 
     test_conversations: Positive | None = None
     """Questions or reports of the test split."""
 
     counted: str | None = None
-    """What these three counts are of, and whether the paper says so."""
+    """Source of these three counts."""
 
     assumed: dict[str, str] = Field(default={})
-    """Dotted keys whose value no source states for this row, each with the reason for it."""
+    """Dotted keys whose value no source states for this row, each with the reason for ours."""
 
     numbers: Annotated[tuple[PaperNumber, ...], Strict(False)] = ()
-    """Figures to compare with; empty where none could be had."""
+    """Figures to compare with; empty if there are none."""

@@ -25,39 +25,38 @@ class StudentSection(Section):
 
     path: str | None = None
     """Folder of a Hugging Face model: llava, gemma3 or qwen2_5_vl; `--student` overrides it.
-    `demo` makes a tiny one with random weights, `demo-student` beside the run folder."""
+    `demo` makes a tiny one with random weights in `demo-student`, beside the run folder."""
 
     geometry: Literal["processor", "pad", "crop", "stretch"] = "processor"
-    """How an image becomes the tower's square; `processor` reads it from the image processor.
+    """How an image becomes the tower's square; `processor` takes it from the image processor.
 
-    Only a llava student can be told another.
+    The others are for llava students only.
     """
 
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Weights and activations; `auto` is bf16 on a GPU and fp32 on a CPU. A resumed run must come
-    to the same one."""
+    """Number format of weights and activations; `auto` is bf16 on a GPU and fp32 on a CPU. A
+    resumed run needs the same one."""
 
     attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
-    """Attention kernel of every layer; `auto` is FlashAttention where it is installed and the run
-    is in bf16 on a GPU, and PyTorch's SDPA otherwise. Never eager; a gemma3 student takes
-    sdpa alone."""
+    """Attention kernel of every layer; `auto` is FlashAttention if it is installed and the run is
+    in bf16 on a GPU, else PyTorch's SDPA. A gemma3 student runs with sdpa only."""
 
     quantize: Literal["none", "nf4"] = "none"
-    """`nf4` keeps the frozen linear layers of the language model in 4 bits (QLoRA); needs
+    """`nf4` keeps the frozen linear layers of the language model in 4 bits (QLoRA); it needs
     bitsandbytes and a ZeRO stage below 3."""
 
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time a step."""
 
 
 class ExpertSection(Section):
-    """Which teacher the cache must hold; None accepts what the cache says."""
+    """The expert that the cache must come from; None accepts any."""
 
     name: str | None = None
     """Name of the expert, as in `cache build --expert`."""
 
     features: Literal["last", "ln_post"] | None = None
-    """Where the patch features were taken."""
+    """Layer whose patch features are in the cache."""
 
     mode: Literal["aligned", "paper"] | None = None
     """`aligned`: expert and student saw the same square; `paper`: the expert saw a centre crop."""
@@ -67,19 +66,19 @@ class LossSection(Section):
     """Eq. 7: total = lm + alpha * vis + beta * att."""
 
     layer: Annotated[int, Field(ge=0)]
-    """Decoder layer l, counted from 0: its input is rotated, its attention is read."""
+    """Decoder layer l, counted from 0, whose input is rotated and whose attention is aligned."""
 
     alpha: Rate = 1.0
-    """Weight of the spatial alignment loss; 0 measures it without training on it."""
+    """Weight of the spatial alignment loss; with 0 it is measured only."""
 
     beta: Rate = 0.001
-    """Weight of the attention alignment loss; 0 measures it without training on it."""
+    """Weight of the attention alignment loss; with 0 it is measured only."""
 
     attention: AttentionNorm = "sum"
     """How attention maps become comparable; `l2` reproduces the authors' released code."""
 
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Above 1 flattens both attention maps; not used by `l2`."""
+    """Temperature of both attention maps; above 1 flattens them, and `l2` ignores it."""
 
     rotation: bool = True
     """Train I + W on the visual tokens at the input of layer l (Eq. 1)."""
@@ -117,63 +116,63 @@ class OptimSection(Section):
     """Decay of the first and second moment."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Course of the learning rates after warm-up, down to 0 (or kept, for `constant`)."""
+    """Schedule of the learning rates after warm-up: down to 0, or unchanged for `constant`."""
 
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
     """Share of all steps in which the rates rise linearly from 0."""
 
     clip: Rate = 1.0
-    """Largest L2 norm of the whole gradient; 0 does not clip."""
+    """Largest L2 norm of the whole gradient; 0 turns clipping off."""
 
 
 class DataSection(Section):
-    """What is learnt from."""
+    """The training data."""
 
     manifest: str | None = None
     """Manifest of conversations; `--manifest` overrides it."""
 
     images: str | None = None
-    """Folder that the manifest's image paths start from; `--images` overrides it."""
+    """Folder of the manifest's images; `--images` overrides it."""
 
     batch_size: Positive = 1
     """Conversations per micro-step and rank."""
 
     accumulation: Positive | None = None
-    """Micro-steps per step, which sees batch_size * accumulation * ranks conversations; None is
-    what `per_step` comes to on the ranks at hand, and 1 without it."""
+    """Micro-steps per step; a step takes batch_size * accumulation * ranks conversations. None
+    derives it from `per_step` and the ranks, and is 1 without `per_step`."""
 
     per_step: Positive | None = None
-    """Conversations of a step over all ranks together, so that the same recipe makes the same
-    steps on one GPU and on eight; None leaves it to `accumulation`."""
+    """Conversations of a step over all ranks, so that a recipe makes the same steps on one GPU and
+    on eight; None leaves it to `accumulation`."""
 
     max_length: Positive = 2048
-    """Most tokens of a conversation, image tokens counted. Only answers are ever cut."""
+    """Most tokens of a conversation, image tokens included. Only answers are ever cut."""
 
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode images and read the cache; 0 does it in the training process."""
 
     prefetch: Positive = 2
-    """Steps that the workers read ahead; bounds memory at prefetch * accumulation micro-batches,
-    but at least one a worker."""
+    """Steps that the workers read ahead. It bounds memory: prefetch * accumulation micro-batches,
+    but at least one for each worker."""
 
     start_method: Literal["auto", "fork", "spawn"] = "auto"
     """How worker processes start; `auto` forks where the system can. `spawn` starts slower and
-    copies the manifest's text to every worker, but works beside libraries that do not stand a
-    fork."""
+    copies the manifest to every worker, but works with libraries that do not survive a fork."""
 
     group_by_length: bool = False
-    """Put conversations of similar length (estimated from their text and images) into the same
-    steps, so that less is padded; every epoch still visits each once."""
+    """Put conversations of similar length (estimated from text and images) into the same step, so
+    that there is less padding; every epoch still takes each once."""
 
     cache_folder: str | None = None
-    """Local folder that keeps rows of a teacher cache behind a URL, so that they are fetched once;
-    None takes `MEDALIGN_CACHE_FOLDER`, and keeps nothing where that is not set either."""
+    """Local folder for rows of a teacher cache behind a URL, so that each is fetched once; None
+    takes `MEDALIGN_CACHE_FOLDER`, and without that variable no row is stored."""
 
     cache_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 50.0
-    """How large that folder may become, in units of 10^9 bytes."""
+    """Largest size of that folder, in units of 10^9 bytes."""
 
     on_missing: Literal["drop", "fail", "lm_only"] = "drop"
-    """What to do with conversations whose image is not in the cache; the number is always said."""
+    """What to do with conversations whose image has no row in the cache: leave them out, refuse
+    to train, or train them without a teacher. Their number is always printed."""
 
     @property
     def micro_steps(self) -> int:
@@ -182,37 +181,37 @@ class DataSection(Section):
 
 
 class LogSection(Section):
-    """Where a run's numbers go, beside `metrics.jsonl`; none of it changes the run."""
+    """Where a run's numbers go besides `metrics.jsonl`; nothing here changes the run."""
 
     tensorboard: bool = False
     """Write the numbers to RUN/tensorboard; needs the extra `medalign[tensorboard]`."""
 
     wandb: str | None = None
-    """Weights & Biases project; None does without. Needs the extra `medalign[wandb]`."""
+    """Weights & Biases project; None logs nothing there. Needs the extra `medalign[wandb]`."""
 
     wandb_mode: Literal["offline", "online"] = "offline"
-    """`offline` keeps W&B's files in RUN/wandb, for `wandb sync`; `online` sends them. The variable
-    `WANDB_MODE` wins where it is set."""
+    """`offline` writes W&B's files to RUN/wandb, for `wandb sync`; `online` sends them. The
+    environment variable `WANDB_MODE` overrides it."""
 
 
 class ValidationSection(Section):
-    """The loss on conversations that are never learnt from; none of it changes the run."""
+    """The loss on held-out conversations; nothing here changes the run."""
 
     manifest: str | None = None
-    """Manifest of held-out conversations; None measures none."""
+    """Manifest of held-out conversations; None turns validation off."""
 
     images: str | None = None
-    """Folder that its image paths start from; None takes `data.images`."""
+    """Folder of its images; None takes `data.images`."""
 
     every: Positive = 200
     """Steps between evaluations; step 0 and the last step are always evaluated."""
 
     samples: Annotated[int, Field(ge=0)] = 0
-    """At most so many conversations, the same random choice every time; 0 takes all."""
+    """Largest number of conversations, the same random ones each time; 0 takes all."""
 
     keep_best: Literal["loss", "lm", "vis", "att"] | None = None
-    """Keep the checkpoint that is lowest in this, too, and copy its adapter to RUN/adapter-best;
-    each new lowest value is a checkpoint of its own. None keeps the newest ones only."""
+    """Also keep the checkpoint that is lowest in this, and copy its adapter to RUN/adapter-best;
+    each new lowest value writes a checkpoint. None keeps the newest ones only."""
 
     def model_post_init(self, _context: Any) -> None:
         """Insist on something to measure."""
@@ -221,18 +220,18 @@ class ValidationSection(Section):
 
 
 class DeepSpeedSection(Section):
-    """How state is divided among ranks."""
+    """How the training state is divided among ranks."""
 
     stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: 0 nothing, 1 optimiser state, 2 also gradients, 3 also the weights."""
 
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What lies in host memory instead of the GPU's: `optimizer` state (stages 1 to 3), or `all`:
-    also the weights (stage 3)."""
+    """What is in host memory instead of the GPU's: `optimizer` state (stages 1 to 3), or `all`,
+    which is also the weights (stage 3)."""
 
     config: str | None = None
-    """DeepSpeed configuration file (JSON) for everything that the recipe does not say; its stage
-    and offloading are used, and where it contradicts the recipe it is refused."""
+    """DeepSpeed configuration file (JSON) for everything that the recipe leaves open. Its stage
+    and offloading are used; a value that contradicts the recipe is refused."""
 
     def model_post_init(self, _context: Any) -> None:
         """Refuse what DeepSpeed would ignore or fail on later."""
@@ -245,22 +244,22 @@ class DeepSpeedSection(Section):
 
 
 class RunSection(Section):
-    """How long, and what is kept."""
+    """Length of the run, and its checkpoints."""
 
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Passes over the manifest; give either this or `steps`."""
+    """Passes over the manifest; give this or `steps`."""
 
     steps: Positive | None = None
-    """Optimiser steps; give either this or `epochs`."""
+    """Optimiser steps; give this or `epochs`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the order, of LoRA's start and of dropout."""
+    """Seed of the order, of LoRA's initial weights and of dropout."""
 
     save_every: Positive = 200
     """Steps between checkpoints; the last step is always saved."""
 
     keep: Positive = 2
-    """Checkpoints kept, the newest ones; the best one of `validation.keep_best` comes on top."""
+    """How many of the newest checkpoints to keep, besides the best of `validation.keep_best`."""
 
     timeout_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
     """How long a rank waits for the others before it gives up."""

@@ -23,7 +23,7 @@ class Best:
     value: float
 
     def __str__(self) -> str:
-        """Say what won."""
+        """Step and value, for a user."""
         return f"step {self.step}, held-out {self.by} {self.value:.4f}"
 
 
@@ -41,8 +41,8 @@ class Contest:
 
     def winner(self, checkpoints: Iterable[Path]) -> Best | None:
         """The checkpoint of the lowest value; None when nothing was measured."""
-        measured = [found for path in checkpoints if (found := self._measured(path)) is not None]
-        return min(measured, key=lambda found: (found.value, found.step), default=None)
+        measured = [best for path in checkpoints if (best := self._measured(path)) is not None]
+        return min(measured, key=lambda best: (best.value, best.step), default=None)
 
     def is_won_by(self, value: float | None, checkpoints: Iterable[Path]) -> bool:
         """Whether a value is lower than that of every checkpoint."""
@@ -52,9 +52,9 @@ class Contest:
     def _measured(self, checkpoint: Path) -> Best | None:
         """What was measured; None where nothing was, or the file is damaged."""
         try:
-            found = json.loads((checkpoint / MEASURED).read_text())
-            if found["records"] != self.records or found[self.by] is None:
+            values = json.loads((checkpoint / MEASURED).read_text())
+            if values["records"] != self.records or values[self.by] is None:
                 return None
-            return Best(checkpoint, int(found["step"]), self.by, float(found[self.by]))
+            return Best(checkpoint, int(values["step"]), self.by, float(values[self.by]))
         except (OSError, ValueError, KeyError, TypeError):
             return None

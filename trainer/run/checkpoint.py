@@ -70,7 +70,7 @@ def load_checkpoint(checkpoint: Path, engine: Engine) -> int:
     numbers of a step follow from its number.
 
     Returns:
-        The step to go on from.
+        The step to resume from.
 
     Raises:
         RecipeError: a file of the checkpoint is damaged.

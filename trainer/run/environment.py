@@ -37,7 +37,7 @@ def environment_of(ranks: Ranks, cache: TeacherCache | None) -> dict[str, Any]:
 
 
 def _cache(cache: TeacherCache) -> dict[str, Any]:
-    """Which cache, and what its seal says of it; a run may be judged by that years later."""
+    """Which cache, and its certificate; a run may be judged by that years later."""
     return {
         "store": str(cache.store),
         "rows": len(cache),

@@ -1,4 +1,4 @@
-"""The folder of one run: what it is, what it measured, what it can go on from."""
+"""The folder of one run: its identity, what it measured, the checkpoints to resume from."""
 
 import errno
 import fcntl
@@ -23,7 +23,9 @@ from ..recipe.recipe import Recipe, RecipeError
 from .best_checkpoint import Best, Contest
 from .checkpoint_files import is_complete, seal_folder, step_of
 
-# Changing these leaves every number of the run as it was, or moves files about.
+_LINES: Final = ("metrics.jsonl", "skipped.jsonl", "validation.jsonl")
+
+# A run may be resumed with other values of these: every number stays, or files move.
 FREE_KEYS: Final = frozenset(
     {
         "data.accumulation",  # what counts is the product with batch_size and ranks
@@ -56,41 +58,6 @@ FREE_KEYS: Final = frozenset(
 )
 
 
-def check_same_run(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run of other numbers.
-
-    Args:
-        folder: of the run that is there.
-        recipe: of this run.
-        identity: what else must be equal.
-
-    Raises:
-        RecipeError: names what differs.
-    """
-    old = Recipe.from_yaml(folder / "recipe.yaml").flat()
-    new = recipe.flat()
-    differ = sorted(k for k in new if k not in FREE_KEYS and old.get(k) != new[k])
-    if differ:
-        changes = ", ".join(f"{k} was {old.get(k)!r}, is {new[k]!r}" for k in differ)
-        raise RecipeError(
-            f"{folder} holds a run of another recipe ({changes}); choose another --out, "
-            "or --no-resume to start over"
-        )
-    try:
-        before = json.loads((folder / "identity.json").read_text())
-    except (OSError, ValueError):
-        before = {}
-    for key, value in identity.items():
-        if before.get(key) != value:
-            raise RecipeError(
-                f"{folder} was trained with another {key} ({before.get(key)!r}, now "
-                f"{value!r}); choose another --out, or --no-resume to start over"
-            )
-
-
-_LINES: Final = ("metrics.jsonl", "skipped.jsonl", "validation.jsonl")
-
-
 class RunFolder:
     """Files of a run below one folder; see `docs/run-folder.md` for the layout."""
 
@@ -120,7 +87,7 @@ class RunFolder:
         Args:
             recipe: of this run.
             identity: what else must be equal for a resumed run to be the same run.
-            resume: go on from the newest checkpoint; otherwise an earlier run's folder is renamed
+            resume: start from the newest checkpoint; otherwise an earlier run's folder is renamed
                 out of the way.
 
         Returns:
@@ -131,16 +98,15 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RecipeError(f"{self.path} exists and is no folder; choose another --out")
-        marked = (self.path / "recipe.yaml").is_file()
         if self.path.is_dir() and any(self.path.iterdir()):
-            if not marked:
+            if not (self.path / "recipe.yaml").is_file():
                 raise RecipeError(
                     f"{self.path} holds something else than a run; choose another --out"
                 )
-            if not resume:
-                self.moved = self._move_away()
-            else:
+            if resume:
                 check_same_run(self.path, recipe, identity)
+            else:
+                self.moved = self._move_away()
         make_folder(self.checkpoints)
         self._take()
         recover_folders(self.checkpoints, self._writing, is_complete)
@@ -165,8 +131,8 @@ class RunFolder:
         for name in _LINES:
             path = self.path / name
             if path.is_file():
-                kept = [line for line in read_lines(path) if line["step"] <= step]
-                write_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+                lines = [line for line in read_lines(path) if line["step"] <= step]
+                write_durably(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole line of `metrics.jsonl`, in order of steps."""
@@ -184,6 +150,12 @@ class RunFolder:
         """Note conversations that carried no weight, and why, in `skipped.jsonl`."""
         lines = [{"step": step, "id": record, "reason": reason} for record, reason in skipped]
         append_lines(self.path / "skipped.jsonl", lines)
+
+    def partial_checkpoint(self) -> Path:
+        """An empty folder to write a checkpoint into."""
+        shutil.rmtree(self._writing, ignore_errors=True)
+        make_folder(self._writing)
+        return self._writing
 
     def publish(self, partial: Path, step: int, keep: int, contest: Contest | None = None) -> Path:
         """Turn a fully written folder into checkpoint `step-N` and drop old ones.
@@ -217,21 +189,6 @@ class RunFolder:
         """Whether a value is lower than that of every complete checkpoint."""
         return contest.is_won_by(value, self._complete())
 
-    def _complete(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        found = (path for path in self.checkpoints.glob("step-*") if is_complete(path))
-        return sorted(found, key=step_of)
-
-    @property
-    def _writing(self) -> Path:
-        return self.checkpoints / ".writing"
-
-    def partial_checkpoint(self) -> Path:
-        """An empty folder to write a checkpoint into."""
-        shutil.rmtree(self._writing, ignore_errors=True)
-        make_folder(self._writing)
-        return self._writing
-
     def finish(self, last: Path, best: Best | None = None) -> None:
         """Copy the adapters of the last and the best checkpoint to where users look for them.
 
@@ -243,6 +200,15 @@ class RunFolder:
             self._copy_adapter(best.checkpoint, self.best_adapter)
         elif self.best_adapter.is_dir():
             shutil.rmtree(self.best_adapter)
+
+    @property
+    def _writing(self) -> Path:
+        return self.checkpoints / ".writing"
+
+    def _complete(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        checkpoints = self.checkpoints.glob("step-*")
+        return sorted(filter(is_complete, checkpoints), key=step_of)
 
     def _point_at_best(self, best: Best | None) -> None:
         link = self.checkpoints / "best"
@@ -283,6 +249,38 @@ class RunFolder:
             number += 1
         self.path.rename(old)
         return old
+
+
+def check_same_run(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> None:
+    """Refuse to resume a run of other numbers.
+
+    Args:
+        folder: of the run that is there.
+        recipe: of this run.
+        identity: what else must be equal.
+
+    Raises:
+        RecipeError: names what differs.
+    """
+    old = Recipe.from_yaml(folder / "recipe.yaml").flat()
+    new = recipe.flat()
+    differ = sorted(k for k in new if k not in FREE_KEYS and old.get(k) != new[k])
+    if differ:
+        changes = ", ".join(f"{k} was {old.get(k)!r}, is {new[k]!r}" for k in differ)
+        raise RecipeError(
+            f"{folder} holds a run of another recipe ({changes}); choose another --out, "
+            "or --no-resume to start over"
+        )
+    try:
+        before = json.loads((folder / "identity.json").read_text())
+    except (OSError, ValueError):
+        before = {}
+    for key, value in identity.items():
+        if before.get(key) != value:
+            raise RecipeError(
+                f"{folder} was trained with another {key} ({before.get(key)!r}, now "
+                f"{value!r}); choose another --out, or --no-resume to start over"
+            )
 
 
 def _json(value: Any) -> bytes:

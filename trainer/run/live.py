@@ -1,4 +1,4 @@
-"""What a user sees while a run goes on: a panel on a terminal, now and then a line elsewhere."""
+"""What a user sees during a run: a panel on a terminal, now and then a line elsewhere."""
 
 import math
 import os
@@ -23,9 +23,9 @@ _STEPS_OF_PACE = 50
 
 
 class LiveView:
-    """Tells about a run on stderr; stdout belongs to the command's result.
+    """Shows a run on stderr; stdout belongs to the command's result.
 
-    It is a logger, too, so that it hears of evaluations and checkpoints.
+    It is a logger, too, so that it gets evaluations and checkpoints.
 
     Args:
         console: to print on.
@@ -42,7 +42,7 @@ class LiveView:
         self._console = console
         self._live = live
         self._clock = clock
-        self._spoken = -math.inf
+        self._printed = -math.inf
         self._pace: deque[tuple[int, float]] = deque(maxlen=_STEPS_OF_PACE)
         self._last: tuple[Step, int] | None = None
         self._saved: int | None = None
@@ -62,10 +62,10 @@ class LiveView:
         self._last = (step, steps)
         if self._live is not None:
             self._draw()
-        elif step.step == steps or now - self._spoken > _SECONDS_BETWEEN_LINES:
-            self._spoken = now
-            left = self.time_left(step.step, steps)
-            ending = f", {left} left" if left else ""
+        elif step.step == steps or now - self._printed > _SECONDS_BETWEEN_LINES:
+            self._printed = now
+            remaining = self.time_left(step.step, steps)
+            ending = f", {remaining} left" if remaining else ""
             self.say(f"step {step.step} of {steps}  {describe(step)}{ending}")
 
     def log(self, kind: Kind, step: int, values: Values) -> None:  # noqa: ARG002 - it is a value
@@ -94,12 +94,12 @@ class LiveView:
     def panel(self, step: Step, steps: int) -> Group:
         """Everything about a run, a line for each kind of number."""
         head = Table.grid(padding=(0, 2))
-        left = self.time_left(step.step, steps)
+        remaining = self.time_left(step.step, steps)
         head.add_row(
             Text(f"step {step.step}/{steps}"),
             ProgressBar(total=steps, completed=step.step, width=24),
             Text(f"epoch {step.epoch:.2f}"),
-            Text("" if left is None else f"{left} left"),
+            Text("" if remaining is None else f"{remaining} left"),
         )
         rows = Table.grid(padding=(0, 2))
         for name, text in self._rows(step):

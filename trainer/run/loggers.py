@@ -1,6 +1,6 @@
 """Where a run's numbers go: JSON lines always, TensorBoard and Weights & Biases on request.
 
-No logger may end a run: of one that fails a user is told once, and it is tried again at the next
+No logger may end a run. A failure is printed once for each logger; it is tried again at the next
 step, when the disk may have room again.
 """
 
@@ -33,7 +33,7 @@ class Logger(Protocol):
         """Take what a step or an evaluation measured: numbers by name, None where there is none."""
 
     def saved(self, step: int, best: Best | None) -> None:
-        """Know which checkpoint a killed run would go on from, and which is the best so far."""
+        """Take the step that a killed run would resume from, and the best checkpoint so far."""
 
     def close(self, *, failed: bool) -> None:
         """Write out what is held back."""
@@ -120,8 +120,8 @@ class WeightsAndBiases:
         # What was sent cannot be taken back, and a resumed run measures the same again.
         lines = {"train": folder.metrics(), "validation": folder.validation()}
         self._sent = {
-            kind: max([*(line["step"] for line in found), known.get(kind, -1)])
-            for kind, found in lines.items()
+            kind: max([*(line["step"] for line in measured), known.get(kind, -1)])
+            for kind, measured in lines.items()
         }
         text = json.dumps({"id": run_id, **self._sent}) + "\n"
         write_durably(note, text.encode())
@@ -156,13 +156,13 @@ class WeightsAndBiases:
 
 def numbers(values: Values) -> dict[str, float]:
     """What can be drawn: numbers, those of groups as `NAME/GROUP`, without the step."""
-    found: dict[str, float] = {}
+    drawn: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}/{group}": number for group, number in numbers(value).items()}
+            drawn |= {f"{name}/{group}": number for group, number in numbers(value).items()}
         elif isinstance(value, int | float) and name != "step":
-            found[name] = float(value)
-    return found
+            drawn[name] = float(value)
+    return drawn
 
 
 class Loggers:
@@ -170,37 +170,37 @@ class Loggers:
 
     Args:
         loggers: of this run.
-        say: told once of each logger that fails.
+        say: prints a line for the user, once for each logger that fails.
     """
 
     def __init__(self, loggers: Sequence[Logger], say: Callable[[str], None]) -> None:
         self._loggers = list(loggers)
         self._say = say
-        self._told: set[str] = set()
+        self._failed: set[str] = set()
 
     def open(self, make: Callable[[], Logger], name: str) -> None:
-        """Add a logger; one that cannot be opened is told and left out."""
+        """Add a logger; one that cannot be opened is reported and left out."""
         self.attempt(name, lambda: self._loggers.append(make()))
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
         """Give numbers to every logger."""
-        self._each(lambda logger: logger.log(kind, step, values))
+        self._all(lambda logger: logger.log(kind, step, values))
 
     def saved(self, step: int, best: Best | None) -> None:
-        """Tell every logger of a checkpoint."""
-        self._each(lambda logger: logger.saved(step, best))
+        """Announce a checkpoint to every logger."""
+        self._all(lambda logger: logger.saved(step, best))
 
     def attempt(self, name: str, write: Callable[[], None]) -> None:
-        """Write something down; that it failed is told once of each name, and ends nothing."""
+        """Write something down; a failure is printed once for each name, and ends nothing."""
         try:
             write()
         except Exception as error:
-            if name not in self._told:
-                self._told.add(name)
-                first = next(iter(str(error).splitlines()), type(error).__name__)
-                self._say(f"{name} takes no numbers, the run goes on without: {first}")
+            if name not in self._failed:
+                self._failed.add(name)
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                self._say(f"{name} cannot write; training continues without it: {reason}")
 
-    def _each(self, use: Callable[[Logger], None]) -> None:
+    def _all(self, use: Callable[[Logger], None]) -> None:
         for logger in self._loggers:
             self.attempt(type(logger).__name__, partial(use, logger))
 
@@ -213,7 +213,7 @@ class Loggers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._each(lambda logger: logger.close(failed=kind is not None))
+        self._all(lambda logger: logger.close(failed=kind is not None))
 
 
 def open_loggers(
@@ -230,7 +230,7 @@ def open_loggers(
         folder: of the run.
         start: updates done already.
         watch: further loggers, such as a live view.
-        say: told once of each logger that fails.
+        say: prints a line for the user, once for each logger that fails.
     """
     loggers = Loggers([JsonLines(folder), *watch], say)
     if recipe.log.tensorboard:
@@ -246,9 +246,9 @@ def check_installed(log: LogSection) -> None:
     Raises:
         RecipeError: names the extra to install.
     """
-    wanted = (("tensorboard", log.tensorboard), ("wandb", log.wandb is not None))
-    for package, asked in wanted:
-        if asked and not _is_installed(package):
+    packages = (("tensorboard", log.tensorboard), ("wandb", log.wandb is not None))
+    for package, used in packages:
+        if used and not _is_installed(package):
             raise RecipeError(
                 f"log.{package} needs a package that is not installed: "
                 f"pip install 'medalign[{package}]'"
@@ -256,6 +256,6 @@ def check_installed(log: LogSection) -> None:
 
 
 def _is_installed(package: str) -> bool:
-    found = find_spec(package)
+    spec = find_spec(package)
     # A folder `wandb` of an earlier run, below the working folder, has no origin.
-    return found is not None and found.origin is not None
+    return spec is not None and spec.origin is not None

@@ -1,1 +1,1 @@
-"""The model families that can be taught: what their folders say, where their visual tokens are."""
+"""The model families that can be taught: how their folders are read, and where to look inside."""

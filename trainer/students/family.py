@@ -45,7 +45,7 @@ class Sight(Protocol):
         """
 
     def __str__(self) -> str:
-        """Say it in a few words."""
+        """A few words for a user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,5 +107,5 @@ def image_token_of(path: Path, config: Any, tokenizer: Any) -> str:
 def first_line(error: Exception) -> str:
     """First line of a library's message; the rest is often a page."""
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
-        error = cast(Exception, error.__cause__)  # its own first line only says that there is one
+        error = cast(Exception, error.__cause__)  # its own first line holds no reason
     return str(error).strip().partition("\n")[0]

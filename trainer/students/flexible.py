@@ -12,7 +12,7 @@ from PIL import Image
 from ...pipeline.geometry import normalise
 from ...teacher_cache.schema import PatchGrid
 from .family import Float32, StudentError, UnfitShapeError
-from .square import BICUBIC, channels, check_pixels
+from .square import BICUBIC, Channels, channels, check_pixels
 
 _LONGEST_ASPECT = 200  # as Qwen's own processor
 
@@ -34,8 +34,8 @@ class Flexible:
     frames: int
     least: int
     most: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Channels
+    std: Channels
 
     @classmethod
     def of(cls, path: Path, images: Any) -> Self:

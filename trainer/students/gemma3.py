@@ -41,10 +41,10 @@ def _sight(path: Path, config: Any, images: Any, geometry: str) -> Square:
             f"{path}: a gemma3 student stretches its images, student.geometry cannot be "
             f"{geometry!r}"
         )
-    found = (images.size.get("height"), images.size.get("width"))
-    if found != (size, size) or not images.do_resize:
+    resized = (images.size.get("height"), images.size.get("width"))
+    if resized != (size, size) or not images.do_resize:
         raise StudentError(
-            f"{path}: the image processor resizes to {found}, the tower takes {size}x{size}"
+            f"{path}: the image processor resizes to {resized}, the tower takes {size}x{size}"
         )
     if images.do_pan_and_scan:
         raise StudentError(
@@ -58,8 +58,8 @@ def _sight(path: Path, config: Any, images: Any, geometry: str) -> Square:
 def _frame(path: Path, config: Any, processor: Any) -> tuple[str, Frame]:
     visual = image_token_of(path, config, processor.tokenizer)
     begin, end = (
-        processor.tokenizer.convert_ids_to_tokens(each)
-        for each in (config.boi_token_id, config.eoi_token_id)
+        processor.tokenizer.convert_ids_to_tokens(number)
+        for number in (config.boi_token_id, config.eoi_token_id)
     )
     if begin != processor.boi_token or end != processor.tokenizer.eoi_token:
         raise StudentError(

@@ -8,7 +8,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from ...pipeline.geometry import GeometryName
 from ...teacher_cache.schema import PatchGrid
-from ..data.conversation import PLAIN, Frame
+from ..data.conversation import Frame
 from .family import Family, StudentError
 from .square import BICUBIC, Square, black_square, check_pixels
 
@@ -26,8 +26,9 @@ def _check(path: Path, config: Any) -> None:
 def _sight(path: Path, config: Any, images: Any, geometry: str) -> Square:
     grid = _grid(path, config)
     size = config.vision_config.image_size
-    found = _geometry(path, images, size) if geometry == "processor" else geometry
-    return Square.of(path, images, grid, size, found)
+    if geometry == "processor":
+        geometry = _geometry(path, images, size)
+    return Square.of(path, images, grid, size, geometry)
 
 
 def _grid(path: Path, config: Any) -> PatchGrid:
@@ -46,17 +47,17 @@ def _grid(path: Path, config: Any) -> PatchGrid:
 
 def _geometry(path: Path, images: Any, size: int) -> GeometryName:
     check_pixels(path, images, BICUBIC)
-    wanted = dict(images.size or {})
+    edges = dict(images.size or {})
     crop = dict(getattr(images, "crop_size", None) or {})
-    if wanted.get("shortest_edge") == size or wanted == {"height": size, "width": size}:
+    if edges.get("shortest_edge") == size or edges == {"height": size, "width": size}:
         if getattr(images, "do_pad", False):
             return "pad"
         if images.do_center_crop and crop.get("height") == crop.get("width") == size:
-            return "crop" if wanted.get("shortest_edge") else "stretch"
-        if not images.do_center_crop and "height" in wanted:
+            return "crop" if edges.get("shortest_edge") else "stretch"
+        if not images.do_center_crop and "height" in edges:
             return "stretch"
     raise StudentError(
-        f"{path}: the image processor (size {wanted}, crop {crop}) does not give the tower's "
+        f"{path}: the image processor (size {edges}, crop {crop}) does not give the tower's "
         f"{size}x{size} square by padding, centre crop or stretching; set student.geometry"
     )
 
@@ -69,7 +70,7 @@ def _frame(path: Path, config: Any, processor: Any) -> tuple[str, Frame]:
             f"{path}: the student has no image token: config.json names id "
             f"{config.image_token_id} ({token!r}), the processor {special!r}"
         )
-    return token, PLAIN
+    return token, Frame()
 
 
 def _inputs(_config: Any, _input_ids: Tensor, _grids: Tensor | None) -> dict[str, Tensor]:

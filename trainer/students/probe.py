@@ -136,8 +136,9 @@ def _find_visual_tokens(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     ids = kwargs.get("input_ids", args[0] if args else None)
     # A placeholder that the model generates by itself is no image, and is not rotated.
-    shown = any(kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
-    if shown and kwargs.get("tap") is None and ids is not None:
+    sources = ("pixel_values", "mm_encoder_outputs")
+    has_images = any(kwargs.get(name) is not None for name in sources)
+    if has_images and kwargs.get("tap") is None and ids is not None:
         kwargs = {**kwargs, "tap": Tap(ids == model.config.image_token_id)}
     return args, kwargs
 
@@ -191,7 +192,7 @@ def _probe_attention(
 def show_blank_images(model: Any) -> None:
     """Let a batch without images go through vision tower and projector too, in place.
 
-    What they say of `tap.blank` is multiplied by 0 and added to the embedded tokens, so the
+    Their features of `tap.blank` are multiplied by 0 and added to the embedded tokens, so the
     projector gets a gradient of zeros. It happens where a batch with images would do it: between
     the embedding of the tokens and the first decoder layer.
 

@@ -75,6 +75,6 @@ def _masked(scores: Tensor, mask: Tensor | None, look: Look, window: int | None)
         return scores.masked_fill(~m, lowest) if m.dtype == torch.bool else scores + m
     # SDPA skips the mask when it is plainly causal; flash attention takes the 2-D one.
     back = look.rows[..., None] - torch.arange(tokens, device=scores.device)
-    seen = back >= 0 if window is None else (back >= 0) & (back < window)
-    ok = seen & look.keys_ok[look.owner][:, None, :]
+    visible = back >= 0 if window is None else (back >= 0) & (back < window)
+    ok = visible & look.keys_ok[look.owner][:, None, :]
     return scores.masked_fill(~ok[:, None], lowest)

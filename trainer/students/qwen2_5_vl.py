@@ -24,12 +24,12 @@ def _sight(path: Path, config: Any, images: Any, geometry: str) -> Flexible:
             f"cannot be {geometry!r}"
         )
     sight, vision = Flexible.of(path, images), config.vision_config
-    found = (sight.patch_size, sight.merge, sight.frames)
-    wanted = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
-    if found != wanted:
+    cut = (sight.patch_size, sight.merge, sight.frames)
+    taken = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+    if cut != taken:
         raise StudentError(
-            f"{path}: the image processor cuts patches of (pixels, merged, frames) {found}, the "
-            f"tower takes {wanted}"
+            f"{path}: the image processor cuts patches of (pixels, merged, frames) {cut}, the "
+            f"tower takes {taken}"
         )
     return sight
 

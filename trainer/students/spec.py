@@ -1,4 +1,4 @@
-"""What a student's folder says before any weight is read: tokens, patches, pixels."""
+"""A student's folder before any weight is read: tokens, patches, pixels."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from .family import first_line as first_line
 from .square import Square
 
 _STRETCHED: Final = frozenset({"linear", "dynamic", "yarn"})
-"""Rotary embeddings that serve more positions than `max_position_embeddings` may say."""
+"""Rotary embeddings that serve more positions than `max_position_embeddings` may name."""
 
 
 def positions_of(text_config: Any) -> int | None:
-    """Return how many tokens prompt and answer may have together, None where nothing is said.
+    """Return how many tokens prompt and answer may have together, None where the config names none.
 
     Stretched rotary embeddings count with their factor: some configurations name the positions
     before they were stretched (Vicuna 16k), some those after it. Where one cannot tell, the larger
@@ -41,13 +41,13 @@ def positions_of(text_config: Any) -> int | None:
 
 
 OWN_CODE: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
-"""How every folder is read: no network, and no code that the folder brings. Without a word on
-trust, transformers would ask the user at a terminal, and run that code on a `y`."""
+"""How every folder is read: no network, and no code that the folder brings. Without the second key
+transformers would ask the user at a terminal, and run that code on a `y`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudentSpec:
-    """What a student's folder says, weights unread.
+    """What a student's folder holds, weights unread.
 
     Attributes:
         path: the folder.
@@ -57,7 +57,7 @@ class StudentSpec:
         sight: images to pixels and grids.
         layers: decoder layers of the language model.
         width: C, hidden size of the language model.
-        positions: most tokens of a prompt and its answer together; None if nothing is said of it.
+        positions: most tokens of a prompt and its answer together; None if the config names none.
     """
 
     path: Path
@@ -108,7 +108,7 @@ def read_student(path: Path, geometry: str = "processor") -> StudentSpec:
 
     Args:
         path: a local Hugging Face folder.
-        geometry: `processor`, or the geometry to use whatever the processor says.
+        geometry: `processor`, or the geometry to use in place of the processor's.
 
     Raises:
         StudentError: no such folder, another kind of model, no image token or chat template, or
@@ -117,7 +117,7 @@ def read_student(path: Path, geometry: str = "processor") -> StudentSpec:
     config = read_config(path)
     family = FAMILIES[config.model_type]
     try:
-        # Not AutoProcessor, which forgets the word on trust where the folder names no class.
+        # Not AutoProcessor, which drops trust_remote_code where the folder names no class.
         processor = family.processor_class.from_pretrained(path, **OWN_CODE)
     except Exception as error:  # transformers raises what it likes on a file's content
         raise StudentError(f"{path}: cannot read the processor: {first_line(error)}") from error
@@ -151,8 +151,8 @@ def read_config(path: Path) -> Any:
     except Exception as error:  # the same
         if b'"auto_map"' in (path / "config.json").read_bytes():
             raise StudentError(
-                f"{path} brings model code of its own, which medalign never runs; of a folder "
-                "that `medalign export` made, give the run or the adapter that it was made of"
+                f"{path} brings model code of its own, which medalign never runs; if `medalign "
+                "export` wrote this folder, give the run or the adapter that was exported"
             ) from error
         raise StudentError(f"{path}: cannot read config.json: {first_line(error)}") from error
     if config.model_type not in FAMILIES:

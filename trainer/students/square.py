@@ -21,7 +21,7 @@ CHANNELS: Final = {
     "image_mean": "three finite numbers",
     "image_std": "three finite numbers above 0",
 }
-"""What an image processor must say of its channels."""
+"""What an image processor must hold for its channels."""
 
 Channels = tuple[float, float, float]
 
@@ -42,8 +42,8 @@ class Square:
     grid: PatchGrid
     image_size: int
     geometry: GeometryName
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Channels
+    std: Channels
     fill: tuple[int, int, int]
     resample: int = BICUBIC
 
@@ -89,7 +89,7 @@ class Square:
         return normalise(square, self.mean, self.std), self.grid
 
     def __str__(self) -> str:
-        """Say the grid."""
+        """The grid, for a user."""
         return f"{self.grid} visual tokens"
 
 
@@ -109,9 +109,9 @@ def channels(path: Path, images: Any) -> tuple[Channels, Channels]:
         StudentError: one of them is not that of three channels.
     """
     for key, expected in CHANNELS.items():
-        found = getattr(images, key)
-        if not fits_channels(key, found):
-            raise StudentError(f"{path}: {key} is {found!r}, expected {expected}")
+        value = getattr(images, key)
+        if not fits_channels(key, value):
+            raise StudentError(f"{path}: {key} is {value!r}, expected {expected}")
     mean, std = (tuple(float(x) for x in v) for v in (images.image_mean, images.image_std))
     return cast(Channels, mean), cast(Channels, std)
 
@@ -129,8 +129,8 @@ def check_pixels(path: Path, images: Any, resample: int) -> None:
         "do_normalize": (bool(images.do_normalize), True),
     }
     filters = {BILINEAR: "bilinear", BICUBIC: "bicubic"}
-    for name, (found, wanted) in followed.items():
-        if found != wanted:
+    for name, (value, expected) in followed.items():
+        if value != expected:
             raise StudentError(
                 f"{path}: the image processor has {name} {getattr(images, name)!r}; medalign "
                 f"resizes by the {filters[resample]} filter ({resample}), divides by 255 and "

@@ -205,7 +205,7 @@ def test_brackets_hold_what_so_many_repetitions_can_say() -> None:
         return as_table(report), as_json(report)["spread"]
 
     once, _ = table(1)
-    assert "measured once: nothing says how sure that is" in once
+    assert "measured once, so no spread is known" in once
     assert "first token +0.0%, each further +0.0%" in once
     five, spread = table(5)
     assert "5 repetitions, in brackets their quartiles" in five

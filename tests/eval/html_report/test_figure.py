@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medalign.eval.html_report.attention_maps import AttentionMap, common_top, heat_png, square_of
-from medalign.eval.html_report.images import Picture, small_jpeg
-from medalign.eval.html_report.overlay import lay_out
+from medalign.eval.html_report.images import Picture, lay_out, small_jpeg
 from medalign.eval.html_report.page import environment
 from medalign.pipeline.geometry import GEOMETRIES, GeometryName, apply_geometry, valid_patches
 from medalign.teacher_cache.schema import PatchGrid

@@ -13,6 +13,7 @@ from medalign.eval.metric_models.locate import InstrumentPaths, Instruments, ope
 from medalign.eval.predictions import AnswersError
 from medalign.eval.result_file import result_json, write_result
 from medalign.eval.score import score
+from medalign.runtime.arguments import ArgumentError
 
 Parse = Callable[[str], Any]
 
@@ -133,7 +134,7 @@ def test_models_are_found_by_option(files: tuple[list[Path], Path], tmp_path: Pa
     words += ["--metrics", "radgraph", "--radgraph-annotations", annotations]
     run(*words, "--out", out)
     assert "radgraph combined 50" in out.read_text("utf-8")
-    with pytest.raises(AnswersError, match="would overwrite an input"):
+    with pytest.raises(ArgumentError, match="would overwrite what is read"):
         run(*words, "--out", annotations)
 
 

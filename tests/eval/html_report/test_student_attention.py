@@ -58,10 +58,10 @@ def test_it_is_the_attention_that_training_aligns(
     cache, loss = TeacherCache.open(store), LossSection(layer=LAYER)
     measured = measure(model, source.spec(), records[:2], asked, cache, loss).attention
     for id_ in ("both", "one"):
-        np.testing.assert_allclose(found.seen[id_].maps[0], measured[id_], rtol=1e-4)
-    assert [len(found.seen[r.id].maps) for r in records] == [2, 1, 0, 0]
+        np.testing.assert_allclose(found.questions[id_].maps[0], measured[id_], rtol=1e-4)
+    assert [len(found.questions[r.id].maps) for r in records] == [2, 1, 0, 0]
     # Attention of a row sums to at most 1 over the tokens of both images.
-    assert 0 < sum(float(each.sum()) for each in found.seen["both"].maps) < 1
+    assert 0 < sum(float(each.sum()) for each in found.questions["both"].maps) < 1
 
 
 def test_a_map_lies_as_the_student_sees_the_image(asked: Path, records: list[Record]) -> None:
@@ -86,8 +86,8 @@ def test_what_has_no_map_says_why(asked: Path, records: list[Record]) -> None:
     found = student_attention(
         Source(asked / "student", None), "student", records[2:], asked, layer=0
     )
-    assert found.seen["none"].problem == "the first question shows no image"
-    assert "broken.png" in found.seen["broken"].problem
+    assert found.questions["none"].problem == "the first question shows no image"
+    assert "broken.png" in found.questions["broken"].problem
 
 
 @pytest.mark.parametrize("layer", [None, 2])

@@ -16,11 +16,12 @@ from medalign.cli import app
 from medalign.eval import tables as shown_numbers
 from medalign.eval.compare import compare
 from medalign.eval.html_report.gather import gather
-from medalign.eval.html_report.score_tables import MANY
+from medalign.eval.html_report.page import MANY
 from medalign.eval.html_report.write import Written, evenly, write_report
 from medalign.eval.predictions import AnswersError
 from medalign.eval.score import score
 from medalign.eval.tables import labels
+from medalign.runtime.arguments import ArgumentError
 from medalign.teacher_cache.reader import TeacherCache
 
 Parse = Callable[[str], Any]
@@ -328,8 +329,8 @@ def test_options_of_a_student_need_one(task: Any, tmp_path: Path) -> None:
     words = ["eval", "report", *task.predictions, task.manifest, "--images", task.images]
     words += ["--task", "vqa", "--out", tmp_path / "r.html", "--layer", "1"]
     result = CliRunner().invoke(app, [str(word) for word in words])
-    assert isinstance(result.exception, AnswersError)
-    assert "say more of a --source" in str(result.exception)
+    assert isinstance(result.exception, ArgumentError)
+    assert "--student and --layer describe a --source" in str(result.exception)
 
 
 def test_the_command_writes_says_where_and_fails_on_missing_images(

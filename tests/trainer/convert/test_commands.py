@@ -43,7 +43,7 @@ def test_converted_checked_and_converted_again(source: Path, medalign: Run, tmp_
         "tokens        image <image> 420, end </s> 2, padding <unk> 0",
         "vocabulary    1 row added: the mean of the others, in embedding and head",
         "token ids     12 of 12 prompts as the original tokenises them, chunk by chunk",
-        f"student       {out}; look at it with: medalign student check {out}",
+        f"student       {out}; check it with: medalign student check {out}",
     ):
         assert line in shown
     assert "checking the source" in progress
@@ -71,7 +71,7 @@ def test_a_size_of_weight_files_that_is_no_number(
     words = ("student", "convert", source, "--family", "llava-med", "--out", tmp_path / "out")
     code, _, error = medalign(*words, "--shard-gb", size)
     assert code == 2
-    assert "Invalid value for '--shard-gb'" in error
+    assert f"--shard-gb {size}: " in error
 
 
 def test_an_out_that_cannot_be_made_is_named_as_the_user_gave_it(
@@ -93,6 +93,6 @@ def test_wrong_input_is_one_line_and_exit_code_2(medalign: Run, tmp_path: Path) 
     ):
         code, shown, error = medalign("student", *words)
         assert (code, shown) == (2, "")
-        assert error.startswith("medalign: no ")
+        assert "gone: no such folder" in error
         assert error.count(os.linesep) == 1
     assert not (tmp_path / "out").exists()

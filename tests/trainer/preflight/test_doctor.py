@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from medalign.cli import app
 from medalign.pipeline.hygiene.finding import Check, first, worst
 from medalign.pipeline.manifest import even, read_manifest
+from medalign.runtime.arguments import ArgumentError
 from medalign.trainer.preflight import machine_checks as machine
 from medalign.trainer.preflight.data_check import kind_of
 from medalign.trainer.preflight.preview import in_colour
@@ -135,15 +136,19 @@ def test_images_that_the_cache_lacks_are_counted_with_their_conversations(
     assert (code, named(found, "cache rows")["status"]) == (1, "failed")
 
 
-def test_an_unsealed_cache_and_a_missing_folder_are_failures(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_an_unsealed_cache_is_a_failure(dataset: Dataset) -> None:
     manifest, images, cache = dataset(sealed=False)
-    code, found = doctor(manifest, "--images", tmp_path / "nowhere", "--cache", cache)
+    code, found = doctor(manifest, "--images", images, "--cache", cache)
     assert code == 1
     assert "medalign cache seal" in named(found, "cache")["text"]
-    assert named(found, "image files")["text"].endswith("nowhere is no folder")
-    assert images.is_dir()
+
+
+def test_a_missing_folder_is_wrong_input(dataset: Dataset, tmp_path: Path) -> None:
+    manifest, _, _ = dataset(sealed=False)
+    words = ["doctor", str(manifest), "--images", str(tmp_path / "nowhere")]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, ArgumentError)
+    assert "nowhere: no such folder" in str(done.exception)
 
 
 def test_deep_images_and_dicom_are_noted(tmp_path: Path) -> None:

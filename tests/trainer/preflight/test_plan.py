@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from medalign.cli import app
+from medalign.runtime.arguments import ArgumentError
 from medalign.trainer.distributed.engine import Engine
 from medalign.trainer.loop import NothingToLearnError
 from medalign.trainer.memory import Load, Parameters, Settings, Shape
@@ -256,8 +257,8 @@ def test_a_student_that_cannot_be_loaded_is_an_error(
 
 def test_json_without_a_plan_is_refused() -> None:
     done = CliRunner().invoke(app, ["train", "demo", "--json"])
-    assert done.exit_code == 2
-    assert "--json goes with --plan" in done.output
+    assert isinstance(done.exception, ArgumentError)
+    assert "--json goes with --plan" in str(done.exception)
 
 
 def test_disk_is_what_a_real_checkpoint_takes(

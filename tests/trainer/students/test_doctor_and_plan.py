@@ -12,7 +12,7 @@ from medalign.cli import app
 from medalign.trainer.data.batch import collate
 from medalign.trainer.memory import kept_bytes
 from medalign.trainer.objective import Objective, Share
-from medalign.trainer.preflight import measure as held
+from medalign.trainer.preflight import measure
 from medalign.trainer.preflight.shapes import count_parameters, load_of, settings_of, shape_of
 from medalign.trainer.prepared import prepare, with_paths
 from medalign.trainer.recipe.recipe import Recipe
@@ -58,11 +58,11 @@ def test_counts_and_activations_of_every_family(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert parameters.trained == trained
     assert parameters.frozen == sum(p.numel() for p in model.parameters()) - trained
-    with held.Kept(model) as kept:
+    with measure.SavedTensors(model) as saved:
         Objective(model, chosen.loss)(batch, Share(1.0, 1.0))
     settings = settings_of(run)
     wanted = kept_bytes(shape_of(run.student), load_of(batch), settings)
-    assert wanted == pytest.approx(kept.bytes, rel=0.05)
+    assert wanted == pytest.approx(saved.bytes, rel=0.05)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
