@@ -11,9 +11,7 @@ _PLAINLY = (
 )
 
 
-def demo(
-    out: OutFolder = Path("medalign-demo"),
-) -> None:
+def demo(out: OutFolder = Path("medalign-demo")) -> None:
     """Do the whole job on packaged real images: cache, train, answer, score, draw.
 
     A second run reuses the first run's files, and finishes what is missing.

@@ -6,11 +6,9 @@ Building the vision tower alone takes names that open_clip may move in any relea
 `check_open_clip` names the one that is gone.
 """
 
-import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +19,7 @@ from timm.models import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..runtime.libraries import check_call, look_up
 from ..teacher_cache.schema import PatchGrid
 from .expert_names import CONFIG_NAME
 from .geometry import CLIP_MEAN, CLIP_STD
@@ -150,38 +149,27 @@ def check_open_clip() -> None:
     """Check that the installed open_clip still has what it does not promise to keep.
 
     Raises:
-        ExpertError: a name is gone, or a function takes other arguments.
+        LibraryError: a name is gone, or a function takes other arguments.
     """
     for name in (_TRANSFORMER, _TIMM_ADAPTER, _ATTENTION):
         _internal(name)
-    _function(_BUILDER, _BUILDER_OPTIONS)
+    _builder()
     for tower in (_TRANSFORMER, _TIMM_ADAPTER):
-        _function(f"{tower}.forward_intermediates", _FORWARD_OPTIONS, positional=2)
+        forward = _internal(tower).forward_intermediates
+        check_call("open_clip_torch", forward, _FORWARD_OPTIONS, positional=2)
 
 
 def _internal(name: str) -> Any:
-    # Looked up when it is used: gone, it would otherwise break the import of every command.
-    try:
-        return attrgetter(name)(open_clip)
-    except AttributeError:
-        raise _unfit_release(f"has no {name}") from None
-
-
-def _function(name: str, options: Sequence[str], *, positional: int = 0) -> Any:
-    """Return an internal function, certain that it can be called in this way."""
-    function = _internal(name)
-    try:
-        inspect.signature(function).bind(*[None] * positional, **dict.fromkeys(options))
-    except TypeError as error:
-        raise _unfit_release(f"calls {name} in another way ({error})") from None
-    return function
-
-
-def _unfit_release(change: str) -> ExpertError:
-    return ExpertError(
-        f"open_clip {open_clip.__version__} {change}, so no expert can be built; install the "
-        "versions that were tested together: pip install -c constraints.txt open_clip_torch timm"
+    return look_up(
+        "open_clip_torch", f"open_clip.{name.rpartition('.')[0]}", name.rpartition(".")[2]
     )
+
+
+def _builder() -> Any:
+    """Return the function that builds a tower, certain that it can be called as here."""
+    builder = _internal(_BUILDER)
+    check_call("open_clip_torch", builder, _BUILDER_OPTIONS)
+    return builder
 
 
 class Tower:
@@ -330,7 +318,7 @@ def _build(config: TowerConfig, name: str) -> Any:
         raise ExpertError(
             f"{name}: timm tower {timm_name!r} names a hub; nothing is downloaded here"
         )
-    builder = _function(_BUILDER, _BUILDER_OPTIONS)
+    builder = _builder()
     try:
         vision = open_clip.CLIPVisionCfg(**config.vision)
         if isinstance(vision.layers, list | tuple):

@@ -100,12 +100,12 @@ def no_new_folder(text: str) -> str:
 
 
 def no_new_store(text: str) -> str:
-    """Say why no cache can be made at a path; of a URL nothing is said."""
+    """Say why no cache can be made at a path; nothing is known of a URL."""
     return "" if "://" in text else no_new_folder(text)
 
 
 def no_folder_of(**files: str) -> Problem:
-    """Make a check: the path is a folder of one of these kinds, told by a file that each has."""
+    """Make a check: the path is a folder of one of these kinds, each known by a file."""
     *kinds, last = (f"{kind} ({name})" for kind, name in files.items())
     nothing = f"is no {', '.join(kinds)}{' or ' * bool(kinds)}{last}"
 

@@ -222,10 +222,12 @@ def _train_in(
                 held_out=held_out,
             )
             _restore(loop, checkpoint, start, say)
+        samples = samples_of(plan)
+        order = step_order(plan, len(samples), ranks, start, plan.steps)
         doing = "measuring held-out conversations, or saving"
         with (
             device_memory_errors(plan.recipe, doing),
-            closing(_batches(plan, ranks, start)) as batches,
+            closing(read_ahead(plan, samples, order)) as batches,
         ):
             done, saved = loop.run(batches, start, note)
     newest, best = saved or checkpoint, None
@@ -299,11 +301,6 @@ def _held_out(plan: Prepared) -> HeldOut | None:
         steps=plan.steps,
         pad_id=plan.student.pad_id,
     )
-
-
-def _batches(plan: Prepared, ranks: Ranks, start: int) -> Generator[Batch]:
-    samples = samples_of(plan)
-    return read_ahead(plan, samples, step_order(plan, len(samples), ranks, start, plan.steps))
 
 
 def _restore(loop: Loop, checkpoint: Path | None, start: int, say: Say) -> None:

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ...runtime.arguments import Json, Student, argument, no_file, no_folder_of, option
+from ...runtime import arguments as args
 
-_no_run_or_adapter = no_folder_of(run="recipe.yaml", adapter="adapter_config.json")
+_no_run_or_adapter = args.no_folder_of(run="recipe.yaml", adapter="adapter_config.json")
 
 bench = typer.Typer(no_args_is_help=True, help="Measure what answering costs on this machine.")
 
@@ -20,26 +20,26 @@ def _several() -> None:
 
 @bench.command()
 def inference(
-    student: Student,
+    student: args.Student,
     run: Annotated[
-        Path | None, argument("Run or adapter folder of that student.", _no_run_or_adapter)
+        Path | None, args.argument("Run or adapter folder of that student.", _no_run_or_adapter)
     ] = None,
     image: Annotated[
         list[Path] | None,
-        option(
+        args.option(
             "Image to ask about; repeatable.",
-            problem=no_file,
+            problem=args.no_file,
             show_default="the packaged sample's",
         ),
     ] = None,
     question: Annotated[
         str | None,
-        option("Question about each image.", show_default="to describe the findings"),
+        args.option("Question about each image.", show_default="to describe the findings"),
     ] = None,
-    tokens: Annotated[int, option("Tokens of every answer.", min=2)] = 32,
-    repeats: Annotated[int, option("Answers of each variant that count.", min=1)] = 10,
-    warmups: Annotated[int, option("Answers before these, not counted.", min=0)] = 1,
-    as_json: Json = False,
+    tokens: Annotated[int, args.option("Tokens of every answer.", min=2)] = 32,
+    repeats: Annotated[int, args.option("Answers of each variant that count.", min=1)] = 10,
+    warmups: Annotated[int, args.option("Answers before these, not counted.", min=0)] = 1,
+    as_json: args.Json = False,
 ) -> None:
     """Measure time and memory of answers, with and without the rotation.
 

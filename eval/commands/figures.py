@@ -7,18 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from ...runtime.arguments import (
-    ArgumentError,
-    BuildImages,
-    OutFolder,
-    Store,
-    argument,
-    no_file,
-    no_folder,
-    no_source,
-    option,
-    out_file,
-)
+from ...runtime import arguments as args
 from .options import (
     ATTENTION,
     OverlayCache,
@@ -47,27 +36,33 @@ def _no_patch(text: str) -> str:
 def figures(
     sources: Annotated[
         list[Path],
-        argument("Runs, adapters or students' folders.", no_source, metavar="RUN_OR_STUDENT..."),
+        args.argument(
+            "Runs, adapters or students' folders.", args.no_source, metavar="RUN_OR_STUDENT..."
+        ),
     ],
-    out: OutFolder,
-    form: Annotated[FormName, option("File format of the figures.", "--format")] = FormName.png,
+    out: args.OutFolder,
+    form: Annotated[
+        FormName, args.option("File format of the figures.", "--format")
+    ] = FormName.png,
     manifest: Annotated[
         Path | None,
-        option(
+        args.option(
             "Manifest of questions whose attention is drawn.",
-            problem=no_file,
+            problem=args.no_file,
             show_default="loss curves alone",
             rich_help_panel=ATTENTION,
         ),
     ] = None,
     images: Annotated[
         Path | None,
-        option("Folder that image paths start from.", problem=no_folder, rich_help_panel=ATTENTION),
+        args.option(
+            "Folder that image paths start from.", problem=args.no_folder, rich_help_panel=ATTENTION
+        ),
     ] = None,
     cache: OverlayCache = None,
     samples: Annotated[
         int | None,
-        option(
+        args.option(
             "Records to draw, evenly chosen; 0 for all.",
             min=0,
             show_default=str(_SAMPLES),
@@ -84,7 +79,7 @@ def figures(
     """
     attention = (manifest, images, cache, samples, student, layer)
     if (manifest is None or images is None) and attention != (None,) * 6:
-        raise ArgumentError(
+        raise args.ArgumentError(
             "attention is drawn of questions and their images: give --manifest and --images"
         )
     refuse_repeats("RUN_OR_STUDENT", sources)
@@ -125,19 +120,19 @@ def figures(
 
 
 def cache_show(
-    store: Store,
-    key: Annotated[str, argument("Image path, SHA-256 of an image file, or row number.")],
-    images: BuildImages = None,
+    store: args.Store,
+    key: Annotated[str, args.argument("Image path, SHA-256 of an image file, or row number.")],
+    images: args.BuildImages = None,
     patch: Annotated[
         str | None,
-        option(
+        args.option(
             "Patch to compare the others with, row and column from 0.",
             problem=_no_patch,
             metavar="R,C",
             show_default="the most attended",
         ),
     ] = None,
-    out: Annotated[Path | None, out_file("PNG to write.", show_default="row-N.png")] = None,
+    out: Annotated[Path | None, args.out_file("PNG to write.", show_default="row-N.png")] = None,
 ) -> None:
     """Draw one row: the image, where the expert looks, which patches it finds alike, padding."""
     from ...teacher_cache.reader import TeacherCache

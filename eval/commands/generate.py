@@ -7,19 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ...runtime.arguments import (
-    ArgumentError,
-    Images,
-    Manifest,
-    RunStudent,
-    Seed,
-    argument,
-    no_assignment,
-    no_part,
-    no_source,
-    option,
-    out_file,
-)
+from ...runtime import arguments as args
 
 if TYPE_CHECKING:
     from ..generate import Answered
@@ -60,58 +48,57 @@ DECODERS_OF: Final = {"beams": _BEAMS, "top_p": _DRAWING, "temperature": _DRAWIN
 
 def generate(
     source: Annotated[
-        Path, argument("Run folder, adapter folder, or a student's folder.", no_source)
+        Path, args.argument("Run folder, adapter folder, or a student's folder.", args.no_source)
     ],
-    manifest: Manifest,
-    images: Images,
-    out: Annotated[Path, out_file("Predictions file to write, JSON Lines.")],
-    decoder: Annotated[DecoderChoice, option("How the next token is chosen.")] = (
+    manifest: args.Manifest,
+    images: args.Images,
+    out: Annotated[Path, args.out_file("Predictions file to write, JSON Lines.")],
+    decoder: Annotated[DecoderChoice, args.option("How the next token is chosen.")] = (
         DecoderChoice.greedy
     ),
     preset: Annotated[
         PresetChoice | None,
-        option("Settings of the method's paper, or those that MedAlign used."),
+        args.option("Settings of the method's paper, or those that MedAlign used."),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        option(
+        args.option(
             "A setting of the decoder, see docs/decoders.md; repeatable.",
             "--set",
-            problem=no_assignment,
+            problem=args.no_assignment,
             metavar="KEY=VALUE",
         ),
     ] = None,
-    student: RunStudent = None,
+    student: args.RunStudent = None,
     max_new_tokens: Annotated[
         int | None,
-        option("Tokens of an answer at most.", min=1, show_default="128, or the preset's"),
+        args.option("Tokens of an answer at most.", min=1, show_default="128, or the preset's"),
     ] = None,
     beams: Annotated[
         int | None,
-        option("Hypotheses of beam search and OPERA.", min=1, show_default="the decoder's"),
+        args.option("Hypotheses of beam search and OPERA.", min=1, show_default="the decoder's"),
     ] = None,
     top_p: Annotated[
-        float | None,
-        option("Probability mass to sample from.", show_default="the decoder's"),
+        float | None, args.option("Probability mass to sample from.", show_default="the decoder's")
     ] = None,
     temperature: Annotated[
         float | None,
-        option("Sampling temperature; 0 is greedy.", show_default="the decoder's"),
+        args.option("Sampling temperature; 0 is greedy.", show_default="the decoder's"),
     ] = None,
-    seed: Seed = 0,
+    seed: args.Seed = 0,
     part: Annotated[
         str | None,
-        option(
+        args.option(
             "Answer share I of N; the last one done joins them.",
-            problem=no_part,
+            problem=args.no_part,
             metavar="I/N",
             show_default="all",
         ),
     ] = None,
     batch_size: Annotated[
-        int, option("Questions in one pass; OPERA takes them one by one.", min=1)
+        int, args.option("Questions in one pass; OPERA takes them one by one.", min=1)
     ] = 8,
-    workers: Annotated[int, option("Processes that read images.", min=0)] = 0,
+    workers: Annotated[int, args.option("Processes that read images.", min=0)] = 0,
 ) -> None:
     """Answer the first question of every record; run again to continue after an interruption.
 
@@ -126,7 +113,7 @@ def generate(
     }
     values = _merged(options, set_ or (), decoder)
     if out.resolve() == manifest.resolve():
-        raise ArgumentError(f"--out {out}: would overwrite the manifest; choose another file")
+        raise args.ArgumentError(f"--out {out}: would overwrite the manifest; choose another file")
     from ...trainer.machine import quiet_libraries
 
     quiet_libraries()
@@ -171,7 +158,7 @@ def _merged(
         if value is None:
             continue
         if decoder not in DECODERS_OF.get(name, DecoderChoice):
-            raise ArgumentError(
+            raise args.ArgumentError(
                 f"--{name.replace('_', '-')} is no setting of --decoder {decoder}; it goes with "
                 f"{', '.join(DECODERS_OF[name])}"
             )
@@ -181,7 +168,7 @@ def _merged(
         key = key.strip()
         if key in values:
             other = f"--{key.replace('_', '-')} and --set" if options.get(key) else "--set"
-            raise ArgumentError(f"{key} is given twice, by {other}; give it once")
+            raise args.ArgumentError(f"{key} is given twice, by {other}; give it once")
         values[key] = text.strip()
     return values
 
@@ -201,7 +188,6 @@ def _report(done: "Answered", out: Path) -> None:
         typer.echo(f"no answer to {record!r}: {reason}", err=True)
     if lost:
         typer.echo(
-            f"{len(lost)} records have no answer; score the others with --allow-missing",
-            err=True,
+            f"{len(lost)} records have no answer; score the others with --allow-missing", err=True
         )
         raise typer.Exit(1)

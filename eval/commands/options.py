@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ...runtime.arguments import (
-    ArgumentError,
-    flag,
-    no_file,
-    no_folder,
-    no_path,
-    no_store,
-    no_student,
-    option,
-    unknown,
-)
+from ...runtime import arguments as args
 
 if TYPE_CHECKING:
     from ..metric_models.locate import InstrumentPaths
@@ -66,14 +56,14 @@ def metric_names(text: str | None, *tasks: TaskName) -> list[str]:
         return []
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise ArgumentError(
+        raise args.ArgumentError(
             f"--metrics {text!r} names no metric: give NAME,... or leave it out, for all"
         )
     known = [name for task in tasks or TaskName for name in _metrics_of(task)]
     for name in names:
         if name not in known:
             noun = f"metric of task {' or '.join(tasks or TaskName)}"
-            raise ArgumentError(f"--metrics {name}: {unknown(noun, name, known)}")
+            raise args.ArgumentError(f"--metrics {name}: {args.unknown(noun, name, known)}")
     return names
 
 
@@ -84,7 +74,7 @@ def keep_inputs(out: Path | None, use: str, *inputs: Path) -> None:
         ArgumentError: `out` is one of the inputs.
     """
     if out is not None and out.resolve() in {path.resolve() for path in inputs}:
-        raise ArgumentError(f"--out {out}: would overwrite what is {use}; choose another file")
+        raise args.ArgumentError(f"--out {out}: would overwrite what is {use}; choose another file")
 
 
 def refuse_repeats(name: str, paths: Sequence[Path]) -> None:
@@ -96,16 +86,16 @@ def refuse_repeats(name: str, paths: Sequence[Path]) -> None:
     known = set[Path]()
     for path in paths:
         if path.resolve() in known:
-            raise ArgumentError(f"{name} {path}: is given twice; give it once")
+            raise args.ArgumentError(f"{name} {path}: is given twice; give it once")
         known.add(path.resolve())
 
 
-def print_problems(problems: Sequence[str], where: str) -> None:
+def print_problems(problems: Sequence[str], output: str) -> None:
     """Print the first problems of a figure or report, and exit with 1 if there is one."""
     for problem in problems[:10]:
         typer.echo(problem, err=True)
     if problems:
-        typer.echo(f"{len(problems)} things are missing from the {where}", err=True)
+        typer.echo(f"{len(problems)} things are missing from the {output}", err=True)
         raise typer.Exit(1)
 
 
@@ -117,26 +107,26 @@ def print_notes(notes: Iterable[str]) -> None:
 
 OverlayCache = Annotated[
     str | None,
-    option(
+    args.option(
         "Cache with these images, for the expert's attention.",
         "--cache",
-        problem=no_store,
+        problem=args.no_store,
         metavar="STORE",
         rich_help_panel=ATTENTION,
     ),
 ]
 OverlayStudent = Annotated[
     Path | None,
-    option(
+    args.option(
         "Folder of the runs' student, if it moved.",
         "--student",
-        problem=no_student,
+        problem=args.no_student,
         rich_help_panel=ATTENTION,
     ),
 ]
 OverlayLayer = Annotated[
     int | None,
-    option(
+    args.option(
         "Layer to read of a student without an adapter; a run has its own.",
         "--layer",
         min=0,
@@ -144,10 +134,10 @@ OverlayLayer = Annotated[
         rich_help_panel=ATTENTION,
     ),
 ]
-TaskOption = Annotated[TaskName, option("Short answers, or whole reports.")]
+TaskOption = Annotated[TaskName, args.option("Short answers, or whole reports.")]
 MetricsOption = Annotated[
     str | None,
-    option(
+    args.option(
         "vqa: open, closed, choice, overall, hallucination; report: bleu, rouge_l, meteor, "
         "bertscore, chexbert, radgraph, ratescore.",
         metavar="NAME,...",
@@ -156,50 +146,55 @@ MetricsOption = Annotated[
     ),
 ]
 AllowMissing = Annotated[
-    bool, flag("Score unanswered records as empty answers; else refuse.", "--allow-missing")
+    bool, args.flag("Score unanswered records as empty answers; else refuse.", "--allow-missing")
 ]
-JsonFile = Annotated[bool, flag("Print the JSON of the file, not a table.", "--json")]
+JsonFile = Annotated[bool, args.flag("Print the JSON of the file, not a table.", "--json")]
 
 
 def _model(help: str, problem: Callable[[str], str], metavar: str) -> Any:  # noqa: A002
-    return option(help, problem=problem, metavar=metavar, rich_help_panel=MODELS)
+    return args.option(help, problem=problem, metavar=metavar, rich_help_panel=MODELS)
 
 
 def model_paths(
     bertscore: Annotated[
-        Path | None, _model("roberta-large, or another model.", no_folder, "DIR")
+        Path | None, _model("roberta-large, or another model.", args.no_folder, "DIR")
     ] = None,
     bertscore_layer: Annotated[
         int | None,
-        option(
+        args.option(
             "Layer that BERTScore compares.",
             show_default="17 of roberta-large",
             rich_help_panel=MODELS,
         ),
     ] = None,
-    chexbert: Annotated[Path | None, _model("chexbert.pth.", no_path, "FILE")] = None,
+    chexbert: Annotated[Path | None, _model("chexbert.pth.", args.no_path, "FILE")] = None,
     bert: Annotated[
         Path | None,
-        _model("bert-base-uncased: CheXbert's configuration and vocabulary.", no_folder, "DIR"),
+        _model(
+            "bert-base-uncased: CheXbert's configuration and vocabulary.", args.no_folder, "DIR"
+        ),
     ] = None,
     radgraph: Annotated[
-        Path | None,
-        _model("radgraph.tar.gz, or the folder with its files.", no_path, "FILE"),
+        Path | None, _model("radgraph.tar.gz, or the folder with its files.", args.no_path, "FILE")
     ] = None,
     radgraph_bert: Annotated[
         Path | None,
-        _model("PubMedBERT: RadGraph's configuration and vocabulary.", no_folder, "DIR"),
+        _model("PubMedBERT: RadGraph's configuration and vocabulary.", args.no_folder, "DIR"),
     ] = None,
     radgraph_annotations: Annotated[
         list[Path] | None,
         _model(
             "Annotations by the package radgraph, JSON, in place of its model; repeatable.",
-            no_file,
+            args.no_file,
             "FILE",
         ),
     ] = None,
-    ratescore_ner: Annotated[Path | None, _model("RaTE-NER-Deberta.", no_folder, "DIR")] = None,
-    ratescore_synonyms: Annotated[Path | None, _model("BioLORD-2023-C.", no_folder, "DIR")] = None,
+    ratescore_ner: Annotated[
+        Path | None, _model("RaTE-NER-Deberta.", args.no_folder, "DIR")
+    ] = None,
+    ratescore_synonyms: Annotated[
+        Path | None, _model("BioLORD-2023-C.", args.no_folder, "DIR")
+    ] = None,
 ) -> "InstrumentPaths":
     """Return where the user has the models; the parameters are the options."""
     from ..metric_models.locate import InstrumentPaths
@@ -233,7 +228,7 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
         paths = {name: values.pop(name) for name in models}
         annotations = paths["radgraph_annotations"] or ()
         if annotations and (paths["radgraph"] or paths["radgraph_bert"]):
-            raise ArgumentError(
+            raise args.ArgumentError(
                 "--radgraph-annotations stands in place of RadGraph's model: give it, or "
                 "--radgraph and --radgraph-bert, not both"
             )

@@ -5,16 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ...runtime.arguments import (
-    ArgumentError,
-    Images,
-    Manifest,
-    ManyPredictions,
-    no_file,
-    no_source,
-    option,
-    out_file,
-)
+from ...runtime import arguments as args
 from .options import (
     ATTENTION,
     AllowMissing,
@@ -35,22 +26,22 @@ from .options import (
 
 @with_model_options
 def report(
-    predictions: ManyPredictions,
-    manifest: Manifest,
-    images: Images,
+    predictions: args.ManyPredictions,
+    manifest: args.Manifest,
+    images: args.Images,
     task: TaskOption,
-    out: Annotated[Path, out_file("HTML file to write.")],
-    samples: Annotated[int, option("Samples to show, evenly chosen; 0 for all.", min=0)] = 200,
+    out: Annotated[Path, args.out_file("HTML file to write.")],
+    samples: Annotated[int, args.option("Samples to show, evenly chosen; 0 for all.", min=0)] = 200,
     image_side: Annotated[
-        int, option("Longest side of an image in the file, in pixels.", min=32)
+        int, args.option("Longest side of an image in the file, in pixels.", min=32)
     ] = 448,
     metrics: MetricsOption = None,
     allow_missing: AllowMissing = False,
     scores: Annotated[
         list[Path] | None,
-        option(
+        args.option(
             "File that `eval score` wrote of one of the predictions; repeatable.",
-            problem=no_file,
+            problem=args.no_file,
             metavar="FILE",
             show_default="compute the scores",
         ),
@@ -58,9 +49,9 @@ def report(
     cache: OverlayCache = None,
     source: Annotated[
         list[Path] | None,
-        option(
+        args.option(
             "Run or student whose attention to show; repeatable.",
-            problem=no_source,
+            problem=args.no_source,
             metavar="RUN_OR_STUDENT",
             rich_help_panel=ATTENTION,
         ),
@@ -80,7 +71,7 @@ def report(
     """
     runs = source or []
     if not runs and not (student is None and layer is None):
-        raise ArgumentError("--student and --layer describe a --source: give --source as well")
+        raise args.ArgumentError("--student and --layer describe a --source: give --source as well")
     refuse_repeats("PREDICTIONS", predictions)
     refuse_repeats("--source", runs)
     keep_inputs(out, "shown", *predictions, manifest, *(scores or ()))

@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...runtime.arguments import (
-    ArgumentError,
-    Manifest,
-    ManyPredictions,
-    Predictions,
-    argument,
-    flag,
-    no_file,
-    option,
-    out_file,
-)
+from ...runtime import arguments as args
 from .options import (
     AllowMissing,
     JsonFile,
@@ -45,10 +35,10 @@ class FormatName(enum.StrEnum):
 
 @with_model_options
 def score(
-    predictions: Predictions,
-    manifest: Manifest,
+    predictions: args.Predictions,
+    manifest: args.Manifest,
     task: TaskOption,
-    out: Annotated[Path, out_file("Scores file to write, JSON.")],
+    out: Annotated[Path, args.out_file("Scores file to write, JSON.")],
     metrics: MetricsOption = None,
     allow_missing: AllowMissing = False,
     as_json: JsonFile = False,
@@ -71,12 +61,7 @@ def score(
     from ..tables import print_scores
 
     scores = score_file(
-        predictions,
-        manifest,
-        task.value,
-        allow_missing=allow_missing,
-        metrics=names,
-        paths=paths(),
+        predictions, manifest, task.value, allow_missing=allow_missing, metrics=names, paths=paths()
     )
     text = result_json(scores)
     write_result(out, text)
@@ -89,11 +74,11 @@ def score(
 
 @with_model_options
 def compare(
-    a: Annotated[Path, argument("First predictions, JSON Lines.", no_file)],
-    b: Annotated[Path, argument("Second predictions, hoped to be better.", no_file)],
-    manifest: Manifest,
+    a: Annotated[Path, args.argument("First predictions, JSON Lines.", args.no_file)],
+    b: Annotated[Path, args.argument("Second predictions, hoped to be better.", args.no_file)],
+    manifest: args.Manifest,
     task: TaskOption,
-    out: Annotated[Path | None, out_file("Comparison file to write, JSON.")] = None,
+    out: Annotated[Path | None, args.out_file("Comparison file to write, JSON.")] = None,
     metrics: MetricsOption = None,
     allow_missing: AllowMissing = False,
     as_json: JsonFile = False,
@@ -115,13 +100,7 @@ def compare(
     from ..tables import print_comparison
 
     comparison = compare_files(
-        a,
-        b,
-        manifest,
-        task.value,
-        allow_missing=allow_missing,
-        metrics=names,
-        paths=paths(),
+        a, b, manifest, task.value, allow_missing=allow_missing, metrics=names, paths=paths()
     )
     text = result_json(comparison)
     if out is not None:
@@ -134,18 +113,20 @@ def compare(
 
 
 def table(
-    scores: Annotated[list[Path], argument("Files that `eval score` wrote, one per row.", no_file)],
+    scores: Annotated[
+        list[Path], args.argument("Files that `eval score` wrote, one per row.", args.no_file)
+    ],
     metrics: MetricsOption = None,
     form: Annotated[
         FormatName | None,
-        option(
+        args.option(
             "latex needs booktabs; csv has every digit and a line per value.",
             "--format",
             show_default="a table for the terminal",
         ),
     ] = None,
-    intervals: Annotated[bool, flag("Write the intervals behind the values.")] = True,
-    out: Annotated[Path | None, out_file("File to write.", show_default="stdout")] = None,
+    intervals: Annotated[bool, args.flag("Write the intervals behind the values.")] = True,
+    out: Annotated[Path | None, args.out_file("File to write.", show_default="stdout")] = None,
 ) -> None:
     """Put scores of many files side by side: a row for each file, a column for each metric.
 
@@ -154,7 +135,7 @@ def table(
     """
     names = metric_names(metrics)
     if out is not None and form is None:
-        raise ArgumentError(f"--out {out}: give --format {', '.join(FormatName)} as well")
+        raise args.ArgumentError(f"--out {out}: give --format {', '.join(FormatName)} as well")
     keep_inputs(out, "read", *scores)
     from rich.console import Console
 
@@ -177,9 +158,9 @@ def table(
 
 
 def report_texts(
-    predictions: ManyPredictions,
-    manifest: Annotated[Path, option("Manifest that they answer.", problem=no_file)],
-    out: Annotated[Path, out_file("File of texts to write, a JSON array.")],
+    predictions: args.ManyPredictions,
+    manifest: Annotated[Path, args.option("Manifest that they answer.", problem=args.no_file)],
+    out: Annotated[Path, args.out_file("File of texts to write, a JSON array.")],
 ) -> None:
     """Write every distinct report, predicted or reference, for RadGraph to annotate elsewhere."""
     keep_inputs(out, "read", manifest, *predictions)

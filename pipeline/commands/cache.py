@@ -11,18 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
-from ...runtime.arguments import (
-    ArgumentError,
-    Images,
-    Json,
-    Manifest,
-    OutStore,
-    Store,
-    Workers,
-    flag,
-    no_part,
-    option,
-)
+from ...runtime import arguments as args
 from ...runtime.text import plural
 from .cache_checks import seal_command, verify_command
 from .cache_copies import diff_command, merge_command, subset_command
@@ -48,61 +37,63 @@ cache = typer.Typer(
 )
 def build_command(
     context: typer.Context,
-    manifest: Manifest,
-    images: Images,
+    manifest: args.Manifest,
+    images: args.Images,
     expert: Expert,
-    out: OutStore,
+    out: args.OutStore,
     weights: Weights = None,
-    grid: Annotated[str, option("Patch grid of the student.")] = "24x24",
+    grid: Annotated[str, args.option("Patch grid of the student.")] = "24x24",
     geometry: Annotated[
         Literal["pad", "crop", "stretch"] | None,
-        option("How the student makes an image square.", show_default="pad"),
+        args.option("How the student makes an image square.", show_default="pad"),
     ] = None,
     mode: Annotated[
         Literal["aligned", "paper"],
-        option("aligned: the expert sees the student's square. paper: the expert crops."),
+        args.option("aligned: the expert sees the student's square. paper: the expert crops."),
     ] = "aligned",
     features: Annotated[
-        Literal["last", "ln_post"], option("Patches before or after ln_post.")
+        Literal["last", "ln_post"], args.option("Patches before or after ln_post.")
     ] = "last",
     alpha: Annotated[
-        Literal["black", "white"], option("Colour behind transparent pixels.")
+        Literal["black", "white"], args.option("Colour behind transparent pixels.")
     ] = "black",
     codec: Annotated[
         Literal["fp16", "gram"] | None,
-        option(
+        args.option(
             "fp16: patch features. gram: their similarities, many times smaller.",
             show_default="fp16, or the store's own",
         ),
     ] = None,
     max_gram_error: Annotated[
         float | None,
-        option(
+        args.option(
             "RMS error that codec gram may make in an image's similarities.",
             show_default="0.001 with codec gram, or the store's own",
         ),
     ] = None,
     part: Annotated[
         str | None,
-        option(
+        args.option(
             "Build share I/N only, as 1/4.",
-            problem=lambda text: text and no_part(text),  # "" is an unset variable of a script
+            problem=lambda text: text and args.no_part(text),  # "" is an unset variable of a script
             show_default="from Slurm or RANK, else all",
         ),
     ] = None,
-    batch_size: Annotated[int, option("Images in one pass.", min=1)] = 32,
+    batch_size: Annotated[int, args.option("Images in one pass.", min=1)] = 32,
     shard_rows: Annotated[
-        int | None, option("Rows in one file.", min=1, show_default="64, or the store's own")
+        int | None, args.option("Rows in one file.", min=1, show_default="64, or the store's own")
     ] = None,
-    workers: Workers = None,
+    workers: args.Workers = None,
     device: Device = "auto",
     dtype: Dtype = None,
     on_error: Annotated[
-        Literal["skip", "fail"], option("Skip an unreadable image, or stop at it.")
+        Literal["skip", "fail"], args.option("Skip an unreadable image, or stop at it.")
     ] = "skip",
-    rehash: Annotated[bool, flag("Look for known images whose bytes changed.", "--rehash")] = False,
+    rehash: Annotated[
+        bool, args.flag("Look for known images whose bytes changed.", "--rehash")
+    ] = False,
     retry: Annotated[
-        bool, flag("Decode images again that could not be decoded.", "--retry")
+        bool, args.flag("Decode images again that could not be decoded.", "--retry")
     ] = False,
 ) -> None:
     """Fill a cache; after an interruption, the same command continues it.
@@ -116,12 +107,12 @@ def build_command(
 
     check_weights(expert, weights)
     if mode == "paper" and geometry not in (None, "crop"):
-        raise ArgumentError(
+        raise args.ArgumentError(
             f"--mode paper always crops the expert's input, and --geometry is {geometry}; leave "
             "--geometry away"
         )
     if codec == "fp16" and max_gram_error is not None:
-        raise ArgumentError(
+        raise args.ArgumentError(
             "--codec fp16 makes no error for --max-gram-error to limit; leave one of them away"
         )
     student_grid = PatchGrid.parse(grid)
@@ -169,7 +160,7 @@ def build_command(
 
 
 @cache.command("status")
-def status_command(store: Store, as_json: Json = False) -> None:
+def status_command(store: args.Store, as_json: args.Json = False) -> None:
     """Show which shards and images a cache lacks; reads no data."""
     from ...teacher_cache.audit import status
 
@@ -181,7 +172,7 @@ def status_command(store: Store, as_json: Json = False) -> None:
 
 
 @cache.command("info")
-def info_command(store: Store, as_json: Json = False) -> None:
+def info_command(store: args.Store, as_json: args.Json = False) -> None:
     """Show what a cache holds, and what made it."""
     from ...teacher_cache.audit import info
 

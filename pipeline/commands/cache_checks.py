@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...runtime.arguments import BuildImages, Json, Store, flag, option
+from ...runtime import arguments as args
 from ...runtime.text import plural
 from .expert_options import BuildDtype, BuildExpert, BuildWeights, Device, RowSeed
 from .facts import certificate_facts, failure_facts, print_facts, some_numbers
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 def seal_command(
     context: typer.Context,
-    store: Store,
+    store: args.Store,
     recompute: Annotated[
-        int, option("Rows to recompute for the certificate; 0 for none.", min=0)
+        int, args.option("Rows to recompute for the certificate; 0 for none.", min=0)
     ] = 16,
-    images: BuildImages = None,
+    images: args.BuildImages = None,
     expert: BuildExpert = None,
     weights: BuildWeights = None,
     device: Device = "auto",
@@ -93,13 +93,13 @@ def seal_command(
 
 
 def verify_command(
-    store: Store,
-    as_json: Json = False,
+    store: args.Store,
+    as_json: args.Json = False,
     mend: Annotated[
-        bool, flag("Make damaged shards pending, for the next build.", "--mend")
+        bool, args.flag("Make damaged shards pending, for the next build.", "--mend")
     ] = False,
-    recompute: Annotated[int, option("Rows to recompute with the expert as well.", min=0)] = 0,
-    images: BuildImages = None,
+    recompute: Annotated[int, args.option("Rows to recompute with the expert as well.", min=0)] = 0,
+    images: args.BuildImages = None,
     expert: BuildExpert = None,
     weights: BuildWeights = None,
     device: Device = "auto",

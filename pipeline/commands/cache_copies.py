@@ -6,15 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ...runtime.arguments import (
-    ArgumentError,
-    Json,
-    Manifest,
-    OutStore,
-    SealedStore,
-    SealedStores,
-    option,
-)
+from ...runtime import arguments as args
 from ...runtime.text import Fact, plural
 from .facts import failure_facts, print_facts
 from .resume import FAILED
@@ -25,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def merge_command(
-    stores: SealedStores,
-    out: OutStore,
+    stores: args.SealedStores,
+    out: args.OutStore,
     prefer: Annotated[
         Literal["first"] | None,
-        option(
+        args.option(
             "first: take a path's image from the first cache that has it.",
             show_default="refuse paths with several images",
         ),
@@ -48,7 +40,7 @@ def merge_command(
     print_facts(_copy_facts(report))
 
 
-def subset_command(store: SealedStore, manifest: Manifest, out: OutStore) -> None:
+def subset_command(store: args.SealedStore, manifest: args.Manifest, out: args.OutStore) -> None:
     """Copy the rows of a manifest's images into a new cache, and seal it; no image is read.
 
     After an interruption, run the same command again.
@@ -65,10 +57,10 @@ def subset_command(store: SealedStore, manifest: Manifest, out: OutStore) -> Non
 
 
 def diff_command(
-    a: SealedStore,
-    b: SealedStore,
-    as_json: Json = False,
-    limit: Annotated[int, option("Rows and paths to name at most.", min=0)] = 10,
+    a: args.SealedStore,
+    b: args.SealedStore,
+    as_json: args.Json = False,
+    limit: Annotated[int, args.option("Rows and paths to name at most.", min=0)] = 10,
 ) -> None:
     """Compare the rows of two caches, in units of the losses; exit 1 if any differ.
 
@@ -90,7 +82,9 @@ def diff_command(
 
 def _refuse_source(out: str, stores: Sequence[str]) -> None:
     if out in stores:
-        raise ArgumentError(f"--out {out}: is one of the caches to copy from; choose another place")
+        raise args.ArgumentError(
+            f"--out {out}: is one of the caches to copy from; choose another place"
+        )
 
 
 def _copy_facts(report: "CopyReport") -> Iterator[Fact]:

@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ...runtime.arguments import (
-    ArgumentError,
-    Json,
-    Manifest,
-    SomeImages,
-    Workers,
-    argument,
-    no_file,
-    no_folder,
-    no_new_file,
-    option,
-)
+from ...runtime import arguments as args
 from ..manifest import printable
 from .resume import FAILED, stopping
 
@@ -40,13 +29,13 @@ def _no_count(text: str) -> str:
 
 
 def check(
-    manifest: Manifest,
-    images: SomeImages = None,
+    manifest: args.Manifest,
+    images: args.SomeImages = None,
     decode: Annotated[
-        str, option("Images to decode, evenly spread: a number or all.", problem=_no_count)
+        str, args.option("Images to decode, evenly spread: a number or all.", problem=_no_count)
     ] = "all",
-    workers: Workers = None,
-    as_json: Json = False,
+    workers: args.Workers = None,
+    as_json: args.Json = False,
 ) -> None:
     """List everything in a manifest that would fail later; exit 1 if anything would.
 
@@ -132,25 +121,28 @@ def _print_line(console: "Console", line: str) -> None:
 
 
 def leakage(
-    train: Annotated[Path, argument("Manifest that is trained on.", no_file)],
-    test: Annotated[list[Path], argument("Held-out manifests.", no_file)],
+    train: Annotated[Path, args.argument("Manifest that is trained on.", args.no_file)],
+    test: Annotated[list[Path], args.argument("Held-out manifests.", args.no_file)],
     images: Annotated[
         list[str] | None,
-        option(
+        args.option(
             "Folder of the images: one for all manifests, or MANIFEST=DIR for each.",
             show_default="compare paths alone",
         ),
     ] = None,
     distance: Annotated[
-        int, option("Bits of 256 in which near-same images differ at most.", min=0, max=96)
+        int, args.option("Bits of 256 in which near-same images differ at most.", min=0, max=96)
     ] = 16,
     keep: Annotated[
         Path | None,
-        option("File of fingerprints; its images are not decoded again.", problem=no_new_file),
+        args.option(
+            "File of fingerprints; its images are not decoded again.", problem=args.no_new_file
+        ),
     ] = None,
-    workers: Workers = None,
+    workers: args.Workers = None,
     as_json: Annotated[
-        Path | None, option("File to write everything to, as JSON.", "--json", problem=no_new_file)
+        Path | None,
+        args.option("File to write everything to, as JSON.", "--json", problem=args.no_new_file),
     ] = None,
 ) -> None:
     """List what a training manifest shares with held-out ones; exit 1 if anything.
@@ -186,12 +178,14 @@ def refuse_to_replace(path: Path, inputs: Mapping[str, list[Path]]) -> None:
         for file in files:
             same = path.samefile(file) if path.exists() and file.exists() else False
             if same or path.absolute() == file.absolute():
-                raise ArgumentError(f"--json {path} is {name} of this command; name a new file")
+                raise args.ArgumentError(
+                    f"--json {path} is {name} of this command; name a new file"
+                )
     if path.is_file():
         with path.open("rb") as existing:
             head = existing.read(len(_BEGIN))
         if head and head != _BEGIN:
-            raise ArgumentError(
+            raise args.ArgumentError(
                 f"--json {path} exists and is no result of `data leakage`; name a new file"
             )
 
@@ -249,14 +243,16 @@ def image_folders(manifests: list[Path], words: list[str]) -> dict[Path, Path | 
         own = bool(equals) and Path(name) in folders  # a folder's name may hold a = itself
         for manifest in [Path(name)] if own else folders:
             if folders[manifest] is not None:
-                raise ArgumentError(
+                raise args.ArgumentError(
                     f"--images {word}: {manifest} has a folder already; give one folder for all, "
                     "or MANIFEST=DIR once for each, with the manifest spelt as before"
                 )
             folders[manifest] = Path(folder if own else word)
     for manifest, root in folders.items():
         if root is None and words:
-            raise ArgumentError(f"--images lacks a folder for {manifest}: give {manifest}=DIR too")
-        if root is not None and (problem := no_folder(str(root))):
-            raise ArgumentError(f"--images {root}: {problem}")
+            raise args.ArgumentError(
+                f"--images lacks a folder for {manifest}: give {manifest}=DIR too"
+            )
+        if root is not None and (problem := args.no_folder(str(root))):
+            raise args.ArgumentError(f"--images {root}: {problem}")
     return folders

@@ -4,19 +4,12 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ...runtime.arguments import (
-    ArgumentError,
-    no_device,
-    no_folder_of,
-    no_path,
-    option,
-    unknown,
-)
+from ...runtime import arguments as args
 from ..expert_names import CONFIG_NAME, EXPERT_NAMES, UNIMED, is_folder
 
 _NAMES = (*UNIMED, "biomedclip", "demo")
 _OPEN_CLIP = "openclip:"
-_no_expert_folder = no_folder_of(expert=CONFIG_NAME)
+_no_expert_folder = args.no_folder_of(expert=CONFIG_NAME)
 
 
 def _known_experts() -> list[str]:
@@ -38,7 +31,7 @@ def _no_expert(name: str) -> str:
     known = _known_experts()
     if name in known or (name.startswith(_OPEN_CLIP) and len(known) == len(_NAMES)):
         return ""
-    return unknown("expert", name, known, EXPERT_NAMES)
+    return args.unknown("expert", name, known, EXPERT_NAMES)
 
 
 def check_weights(expert: str, weights: Path | None) -> None:
@@ -48,9 +41,11 @@ def check_weights(expert: str, weights: Path | None) -> None:
         ArgumentError: says which option to give or to leave away.
     """
     if expert == "demo" and weights is not None:
-        raise ArgumentError("--expert demo brings its own seeded weights; leave --weights away")
+        raise args.ArgumentError(
+            "--expert demo brings its own seeded weights; leave --weights away"
+        )
     if expert != "demo" and weights is None and not is_folder(expert):
-        raise ArgumentError(
+        raise args.ArgumentError(
             f"--expert {expert} needs its weights from a local path; give --weights"
         )
 
@@ -59,20 +54,23 @@ _EXPERT = "unimed-l, unimed-b, biomedclip, demo, openclip:ARCH or a folder."
 _WEIGHTS = "Checkpoint file or folder; never downloaded."
 _DTYPE = "What the expert computes in."
 
-Expert = Annotated[str, option(_EXPERT, problem=_no_expert, known=_known_experts)]
-Weights = Annotated[Path | None, option(_WEIGHTS, problem=no_path)]
-Device = Annotated[str, option("auto, cpu, cuda or cuda:1.", problem=no_device)]
+Expert = Annotated[str, args.option(_EXPERT, problem=_no_expert, known=_known_experts)]
+Weights = Annotated[Path | None, args.option(_WEIGHTS, problem=args.no_path)]
+Device = Annotated[str, args.option("auto, cpu, cuda or cuda:1.", problem=args.no_device)]
 Dtype = Annotated[
-    Literal["bf16", "fp32"] | None, option(_DTYPE, show_default="bf16 on a GPU, else fp32")
+    Literal["bf16", "fp32"] | None, args.option(_DTYPE, show_default="bf16 on a GPU, else fp32")
 ]
 
 # `seal` and `verify` recompute rows, and know from the cache what its build used.
 BuildExpert = Annotated[
     str | None,
-    option(_EXPERT, problem=_no_expert, known=_known_experts, show_default="the build's"),
+    args.option(_EXPERT, problem=_no_expert, known=_known_experts, show_default="the build's"),
 ]
 BuildWeights = Annotated[
-    Path | None, option(_WEIGHTS, problem=no_path, show_default="where the build found them")
+    Path | None,
+    args.option(_WEIGHTS, problem=args.no_path, show_default="where the build found them"),
 ]
-BuildDtype = Annotated[Literal["bf16", "fp32"] | None, option(_DTYPE, show_default="the build's")]
-RowSeed = Annotated[int, option("Seed of the rows that are drawn.", "--seed", min=0)]
+BuildDtype = Annotated[
+    Literal["bf16", "fp32"] | None, args.option(_DTYPE, show_default="the build's")
+]
+RowSeed = Annotated[int, args.option("Seed of the rows that are drawn.", "--seed", min=0)]

@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ...runtime.arguments import (
-    ArgumentError,
-    OutFolder,
-    Overwrite,
-    Seed,
-    argument,
-    no_assignment,
-    no_folder,
-    option,
-    unknown,
-)
+from ...runtime import arguments as args
 from ...runtime.text import Fact, aligned, plural
 from .check_data import check, leakage
 from .resume import FAILED, stopping
@@ -41,43 +31,46 @@ def _data_sets() -> list[str]:
 
 def _no_data_set(name: str) -> str:
     known = _data_sets()
-    return "" if name in known else unknown("data set", name, known)
+    return "" if name in known else args.unknown("data set", name, known)
 
 
 @data.command("prepare")
 def prepare_command(
     name: Annotated[
         str,
-        argument(
+        args.argument(
             "slake, vqa-rad, pathvqa, omnimedvqa, iu-xray-vqa, iu-xray-report or mimic-cxr-report.",
             _no_data_set,
             known=_data_sets,
         ),
     ],
     source: Annotated[
-        Path, argument("Folder of the downloaded set, unpacked.", no_folder, metavar="SRC")
+        Path,
+        args.argument("Folder of the downloaded set, unpacked.", args.no_folder, metavar="SRC"),
     ],
-    out: OutFolder,
+    out: args.OutFolder,
     images: Annotated[
         Path | None,
-        option("Folder of the images.", problem=no_folder, show_default="where the set has them"),
+        args.option(
+            "Folder of the images.", problem=args.no_folder, show_default="where the set has them"
+        ),
     ] = None,
-    seed: Seed = 0,
+    seed: args.Seed = 0,
     val_fraction: Annotated[
-        float | None, option("Share of val in a cut.", min=0, max=1, show_default="the set's")
+        float | None, args.option("Share of val in a cut.", min=0, max=1, show_default="the set's")
     ] = None,
     test_fraction: Annotated[
-        float | None, option("Share of test in a cut.", min=0, max=1, show_default="the set's")
+        float | None, args.option("Share of test in a cut.", min=0, max=1, show_default="the set's")
     ] = None,
     choose: Annotated[
         list[str] | None,
-        option(
+        args.option(
             "A choice that the set offers, as language=all; repeatable.",
-            problem=no_assignment,
+            problem=args.no_assignment,
             metavar="KEY=VALUE",
         ),
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: args.Overwrite = False,
 ) -> None:
     """Turn a downloaded data set into manifests, and report what it holds.
 
@@ -117,7 +110,7 @@ def _choices(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         key, _, value = word.partition("=")
         if key in choices:
-            raise ArgumentError(f"--choose {key} is given more than once; give it once")
+            raise args.ArgumentError(f"--choose {key} is given more than once; give it once")
         choices[key] = value
     return choices
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from medalign.pipeline.experts import Expert, load_expert
 from medalign.pipeline.tower import Tower, check_open_clip, named_config
 from medalign.pipeline.weights import ExpertError
+from medalign.runtime.libraries import LibraryError
 from medalign.teacher_cache.schema import PatchGrid
 
 SMALL_TIMM = {
@@ -198,11 +199,11 @@ def test_a_name_that_open_clip_dropped_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.delattr(f"open_clip.{name}")
-    with pytest.raises(ExpertError) as refused:
+    with pytest.raises(LibraryError) as refused:
         check_open_clip()
     message = str(refused.value)
-    assert message.startswith(f"open_clip {open_clip.__version__} has no {name}, ")
-    assert message.endswith("pip install -c constraints.txt open_clip_torch timm")
+    assert message.startswith(f"open_clip_torch {open_clip.__version__} has no open_clip.{name}; ")
+    assert message.endswith("pip install -c constraints.txt open_clip_torch")
     assert "\n" not in message
 
 
@@ -213,7 +214,7 @@ def test_a_builder_with_other_arguments_is_named_before_it_is_called(
         pytest.fail(f"must not be called with {config}")
 
     monkeypatch.setattr("open_clip.model._build_vision_tower", builder)
-    with pytest.raises(ExpertError, match=r"calls model\._build_vision_tower in another way"):
+    with pytest.raises(LibraryError, match=r"calls \S*builder in another way"):
         load_expert("demo")
 
 
@@ -228,5 +229,5 @@ def test_importing_experts_needs_no_private_name_of_open_clip() -> None:
 def test_a_tower_that_runs_with_other_arguments_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "timm_model.TimmModel.forward_intermediates"
     monkeypatch.setattr(f"open_clip.{name}", lambda self, x: (self, x))
-    with pytest.raises(ExpertError, match=f"calls {name} in another way"):
+    with pytest.raises(LibraryError, match=r"calls \S+ in another way"):
         check_open_clip()

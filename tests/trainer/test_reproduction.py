@@ -27,7 +27,7 @@ ALL = [("medalign", *parts) for parts in (
 
 
 def parsed(words: Sequence[str]) -> dict[str, Any]:
-    """Let the real command line read words, without running anything or looking for a file.
+    """Let the real command line read words, without running anything or looking for files.
 
     Raises:
         KeyError: there is no such command.
@@ -39,7 +39,7 @@ def parsed(words: Sequence[str]) -> dict[str, Any]:
         name, *rest = rest
         command = command.commands[name]
     for parameter in command.params:
-        parameter.callback = None  # checks that files exist, which no earlier command has made
+        parameter.callback = None
     found: dict[str, Any] = command.make_context(words[1], rest).params
     return found
 

@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ...runtime.arguments import (
-    CacheOption,
-    Json,
-    RecipeImages,
-    RecipeStudent,
-    SomeManifest,
-    flag,
-    option,
-)
+from ...runtime import arguments as args
 from .recipes import RecipeOption
 
 if TYPE_CHECKING:
@@ -25,16 +17,16 @@ _STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 def doctor(
-    manifest: SomeManifest = None,
-    images: RecipeImages = None,
-    cache: CacheOption = None,
-    student: RecipeStudent = None,
+    manifest: args.SomeManifest = None,
+    images: args.RecipeImages = None,
+    cache: args.CacheOption = None,
+    student: args.RecipeStudent = None,
     recipe: RecipeOption = None,
-    sample: Annotated[int, option("Images to decode and compare, evenly spread.", min=1)] = 32,
+    sample: Annotated[int, args.option("Images to decode and compare, evenly spread.", min=1)] = 32,
     everything: Annotated[
-        bool, flag("Decode and compare every image, and tokenise every conversation.", "--all")
+        bool, args.flag("Decode and compare every image, and tokenise every conversation.", "--all")
     ] = False,
-    as_json: Json = False,
+    as_json: args.Json = False,
 ) -> None:
     """Find what would fail, before anything is spent; exit 1 if a check fails.
 

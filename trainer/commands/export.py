@@ -7,16 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ...runtime.arguments import (
-    OutFolder,
-    Overwrite,
-    RunImages,
-    RunManifest,
-    RunStudent,
-    argument,
-    no_run,
-    option,
-)
+from ...runtime import arguments as args
 
 
 class Dtype(StrEnum):
@@ -32,35 +23,35 @@ def _no_checkpoint(name: str) -> str:
 
 
 def export(
-    run: Annotated[Path, argument("Run folder.", no_run)],
-    out: OutFolder,
+    run: Annotated[Path, args.argument("Run folder.", args.no_run)],
+    out: args.OutFolder,
     checkpoint: Annotated[
         str | None,
-        option(
+        args.option(
             "Checkpoint to export.",
             problem=_no_checkpoint,
             metavar="step-N|last|best",
             show_default="finished adapter, else newest",
         ),
     ] = None,
-    student: RunStudent = None,
-    manifest: RunManifest = None,
-    images: RunImages = None,
+    student: args.RunStudent = None,
+    manifest: args.RunManifest = None,
+    images: args.RunImages = None,
     dtype: Annotated[
-        Dtype, option("Type of the weights; auto keeps fp32 and makes 16 bits bf16.")
+        Dtype, args.option("Type of the weights; auto keeps fp32 and makes 16 bits bf16.")
     ] = Dtype.auto,
     threshold: Annotated[
         float | None,
-        option(
+        args.option(
             "Mean KL, in nats a token, that merging may cost at most.",
             min=0.0,
             show_default="1e-7 in fp32, 2e-2 in bf16",
         ),
     ] = None,
     images_checked: Annotated[
-        int, option("Conversations to compare the models on; 0 checks nothing.", min=0)
+        int, args.option("Conversations to compare the models on; 0 checks nothing.", min=0)
     ] = 4,
-    overwrite: Overwrite = False,
+    overwrite: args.Overwrite = False,
 ) -> None:
     """Write a run's model as a folder that transformers loads without medalign.
 

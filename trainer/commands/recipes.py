@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ...runtime.arguments import Json, argument, no_assignment, option
+from ...runtime import arguments as args
 
 recipes = typer.Typer(help="List the recipes that come with medalign, their commands and costs.")
 
@@ -30,18 +30,18 @@ def _no_recipe(name: str) -> str:
 
 _RECIPE = "A YAML file or a shipped recipe; RECIPE+PART adds a part."
 
-Name = Annotated[str, argument(_RECIPE, _no_recipe, complete=_complete)]
+Name = Annotated[str, args.argument(_RECIPE, _no_recipe, complete=_complete)]
 Names = Annotated[
     list[str] | None,
-    argument(_RECIPE, _no_recipe, complete=_complete, show_default="the paper's rows"),
+    args.argument(_RECIPE, _no_recipe, complete=_complete, show_default="the paper's rows"),
 ]
-RecipeOption = Annotated[str | None, option(_RECIPE, problem=_no_recipe, complete=_complete)]
+RecipeOption = Annotated[str | None, args.option(_RECIPE, problem=_no_recipe, complete=_complete)]
 Overrides = Annotated[
     list[str] | None,
-    option(
+    args.option(
         "Override a key of the recipe, as optim.lr=1e-4; repeatable.",
         "--set",
-        problem=no_assignment,
+        problem=args.no_assignment,
         metavar="KEY=VALUE",
     ),
 ]
@@ -70,7 +70,7 @@ def listing(context: typer.Context) -> None:
 
 
 @recipes.command("show")
-def show(name: Name, override: Overrides = None, as_json: Json = False) -> None:
+def show(name: Name, override: Overrides = None, as_json: args.Json = False) -> None:
     """Print a recipe with every default filled in, and the commands that reproduce its row.
 
     The output is a recipe file: `medalign train` takes it.
@@ -91,7 +91,7 @@ def show(name: Name, override: Overrides = None, as_json: Json = False) -> None:
 @recipes.command("commands")
 def commands(
     name: Name,
-    gpus: Annotated[int, option("GPUs of this machine that train.", min=1)] = 1,
+    gpus: Annotated[int, args.option("GPUs of this machine that train.", min=1)] = 1,
     override: Overrides = None,
 ) -> None:
     """Print a shell script that reproduces a row, from the checkpoint to the scores."""

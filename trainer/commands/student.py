@@ -8,16 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ...runtime.arguments import (
-    ArgumentError,
-    Json,
-    OutFolder,
-    argument,
-    flag,
-    no_folder,
-    no_student,
-    option,
-)
+from ...runtime import arguments as args
 
 student = typer.Typer(
     no_args_is_help=True, help="Convert original checkpoints, and check a student's folder."
@@ -54,23 +45,25 @@ def _not_finite(text: str) -> str:
 @student.command("convert")
 def convert_command(
     source: Annotated[
-        Path, argument("Folder of the original checkpoint.", no_folder, metavar="SRC")
+        Path, args.argument("Folder of the original checkpoint.", args.no_folder, metavar="SRC")
     ],
-    family: Annotated[Family, option("Model family of the checkpoint.")],
-    out: OutFolder,
+    family: Annotated[Family, args.option("Model family of the checkpoint.")],
+    out: args.OutFolder,
     vision_tower: Annotated[
         Path | None,
-        option("CLIP folder, for a checkpoint without a vision tower.", problem=no_folder),
+        args.option(
+            "CLIP folder, for a checkpoint without a vision tower.", problem=args.no_folder
+        ),
     ] = None,
     tower_weights: Annotated[
         TowerWeights | None,
-        option("Whose weights to take if checkpoint and --vision-tower both have a tower."),
+        args.option("Whose weights to take if checkpoint and --vision-tower both have a tower."),
     ] = None,
     dtype: Annotated[
-        Dtype, option("Type of the weights; keep leaves every tensor as it is.")
+        Dtype, args.option("Type of the weights; keep leaves every tensor as it is.")
     ] = Dtype.keep,
     shard_gb: Annotated[
-        float, option("Gigabytes of a weight file at most.", problem=_not_finite, min=0.0001)
+        float, args.option("Gigabytes of a weight file at most.", problem=_not_finite, min=0.0001)
     ] = 5.0,
 ) -> None:
     """Turn an original checkpoint into a Hugging Face Llava folder that `medalign train` takes.
@@ -79,7 +72,7 @@ def convert_command(
     or listed with the reason in OUT/conversion.json.
     """
     if tower_weights is TowerWeights.folder and vision_tower is None:
-        raise ArgumentError("--tower-weights folder needs --vision-tower DIR; give both")
+        raise args.ArgumentError("--tower-weights folder needs --vision-tower DIR; give both")
     from ..machine import quiet_libraries
 
     quiet_libraries()
@@ -110,10 +103,12 @@ def convert_command(
 @student.command("check")
 def check_command(
     folder: Annotated[
-        Path, argument("Folder of a Hugging Face student.", no_student, metavar="DIR")
+        Path, args.argument("Folder of a Hugging Face student.", args.no_student, metavar="DIR")
     ],
-    forward: Annotated[bool, flag("Load the model as well, and run it on a small image.")] = False,
-    as_json: Json = False,
+    forward: Annotated[
+        bool, args.flag("Load the model as well, and run it on a small image.")
+    ] = False,
+    as_json: args.Json = False,
 ) -> None:
     """Check that a student's folder is whole and fits together; exit 1 if not.
 

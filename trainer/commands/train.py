@@ -8,19 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...runtime.arguments import (
-    ArgumentError,
-    CacheOption,
-    RecipeImages,
-    RecipeManifest,
-    RecipeStudent,
-    flag,
-    no_file,
-    no_folder,
-    no_new_folder,
-    no_student,
-    option,
-)
+from ...runtime import arguments as args
 from .recipes import Name, Overrides
 
 if TYPE_CHECKING:
@@ -30,20 +18,22 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Name,
-    cache: CacheOption = None,
-    manifest: RecipeManifest = None,
-    images: RecipeImages = None,
-    student: RecipeStudent = None,
+    cache: args.CacheOption = None,
+    manifest: args.RecipeManifest = None,
+    images: args.RecipeImages = None,
+    student: args.RecipeStudent = None,
     out: Annotated[
         Path | None,
-        option("Run folder.", problem=no_new_folder, show_default="runs/RECIPE"),
+        args.option("Run folder.", problem=args.no_new_folder, show_default="runs/RECIPE"),
     ] = None,
     override: Overrides = None,
     resume: Annotated[
-        bool, flag("Continue from the newest checkpoint in --out, if there is one.")
+        bool, args.flag("Continue from the newest checkpoint in --out, if there is one.")
     ] = True,
-    plan: Annotated[bool, flag("Print what the run costs, and train nothing.", "--plan")] = False,
-    as_json: Annotated[bool, flag("Print the plan as JSON.", "--json")] = False,
+    plan: Annotated[
+        bool, args.flag("Print what the run costs, and train nothing.", "--plan")
+    ] = False,
+    as_json: Annotated[bool, args.flag("Print the plan as JSON.", "--json")] = False,
 ) -> None:
     """Train a student with LoRA against a teacher cache.
 
@@ -51,7 +41,7 @@ def train(
     torchrun --nproc_per_node 8 -m medalign train RECIPE --cache STORE ...
     """
     if as_json and not plan:
-        raise ArgumentError("--json goes with --plan; give both or neither")
+        raise args.ArgumentError("--json goes with --plan; give both or neither")
     from ..recipe.compose import find_recipe
     from ..recipe.recipe import Recipe
 
@@ -72,13 +62,7 @@ def train(
     chosen = _with_paths(chosen, paths, out.parent)
     with live_view() as view:
         result = run(
-            chosen,
-            cache,
-            out,
-            resume=resume,
-            say=view.say,
-            report=view.report,
-            watch=[view],
+            chosen, cache, out, resume=resume, say=view.say, report=view.report, watch=[view]
         )
     if os.environ.get("RANK", "0") == "0":
         _print_result(result, resume=resume)
@@ -99,24 +83,24 @@ def _check_paths(
     """
     data, validation = recipe.data, recipe.validation
     for name, path, key, written, problem in (
-        ("student", student, "student.path", recipe.student.path, no_student),
-        ("manifest", manifest, "data.manifest", data.manifest, no_file),
-        ("images", images, "data.images", data.images, no_folder),
+        ("student", student, "student.path", recipe.student.path, args.no_student),
+        ("manifest", manifest, "data.manifest", data.manifest, args.no_file),
+        ("images", images, "data.images", data.images, args.no_folder),
     ):
         if path is None and written is None:
-            raise ArgumentError(f"the recipe names no {name}: give --{name}")
+            raise args.ArgumentError(f"the recipe names no {name}: give --{name}")
         if path is None and written != "demo" and (wrong := problem(str(written))):
-            raise ArgumentError(f"{key} {written}: {wrong}; mend the recipe or give --{name}")
+            raise args.ArgumentError(f"{key} {written}: {wrong}; mend the recipe or give --{name}")
     for key, written, problem in (
-        ("validation.manifest", validation.manifest, no_file),
-        ("validation.images", validation.images, no_folder),
+        ("validation.manifest", validation.manifest, args.no_file),
+        ("validation.images", validation.images, args.no_folder),
     ):
         if written is not None and (wrong := problem(written)):
-            raise ArgumentError(
+            raise args.ArgumentError(
                 f"{key} {written}: {wrong}; mend the recipe or override it by --set"
             )
     if cache is None and (recipe.loss.alpha or recipe.loss.beta):
-        raise ArgumentError(
+        raise args.ArgumentError(
             "the recipe trains on a teacher (loss.alpha or loss.beta above 0): give --cache STORE"
         )
     if cache is not None and "://" not in cache:
@@ -162,12 +146,7 @@ def _print_result(result: "Result", *, resume: bool) -> None:
 
 
 def _print_plan(
-    recipe: "Recipe",
-    paths: dict[str, Path | None],
-    cache: str | None,
-    out: Path,
-    *,
-    as_json: bool,
+    recipe: "Recipe", paths: dict[str, Path | None], cache: str | None, out: Path, *, as_json: bool
 ) -> None:
     """Print what a run costs; leaves no file behind."""
     from ..preflight.plan_report import plan_json, plan_lines

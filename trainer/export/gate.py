@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from ...runtime.libraries import ADVICE
 from .modeling_medalign_llava import MedAlignLlavaConfig, name_weights_as_llava
 from .samples import GateSample
 
@@ -91,7 +92,7 @@ def require_known_transformers() -> None:
     try:
         name_weights_as_llava(MedAlignLlavaConfig.model_type)
     except ImportError as error:
-        raise GateError(f"{error}; nothing was exported") from error
+        raise GateError(f"{error}; nothing was exported; {ADVICE} transformers") from error
 
 
 @torch.inference_mode()
