@@ -11,7 +11,7 @@ PATIENT_FIELDS = ("patient", "patient_id", "subject_id")
 """Fields of a record that name its patient; the first that is there counts."""
 
 FEW = 20
-"""Below this many clusters a bootstrap interval is rough, and tables say so."""
+"""Below this many clusters a bootstrap interval is rough, and tables warn."""
 
 
 def cluster_records(records: Sequence[Record]) -> Int64:

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """Hold one metric of two files.
+    """One metric of two files.
 
     Attributes:
         name: of the metric.
         protocol: by which rules.
-        group: what `--metrics` calls it and its neighbours.
+        group: name of `--metrics` for it and its neighbours.
         unit: of values and difference.
         n: samples it applies to, the same in both files.
         clusters: patients or images they belong to.
@@ -78,7 +78,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Hold everything a comparison file says.
+    """Everything in a comparison file.
 
     Attributes:
         task: "vqa" or "report".
@@ -218,7 +218,7 @@ def compare_scored(a: TaskScores, b: TaskScores, clusters: Int64) -> list[Compar
 def refuse_unmatched(
     a: Path, answers_a: Sequence[Answer], b: Path, answers_b: Sequence[Answer]
 ) -> None:
-    """Refuse two files of which one answers a record that the other does not.
+    """Refuse two files if one answers a record that the other does not.
 
     Raises:
         AnswersError: names the first few such records.

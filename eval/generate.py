@@ -85,7 +85,7 @@ def generate(
         images: folder of the images.
         out: predictions file.
         spec: decoder and its settings.
-        seed: of decoders that draw tokens or noise; lines of others say 0.
+        seed: of decoders that draw tokens or noise; 0 in the lines of others.
         part: answer every N-th record, into a file of its own beside `out`; the process that
             finds all parts finished joins them into `out`.
         batch_size: questions at a time; OPERA answers them one by one whatever it is.
@@ -139,7 +139,7 @@ def answer_batch(
         batch: the records' first questions, padded on the left, on any device.
         records: B of them; skipped ones get an answer too, which means nothing.
         spec: decoder and its settings.
-        seed: of decoders that draw tokens or noise; answers of others say 0.
+        seed: of decoders that draw tokens or noise; 0 in the answers of others.
     """
     # Pixels stay float32: the decoder casts them, after it has added noise.
     moved = batch.to(model.device, torch.float32)

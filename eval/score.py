@@ -128,7 +128,7 @@ class Scores:
         counts: how many records, answers, ...
         interval: how the intervals were computed.
         metrics: the scores; a metric no sample applies to is left out.
-        settings: of the decoder, as far as the predictions say.
+        settings: of the decoder, as far as the predictions have them.
         not_computed: metrics without a value, and what they need.
         instruments: metric -> path and sha256 of the models and annotations it used.
     """

@@ -36,7 +36,7 @@ class Source:
     unfinished: str = ""
 
     def spec(self) -> StudentSpec:
-        """Read what the student's folder says."""
+        """Read the description in the student's folder."""
         return read_student(self.student, self.geometry)
 
     def layer(self) -> int | None:

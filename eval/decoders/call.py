@@ -66,7 +66,7 @@ def check_images(model: Any, prompt: Prompt, pixels: Tensor | None) -> None:
         pixels: [P, 3, S, S] or None.
 
     Raises:
-        DecodingError: says how many there are of each.
+        DecodingError: names the number of each.
     """
     if model.config.model_type != "llava":
         return
@@ -174,7 +174,7 @@ def contrasted(logits: Tensor, other: Tensor, alpha: float, beta: float) -> Tens
 
 
 def refuse_no_numbers(scores: Tensor, decoder: str) -> None:
-    """Refuse scores [B, V] of which a row has no largest finite one; single -inf are cuts.
+    """Refuse scores [B, V] if a row has no finite largest score; a single -inf is a cut.
 
     Raises:
         DecodingError: a row holds NaN or inf, or nothing but -inf.

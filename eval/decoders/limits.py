@@ -63,7 +63,7 @@ def check_prompts(
         positions: of the student; None if it names no number.
 
     Raises:
-        DecodingError: names the first such prompt and says why.
+        DecodingError: names the first such prompt and the reason.
     """
     for name, count in zip(ids, tokens, strict=True):
         if reason := lacks_room(count, spec, positions):
@@ -74,7 +74,7 @@ def check_fit(spec: Spec, student: StudentSpec) -> None:
     """Refuse a decoder that this student cannot use.
 
     Raises:
-        DecodingError: says what does not fit.
+        DecodingError: names what does not fit.
     """
     check_family(spec, student.family.model_type)
     check_length(spec, student.positions)

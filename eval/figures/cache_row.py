@@ -170,7 +170,7 @@ def draw_row(
     attention = teacher.attention / max(float(teacher.attention[inside].mean()), 1e-30)
     _draw_map(figure, panels[1], below[1], attention, inside, grid, label="times even attention")
     gram = teacher.gram()[chosen]
-    # Itself it is like by 1, which says nothing and would use up the colours.
+    # The chosen patch has similarity 1 to itself, which would use up the colours.
     gram[chosen] = np.delete(gram, chosen)[np.delete(inside, chosen)].max(initial=-1)
     _draw_map(figure, panels[2], below[2], gram, inside, grid, label="cosine similarity")
     tint_patches(panels[3], inside, grid)

@@ -35,7 +35,7 @@ PANELS = {
 SMOOTH_FROM = 100
 """Runs of more steps than this get a running mean."""
 
-# Okabe and Ito's colours, told apart with every common colour blindness; dashes tell them in grey.
+# Okabe and Ito's colours, distinct with every common colour blindness; dashes are, in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES: tuple[str, ...] = ("-", "--", "-.", ":")
 

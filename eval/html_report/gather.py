@@ -26,7 +26,7 @@ from ..score_files import ScoresFile, match_scores
 from ..tables import labels
 
 VERDICT: Key = ("strict", "overall_accuracy")
-"""The metric whose value of one question, 1 or 0, says whether its answer is right."""
+"""The metric whose value for one question, 1 or 0, decides whether its answer is right."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ class Pictures:
     _known: dict[str, Picture] = field(default_factory=dict)
 
     def of(self, paths: Iterable[str]) -> tuple[Picture, ...]:
-        """Return the pictures of a record; one that cannot be read says why."""
+        """Return the pictures of a record; one that cannot be read carries the reason."""
         paths = tuple(paths)
         for path in paths:
             if path not in self._known:

@@ -78,7 +78,7 @@ def find_set(name: str) -> tuple[Path, Path]:
     """Return manifest and image folder of a data set, by its name in `data prepare`.
 
     `MEDALIGN_SLAKE` names the folder of `slake`, else it is `slake` in `MEDALIGN_DATA`; images
-    are in its `images`, or where `MEDALIGN_SLAKE_IMAGES` says.
+    are in its `images`, or in the folder that `MEDALIGN_SLAKE_IMAGES` names.
 
     Raises:
         HarnessError: no variable is set, or manifest or images are not there.
@@ -198,7 +198,7 @@ def _manifest_rows(rows: Any, name: str, task: Task) -> Any:
     try:
         return type(rows).from_list(_docs(name, task))
     except ValueError as error:
-        # lmms-eval tries again after any exception, and then says only that it did.
+        # lmms-eval tries again after any exception, and then reports only that it did.
         raise SystemExit(f"medalign: {error}") from error
 
 

@@ -145,7 +145,7 @@ def refuse_not_finite(weights: Mapping[str, Tensor], name: str) -> None:
 
 
 def longest_input(tokenizer: Any, config: Any) -> int:
-    """Return how many tokens a model takes, of what tokenizer and configuration say."""
+    """Return how many tokens a model takes, the least of tokenizer and configuration."""
     positions = int(config.max_position_embeddings)
     if config.model_type == "roberta":
         positions -= int(config.pad_token_id) + 1  # RoBERTa counts positions from there

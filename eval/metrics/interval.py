@@ -11,7 +11,7 @@ LEVEL = 0.95
 SEED = 0
 
 Interval = tuple[float, float] | None
-"""Low and high end; None where all samples are of one cluster, and so say nothing of chance."""
+"""Low and high end; None where all samples are of one cluster, which shows no variation."""
 
 _BLOCK = 4_000_000
 

@@ -21,7 +21,7 @@ class Statistic:
     Attributes:
         samples: [n] number of the sample that each row belongs to.
         terms: [n, L, 2] parts and wholes.
-        undefined: what 0/0 counts as; NaN says that there is no value.
+        undefined: value of 0/0; NaN stands for no value.
     """
 
     samples: Int64
@@ -56,7 +56,7 @@ class Tally:
     """Collects what samples add to one statistic.
 
     Attributes:
-        undefined: what 0/0 counts as.
+        undefined: value of 0/0.
     """
 
     undefined: float = math.nan
