@@ -310,7 +310,7 @@ def test_a_full_disk_is_named_and_what_is_committed_stays(
             small.write(writer, [1])
     assert ("no space left" in str(caught.value)) == (number != errno.EIO)
     assert str(store) in str(caught.value)
-    assert "committed stay" in str(caught.value)
+    assert "committed shards stay; " in str(caught.value)
     assert not list(store.rglob("*.partial"))
     writer = small.begin(store)
     assert writer.pending() == [1, 2]
