@@ -29,7 +29,7 @@ def measure(way: str, samples: int, folder: Path) -> dict[str, float]:
 
     from medalign.trainer.machine import quiet_libraries
     from medalign.trainer.objective import Objective, Share
-    from medalign.trainer.preflight.measure import Kept
+    from medalign.trainer.preflight.measure import SavedTensors
 
     quiet_libraries()
     size, device = SIZES["toy"], torch.device("cpu")
@@ -66,7 +66,7 @@ def measure(way: str, samples: int, folder: Path) -> dict[str, float]:
             adam.step()
             adam.zero_grad()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    with Kept(model) as kept:
+    with SavedTensors(model) as kept:
         loss()
     return {"peak": peak, "kept": kept.bytes}
 

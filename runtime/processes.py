@@ -146,7 +146,7 @@ def _deaths_reported() -> Iterator[None]:
         time.sleep(_LATE_SECONDS)  # a signal of our own says better why
         raise WorkerDiedError(
             "a worker process died, most often because memory ran out; run the same command again "
-            "to go on, with fewer --workers if it dies again"
+            "to continue, with fewer --workers if it dies again"
         ) from error
 
 

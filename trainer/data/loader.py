@@ -95,7 +95,7 @@ def micro_batches(
             if isinstance(batch, _Lost):
                 raise DataWorkerError(
                     f"{batch.why}; lower data.workers or --workers (now {workers}; 0 reads in "
-                    "this process) or data.prefetch, and run the same command to go on"
+                    "this process) or data.prefetch, and run the same command to continue"
                 )
             yield batch
     finally:
