@@ -1,9 +1,32 @@
 """medalign: a cached CLIP expert teaches a medical vision-language model where to look.
 
-from medalign import TeacherCache, load_base, load_student, train, decode, score
+The names that users need, each imported when it is first used:
 
-row = TeacherCache.open("cache")["p10/s5/a.jpg"]     # features [N, b], attention [N], valid [N]
-student = load_student(load_base("llava-med-hf", torch.bfloat16), "runs/slake/adapter")
+    TeacherCache        reads a cache: TeacherCache.open("cache")["p10/s5/a.jpg"]
+    TeacherRow          one image's row: features [N, b], attention [N], valid [N]
+    load_expert         a CLIP vision tower by name
+    build               runs an expert over images and fills a cache
+    read_manifest       a manifest's records
+    Recipe              everything that decides a run: Recipe.from_yaml(path)
+    train               trains a student against a cache
+    load_base           a student's weights from a Hugging Face folder
+    load_student        a base with a run's adapter and rotation
+    make_spec           a decoder and its settings
+    decode              answers of a batch by one of ten decoders
+    score               scores of a predictions file, with intervals
+    compare             two predictions files, sample by sample
+    cosine_gram, spatial_alignment, attention_alignment
+                        the losses (Eq. 3 to 5)
+
+    from pathlib import Path
+    import torch
+    from medalign import load_base, load_student
+
+    student = load_student(
+        load_base(Path("llava-med-hf"), torch.bfloat16), Path("runs/slake/adapter")
+    )
+
+`help(medalign.train)` describes one of them; `medalign --help` the command line.
 """
 
 # Nothing of the package is imported here: test runners load this file a second time, under the
@@ -31,6 +54,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# No `__all__`: help(medalign) would print every method of every class.
 _HOMES = {
     "Recipe": "trainer.recipe.recipe",
     "TeacherCache": "teacher_cache.reader",
@@ -49,7 +73,6 @@ _HOMES = {
     "spatial_alignment": "trainer.losses",
     "train": "trainer.train",
 }
-__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
@@ -62,4 +85,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """Return what a shell completes."""
     return sorted({*globals(), *_HOMES})

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from types import FrameType
 from typing import Annotated, Any, Final, NoReturn, cast
 
@@ -121,6 +122,9 @@ def main() -> None:
     # `--debug` may stand anywhere; the `deepspeed` launcher adds what LOCAL_RANK says already.
     words = [word for word in sys.argv[1:] if word != "--debug"]
     sys.argv[1:] = [word for word in words if not word.startswith("--local_rank=")]
+    if any(not word and before != "--part" for before, word in pairwise(["", *sys.argv[1:]])):
+        # Path("") would be the current folder; --part "" is an unset variable of a script.
+        _fail("an argument is empty; give it a value, or leave the option away", 2)
     # Nothing is ever fetched, also by libraries that would like to.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +156,10 @@ def test_help_is_not_broken_twice() -> None:
     for path, text in helps(typer.main.get_command(cli.app)):
         for line in text.splitlines()[1:]:
             assert len(line) <= 78, f"{path}: {line}"
+
+
+@pytest.mark.parametrize("words", [("demo", "--out", ""), ("cache", "info", "")])
+def test_an_empty_argument_is_never_the_current_folder(
+    medalign: Callable[..., str], words: tuple[str, ...]
+) -> None:
+    assert "an argument is empty" in medalign(*words, code=2)

@@ -226,6 +226,11 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         paths = {name: values.pop(name) for name in models}
+        task = values.get("task")
+        if task == "vqa" and any(paths[name] != models[name].default for name in models):
+            raise args.ArgumentError(
+                "--task vqa has no metric that needs a model; leave out the models of reports"
+            )
         annotations = paths["radgraph_annotations"] or ()
         if annotations and (paths["radgraph"] or paths["radgraph_bert"]):
             raise args.ArgumentError(

@@ -30,6 +30,23 @@ cache = typer.Typer(
 )
 
 
+def _no_grid(text: str) -> str:
+    from ...teacher_cache.schema import PatchGrid, TeacherCacheError
+
+    try:
+        PatchGrid.parse(text)
+    except TeacherCacheError:
+        return "is no patch grid, which is written like 24x24"
+    return ""
+
+
+def _no_gram_error(text: str) -> str:
+    from ...teacher_cache.schema import MAX_GRAM_ERROR, MIN_GRAM_ERROR
+
+    within = MIN_GRAM_ERROR <= float(text) <= MAX_GRAM_ERROR  # False for NaN
+    return "" if within else f"is not within {MIN_GRAM_ERROR:g} to {MAX_GRAM_ERROR:g}"
+
+
 @cache.command(
     "build",
     epilog="Example: medalign cache build train.jsonl --images images --expert unimed-l "
@@ -42,7 +59,7 @@ def build_command(
     expert: Expert,
     out: args.OutStore,
     weights: Weights = None,
-    grid: Annotated[str, args.option("Patch grid of the student.")] = "24x24",
+    grid: Annotated[str, args.option("Patch grid of the student.", problem=_no_grid)] = "24x24",
     geometry: Annotated[
         Literal["pad", "crop", "stretch"] | None,
         args.option("How the student makes an image square.", show_default="pad"),
@@ -67,7 +84,8 @@ def build_command(
     max_gram_error: Annotated[
         float | None,
         args.option(
-            "RMS error that codec gram may make in an image's similarities.",
+            "Largest RMS error that codec gram may make in similarities.",
+            problem=_no_gram_error,
             show_default="0.001 with codec gram, or the store's own",
         ),
     ] = None,

@@ -17,7 +17,6 @@ from medalign.pipeline.commands.cache import cache
 from medalign.pipeline.pixels import PixelsError
 from medalign.runtime.arguments import ArgumentError
 from medalign.teacher_cache.origin import load_origin, save_origin
-from medalign.teacher_cache.schema import TeacherCacheError
 
 IMAGES = 10
 
@@ -215,7 +214,7 @@ def test_parts_are_taken_from_the_option_or_the_environment(
     [
         (("--expert", "unimed-l"), ArgumentError, "give --weights"),
         (("--part", "3/2"), ArgumentError, "part takes I/N"),
-        (("--grid", "24"), TeacherCacheError, "written like 24x24"),
+        (("--grid", "24"), ArgumentError, "written like 24x24"),
         (("--mode", "paper", "--geometry", "pad"), ArgumentError, "leave --geometry away"),
         (("--device", "abacus"), ArgumentError, "unknown device"),
     ],

@@ -122,3 +122,11 @@ def test_a_user_builds_on_a_shipped_recipe(write: Path) -> None:
     (write / "mine.yaml").write_text("extends: [llava-med-slake, aligned]\nrun: {epochs: 2}\n")
     recipe = Recipe.of(find_recipe("mine.yaml"))
     assert (recipe.run.epochs, recipe.expert.mode, recipe.lora.rank) == (2, "aligned", 32)
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]\n", "[" * 5000 + "\n"])
+def test_values_nested_without_end_are_refused(write: Path, text: str) -> None:
+    (write / "a.yaml").write_text(text)
+    assert "nested without end" in refusal("a.yaml")
+    with pytest.raises(RecipeError, match="no valid YAML"):
+        Recipe.of(find_recipe("base.yaml"), [f"optim.lr={'[' * 5000}"])

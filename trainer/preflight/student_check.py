@@ -95,7 +95,7 @@ def refuse_unfit(spec: StudentSpec) -> None:
 def _config(folder: Path) -> Any:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         kind = None
     if kind == "medalign_llava":
         raise ConvertError(

@@ -41,6 +41,9 @@ def read_settings(path: Path) -> tuple[Values, dict[str, str]]:
     try:
         root = yaml.compose(text, Loader=_Loader)
         values = yaml.load(text, Loader=_Loader)
+        lines = _lines(root, path) if isinstance(root, yaml.MappingNode) else {}
+    except RecursionError as error:  # nested too deeply, or a list that is its own item
+        raise RecipeError(f"{path}: no recipe: its values are nested without end") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f":{mark.line + 1}"
@@ -48,7 +51,7 @@ def read_settings(path: Path) -> tuple[Values, dict[str, str]]:
         raise RecipeError(f"{path}{line}: no valid YAML: {problem}") from error
     if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
         raise RecipeError(f"{path}: a recipe is a mapping of sections, loss and run among them")
-    return values, {key: f"{path}:{line}" for key, line in _lines(root, path).items()}
+    return values, {key: f"{path}:{line}" for key, line in lines.items()}
 
 
 def _read(path: Path) -> str:
@@ -99,8 +102,8 @@ def override(values: Values, text: str) -> str:
         raise RecipeError(f"--set takes section.key=value, got {text!r}")
     try:
         parsed = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {text}: the value is no valid YAML") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"--set {text:.80}: the value is no valid YAML") from error
     target = values.get(section)
     if target is None:
         target = values[section] = {}
