@@ -170,8 +170,8 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
 @pytest.mark.parametrize(
     ("number", "option", "hint"),
     [
-        (signal.SIGINT, "--no-resume", "run the same command without --no-resume to go on"),
-        (signal.SIGTERM, "--resume", "run the same command to go on"),
+        (signal.SIGINT, "--no-resume", "to continue, run the same command without --no-resume"),
+        (signal.SIGTERM, "--resume", "to continue, run the same command"),
     ],
 )
 def test_a_stopped_run_saves_and_says_how_to_go_on(
@@ -258,8 +258,8 @@ def test_a_student_without_an_adapter_answers_too(
 
 BAD = {
     "no manifest": (["--manifest", "nowhere.jsonl"], "nowhere.jsonl"),
-    "no images": (["--images", "nowhere"], "nowhere is no folder"),
-    "no student": (["--student", "nowhere"], "no student at"),
+    "no images": (["--images", "nowhere"], "--images nowhere: no such folder"),
+    "no student": (["--student", "nowhere"], "--student nowhere: no such folder"),
     "no cache": (["--cache", "nowhere"], "nowhere"),
     "misspelt key": (["--set", "loss.alhpa=1"], "unknown key loss.alhpa"),
     "layer out of range": (["--set", "loss.layer=4"], "has layers 0 to 3"),
