@@ -26,7 +26,8 @@ from medalign.trainer.loop import Step
 from medalign.trainer.recipe.recipe import Recipe
 from medalign.trainer.train import train
 
-pytestmark = pytest.mark.distributed
+# One fixture runs all scenarios on two ranks, beside another worker of pytest.
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 STAGES = ("0", "1", "2", "3", "3-offload", "2-offload")
 CHANGED = ("0", "2", "3")
