@@ -44,7 +44,7 @@ def pictures(folder: Path, rows: int) -> Path:
 
 def measure(rows: int, workers: int, encoder: str) -> dict[str, float | str]:
     import torch
-    from build import shards_by_zarr, timed
+    from encoders import shards_by_zarr, timed
 
     from medalign.pipeline.build import build
     from medalign.pipeline.build_options import BuildOptions
