@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from medalign.trainer.train import train
 # One fixture runs all scenarios on two ranks, beside another worker of pytest.
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
-STAGES = ("0", "1", "2", "3", "3-offload", "2-offload")
 CHANGED = ("0", "2", "3")
-POISONED = ("0", "2", "3", "2-offload")
+STAGES = (*CHANGED, "1", "3-offload", "2-offload")
+POISONED = (*CHANGED, "2-offload")
 # Adam makes much of the last bits of a gradient near 0: a fiftieth of one update.
 UPDATE = 2e-4
 TERMS = ("loss", "lm", "vis", "att", "grad_norm")
@@ -63,6 +63,13 @@ def deepspeed_section(stage: str, folder: Path) -> dict[str, Any]:
     path = folder / f"zero-{stage}.json"
     path.write_text(json.dumps({"zero_optimization": zero, "train_batch_size": "auto"}))
     return {"config": str(path)}
+
+
+def at(stages: Sequence[str]) -> pytest.MarkDecorator:
+    """Parametrise a test over ZeRO stages; those beyond CHANGED are slow."""
+    slow = pytest.mark.slow
+    params = [pytest.param(s, marks=[] if s in CHANGED else slow) for s in stages]
+    return pytest.mark.parametrize("stage", params)
 
 
 class Runs:
@@ -112,8 +119,12 @@ def runs(
     tmp_path_factory: pytest.TempPathFactory,
     datasets_below: Callable[[Path], Callable[..., tuple[Path, Path, Path]]],
     students: Callable[..., Path],
+    request: pytest.FixtureRequest,
 ) -> Runs:
-    """Let two ranks do, in one pair of processes, what the tests below look at."""
+    """Let two ranks do, in one pair of processes, what the chosen tests below look at."""
+    items = [item for item in request.session.items if item.path == Path(__file__)]
+    parameters = [item.callspec.params for item in items if hasattr(item, "callspec")]
+    chosen = sorted({values["stage"] for values in parameters if "stage" in values})
     text = {"conversations": [{"from": "human", "value": q} for q in ("Are lungs paired?",)]}
     text["conversations"].append({"from": "gpt", "value": "yes"})
     manifest, images, cache = datasets_below(tmp_path_factory.mktemp("data"))(
@@ -132,7 +143,7 @@ def runs(
     }  # fmt: skip
     runs = Runs(tmp_path_factory.mktemp("ranks"), base, cache)
     plans: list[dict[str, Any]] = []
-    for stage in STAGES:
+    for stage in chosen:
         out = runs.folder / stage
         noisy, exact = runs.recipe(stage, 1), runs.recipe(stage, 1, **EXACT)
         plans += [
@@ -143,7 +154,7 @@ def runs(
         ]
     recomputing = runs.recipe("3", 1, **EXACT, student__gradient_checkpointing=True)
     plans.append({"name": "recomputed", "recipe": recomputing, "out": str(runs.folder / "again")})
-    for stage in POISONED:
+    for stage in [stage for stage in POISONED if stage in chosen]:
         noisy = runs.recipe(stage, 1)
         plans += [
             {
@@ -156,7 +167,7 @@ def runs(
     return runs
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@at(STAGES)
 def test_two_ranks_resume_bit_for_bit_from_the_middle_of_a_step(runs: Runs, stage: str) -> None:
     whole, cut, rest = (runs.found[f"{stage} {name}"] for name in ("whole", "cut", "rest"))
     assert cut["stopped"]
@@ -176,7 +187,7 @@ def alone(runs: Runs) -> list[dict[str, Any]]:
     return runs.on_one(recipe, runs.folder / "alone")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@at(STAGES)
 def test_two_ranks_measure_what_one_measures(
     runs: Runs, alone: list[dict[str, Any]], stage: str
 ) -> None:
@@ -201,7 +212,7 @@ def test_recomputed_activations_of_cut_weights_leave_every_number_as_it_was(
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("stage", STAGES)
+@at(STAGES)
 def test_two_ranks_measure_held_out_records_as_one_does(runs: Runs, stage: str) -> None:
     """9 records, some of them without an image, are one too few for the last pair of batches.
 
@@ -217,7 +228,7 @@ def test_two_ranks_measure_held_out_records_as_one_does(runs: Runs, stage: str) 
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-@pytest.mark.parametrize("stage", POISONED)
+@at(POISONED)
 def test_nan_on_one_rank_stops_all_before_any_update(runs: Runs, stage: str, kind: str) -> None:
     found = runs.found[f"{stage} {kind}"]
     assert [step["step"] for step in found["steps"]] == [1, 2]
@@ -262,7 +273,7 @@ def changed(runs: Runs) -> dict[str, list[dict[str, Any]]]:
     return steps
 
 
-@pytest.mark.parametrize("stage", CHANGED)
+@at(CHANGED)
 def test_the_number_of_ranks_may_change_between_save_and_resume(
     runs: Runs,
     alone: list[dict[str, Any]],
