@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import os
 import signal
 import socket
 import struct
@@ -28,6 +29,10 @@ from medalign.runtime.libraries import ADVICE
 from medalign.teacher_cache.schema import CacheCard, ExpertCard, Failure, PatchGrid, Plan
 from medalign.teacher_cache.seal import seal
 from medalign.teacher_cache.writer import TeacherCacheWriter
+
+# Workers share the cores. Threads of several OpenMP pools wait busily for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Time limits belong to benchmarks; a loaded machine must not fail a law.
 settings.register_profile("medalign", deadline=None)
